@@ -1,0 +1,17 @@
+"""The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of 256 units, clips of 10 s.
+
+    python train.py paper --data.root DIR
+"""
+
+from qkd_jax.config import Config, DataConfig, QuantConfig, StudentConfig
+
+config = Config(
+    name="paper",
+    data=DataConfig(events=("dog", "baby_cry", "gunshot")),
+    students={
+        "plain": StudentConfig(distill=False),
+        "distilled": StudentConfig(),
+        "distilled-8": StudentConfig(quant=QuantConfig.paper(8)),
+        "distilled-4": StudentConfig(quant=QuantConfig.paper(4)),
+    },
+)

@@ -1,0 +1,295 @@
+"""Every setting of qkd_jax: frozen keyword-only dataclasses, checked when made.
+
+A preset is a Python file in `configs/` that binds the name `config`; the command line
+overrides single fields of it (`--train.seed 1`).  Errors name the field, what was expected
+and what was found.
+"""
+
+import contextlib
+import io
+import os
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """What a person gave is wrong: says which file or field, what was expected, what was found."""
+
+
+def check_bits(bits: int) -> int:
+    """Return `bits` if a quantizer has it: 2 to 16, or 32 for off; else raise ValueError."""
+    if not (2 <= bits <= 16 or bits == 32):
+        raise ValueError(f"bits: expected 2 to 16, or 32 for off, got {bits}")
+    return bits
+
+
+Bits = Annotated[int, AfterValidator(check_bits)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+
+
+@_settings
+class FeatureConfig:
+    """Log-mel energies; the names are librosa's.  The default is the paper's: 998 x 64 for 10 s."""
+
+    sample_rate: Count = 16_000
+    """Samples a second; recordings at other rates are resampled."""
+    win_length: Count = 400
+    """Samples in a window (25 ms)."""
+    hop_length: Count = 160
+    """Samples between windows (10 ms)."""
+    n_fft: Count = 512
+    """Points of the FFT; windows are zero-padded to it."""
+    n_mels: Count = 64
+    """Mel bands."""
+    fmin: Annotated[float, Field(ge=0)] = 50.0
+    """Lower edge of the lowest band, Hz."""
+    fmax: Positive = 8000.0
+    """Upper edge of the highest band, Hz."""
+    floor: Positive = 1e-6
+    """Added to the energy before the logarithm."""
+
+    def __post_init__(self) -> None:
+        if self.win_length > self.n_fft:
+            raise ValueError(f"win_length: expected at most n_fft = {self.n_fft}, got {self.win_length}")
+        if not self.fmin < self.fmax <= self.sample_rate / 2:
+            raise ValueError(
+                f"fmin, fmax: expected fmin < fmax <= sample_rate / 2 = {self.sample_rate / 2:g} Hz, "
+                f"got {self.fmin:g} and {self.fmax:g}"
+            )
+
+    def frames(self, samples: int) -> int:
+        """Frames in `samples` samples: none padded, none partial."""
+        return max(0, 1 + (samples - self.win_length) // self.hop_length)
+
+
+@_settings
+class DataConfig:
+    """Where recordings and labels come from."""
+
+    source: Literal["manifest", "demo"] = "manifest"
+    """A folder with a manifest, or the demo's own synthesised recordings in the same layout."""
+    root: str | None = None
+    """Folder of the recordings; the demo makes its own under the run if none is given."""
+    manifest: str = "metadata.csv"
+    """The manifest, relative to root: comma-separated, or tab-separated if it ends in .tsv."""
+    filename_column: str = "filename"
+    """Column with a recording's path, relative to root."""
+    labels_column: str = "labels"
+    """Column with a recording's labels; empty for none."""
+    label_separator: Annotated[str, Field(min_length=1)] = ";"
+    """What separates several labels."""
+    split_column: str = "split"
+    """Column that says train, valid or test; without it clips are split 70/10/20."""
+    group_column: str = "group"
+    """Column of what a split must not part (a recording session, a speaker); optional."""
+    events: tuple[str, ...] = ()
+    """Events to detect; all labels in the manifest if none is given.  Other labels are negatives."""
+    clip_seconds: Positive = 10.0
+    """Length the models see: longer clips are cropped or windowed, shorter ones tiled."""
+    demo_clips: tuple[Count, Count, Count] = (960, 240, 480)
+    """Recordings that the demo makes for train, valid and test."""
+
+
+@_settings
+class TeacherConfig:
+    """A DenseNet (Huang et al. 2017); the default is the paper's DenseNet-63."""
+
+    blocks: Annotated[tuple[Count, ...], Field(min_length=1)] = (3, 6, 12, 8)
+    """Layers of each dense block."""
+    growth: Count = 32
+    """Channels that a layer adds."""
+    stem: Count = 64
+    """Channels of the first convolution."""
+    bottleneck: Count = 4
+    """Channels between a layer's two convolutions, in units of growth."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the convolutions; parameters and statistics stay float32."""
+
+
+@_settings
+class QuantConfig:
+    """Bit widths of a quantized LSTM (eq. 6): 2 to 16, or 32 for off."""
+
+    weights: Bits = 32
+    """W, one range per gate matrix."""
+    activations: Bits = 32
+    """The inputs h and x of the matrix product, one range per vector."""
+    gates: Bits = 32
+    """f, i, o, the candidate, and tanh of the cell."""
+    cell: Bits = 32
+    """The cell state where it is used; the paper found that less than 16 diverges."""
+    ranges: Literal["joint", "split"] = "joint"
+    """One range for [h, x] and for [W_h, W_x], or one each."""
+
+    @classmethod
+    def paper(cls, bits: int) -> "QuantConfig":
+        """The paper's choice: everything at `bits`, the cell at 16."""
+        return cls(weights=bits, activations=bits, gates=bits, cell=16)
+
+
+@_settings
+class StudentConfig:
+    """An LSTM student; the default is the paper's: one layer, 256 units, last state."""
+
+    layers: Count = 1
+    """Layers."""
+    units: Count = 256
+    """Hidden units of a layer."""
+    pooling: Literal["last", "mean"] = "last"
+    """What the output layer reads: the last hidden state, or the mean over time."""
+    distill: bool = True
+    """Learn from the teacher and the labels (eq. 2), or from the labels alone (eq. 1)."""
+    quant: QuantConfig = QuantConfig()
+    """Bit widths, in training and after it."""
+
+
+@_settings
+class DistillConfig:
+    """The distillation objective (eq. 1 and 2)."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the teacher's term against the labels'."""
+    temperature: Positive = 2.0
+    """Softness T of the teacher's logits."""
+    form: Literal["hinton", "paper"] = "hinton"
+    """Both sides tempered and the soft term unweighted, or eq. 2 to the letter."""
+    positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"
+    """w_c of eq. 1, per event from the training set's counts, or one number."""
+
+
+@_settings
+class TrainConfig:
+    """Optimization: Adam on batches that are a pure function of (seed, step)."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of initial parameters, order and crops."""
+    batch_size: Count = 64
+    """Clips a step."""
+    learning_rate: Positive = 1e-3
+    """Adam's learning rate."""
+    clip_norm: Positive = 5.0
+    """Largest global norm of a gradient."""
+    teacher_epochs: Count = 12
+    """Passes over the training set for the teacher."""
+    student_epochs: Count = 12
+    """Passes over the training set for each student."""
+
+
+@_settings
+class Config:
+    """One run: a teacher and the students it teaches, under `runs`/`name`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "run"
+    """Folder of the run within `runs`."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    features: FeatureConfig = FeatureConfig()
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    students: dict[str, StudentConfig] = Field(default_factory=dict)
+    distill: DistillConfig = DistillConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if "teacher" in self.students:
+            raise ValueError("students: 'teacher' is the teacher's own name, choose another")
+        if self.frames < 1:
+            raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
+
+    @property
+    def frames(self) -> int:
+        """Frames of the clips that the models see."""
+        return self.features.frames(round(self.data.clip_seconds * self.features.sample_rate))
+
+
+def to_json(config: Any) -> str:
+    """`config` as JSON, whole: `from_json` gives an equal one."""
+    return TypeAdapter(type(config)).dump_json(config, indent=2).decode()
+
+
+def from_json(kind: type[T], text: str, where: str) -> T:
+    """The `kind` that `text` holds; raises InputError that names `where` and the field."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line: field, what was expected, what was found."""
+
+    def line(item: Any) -> str:
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        found = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r}"
+        return f"{place}: {message}{found}" if place else message + found
+
+    return "; ".join(line(item) for item in error.errors())
+
+
+def load_preset(name: str, folder: Path) -> Config:
+    """The preset `folder`/`name`.py; raises InputError if there is none or it is not one."""
+    path = folder / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.py")))
+        raise InputError(f"no preset {name!r}; there are: {known}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+    if not isinstance(config, Config):
+        raise InputError(f"{path}: expected it to bind `config` to a Config, found {type(config).__name__}")
+    return config
+
+
+def override(default: T, arguments: list[str], **keywords: Any) -> T:
+    """`default` with the fields that `arguments` (`--section.field value`) set.
+
+    Prints the help and exits for `--help`; raises InputError, one line, for a wrong argument.
+    """
+    import tyro
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), _wide_terminal():
+            return tyro.cli(type(default), default=default, args=arguments, **keywords)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = (line.strip("│╭╮╰╯─ ") for line in printed.getvalue().splitlines()[1:])
+        words = (line for line in lines if line and not line.startswith("For full helptext"))
+        raise InputError(f"{' '.join(words)} (--help lists every field)") from None
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+@contextlib.contextmanager
+def _wide_terminal():
+    """tyro draws its errors in a box; without line breaks they can be taken out of it."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "400"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
+
+
+def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
+    """Run a command; what a person can mend ends in one line on stderr and status 2."""
+    import sys
+
+    try:
+        main(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,40 @@
+"""A teacher's logits, computed once and kept in a file keyed by clip."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qkd_jax.config import InputError
+
+
+def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
+    """Keep `logits` float32 [clips, events] under the clips' names; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, names=np.array(names), events=np.array(events), logits=logits)
+    part.replace(path)
+
+
+def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.ndarray:
+    """The logits of the clips `names` for `events`, in that order: float32 [clips, events].
+
+    Raises InputError if the file is no such file, lacks a clip or an event, or holds a
+    non-finite value.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kept_names, kept_events, logits = (file[key] for key in ("names", "events", "logits"))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected logits keyed by clip: {error}") from None
+    row = {name: index for index, name in enumerate(kept_names.tolist())}
+    column = {event: index for index, event in enumerate(kept_events.tolist())}
+    for kind, wanted, kept in (("clip", names, row), ("event", events, column)):
+        missing = [item for item in wanted if item not in kept]
+        if missing:
+            raise InputError(f"{path}: no logits for {len(missing)} {kind}s, first {missing[0]!r}")
+    chosen = logits[np.ix_([row[name] for name in names], [column[event] for event in events])]
+    if not np.isfinite(chosen).all():
+        raise InputError(f"{path}: expected finite logits, found NaN or infinity")
+    return chosen

@@ -1,0 +1,14 @@
+"""From settings to a model."""
+
+import flax.linen as nn
+
+from qkd_jax.config import StudentConfig, TeacherConfig
+from qkd_jax.models.densenet import DenseNet
+from qkd_jax.models.lstm import LSTMStudent
+
+
+def build_model(config: TeacherConfig | StudentConfig, events: int) -> nn.Module:
+    """The Flax module, log-mel energies [batch, frames, mels] -> logits [batch, events], of `config`."""
+    if isinstance(config, TeacherConfig):
+        return DenseNet(config, events)
+    return LSTMStudent(config, events)

@@ -1,0 +1,104 @@
+"""Matrix products on integer codes: exact in any order of summation."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qkd_jax.quant.fake_quant import fake_quant
+from qkd_jax.quant.qtensor import QTensor, dequantize, quantize
+
+MAX_DOT_BITS = 8
+FLOAT32_EXACT = 2**24
+INT32_EXACT = 2**31
+
+
+def qdot(
+    x: Float[Array, "*batch inputs"] | QTensor,
+    w: Float[Array, "inputs outputs"] | QTensor,
+    *,
+    x_bits: int = 8,
+    w_bits: int = 8,
+) -> Float[Array, "*batch outputs"]:
+    """x̂ · Ŵ: the product of quantized operands, computed on their integer codes (2 to 8 bits).
+
+    A float `x` is quantized to `x_bits`, each vector by its own range, a float `w` to `w_bits`
+    by one range; a QTensor keeps its own bits and has a range per vector (`x`), or per tensor or
+    column (`w`).  With centred codes q' = q - 2^(bits - 1), scales s and offsets β' = β + 2^(bits - 1) s
+
+        y_j = s_w s_x Σ_k q'_w[k,j] q'_x[k] + s_w β'_x Σ_k q'_w[k,j]
+              + β'_w (s_x Σ_k q'_x[k] + K β'_x)
+
+    Products of codes and their sums are exact integers: in float32 while K · 2^(w_bits - 1) ·
+    2^(x_bits - 1) < 2^24, in int32 beyond.  The gradient is that of the product of the recovered
+    floats, the identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
+
+    Raises ValueError for bits above 8, and where int32 would overflow.
+    """
+    x_q = x if isinstance(x, QTensor) else quantize(x, x_bits)
+    w_q = w if isinstance(w, QTensor) else quantize(w, w_bits, axis=None)
+    x_hat = dequantize(x) if isinstance(x, QTensor) else fake_quant(x, x_bits)
+    w_hat = dequantize(w) if isinstance(w, QTensor) else fake_quant(w, w_bits, axis=None)
+    return product(x_hat, w_hat, centre(x_q, -1), centre(w_q, 0), (x_q.bits, w_q.bits))
+
+
+class Operand(NamedTuple):
+    """Centred codes and affine terms of one side: value = scale · codes + offset.
+
+    `codes` are integers in float32, `sums` their sums along the axis of the product.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+    sums: jax.Array
+
+
+def centre(q: QTensor, axis: int) -> Operand:
+    """The centred form of `q`, a constant for differentiation; `axis` is the axis of the product."""
+    half = 2 ** (q.bits - 1)
+    codes = q.codes.astype(jnp.float32) - half
+    operand = Operand(codes, q.scale, q.offset + half * q.scale, codes.sum(axis, keepdims=True))
+    return jax.lax.stop_gradient(operand)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
+    """The product of `qdot`: forward on the operands, backward on the recovered floats."""
+    inputs, (x_bits, w_bits) = w.codes.shape[0], bits
+    if max(bits) > MAX_DOT_BITS:
+        raise ValueError(f"bits: expected at most {MAX_DOT_BITS}, got {max(bits)}; beyond it use fake_quant")
+    largest = inputs * 2 ** (x_bits + w_bits - 2)
+    if largest >= INT32_EXACT:
+        raise ValueError(
+            f"inputs: expected fewer than {INT32_EXACT // 2 ** (x_bits + w_bits - 2)} at {x_bits} and {w_bits} bits, "
+            f"got {inputs}, whose products overflow int32; split them"
+        )
+    if largest < FLOAT32_EXACT:
+        sums = jnp.matmul(x.codes, w.codes, precision=jax.lax.Precision.HIGHEST)
+    else:
+        sums = jnp.matmul(
+            x.codes.astype(jnp.int8), w.codes.astype(jnp.int8), preferred_element_type=jnp.int32
+        ).astype(jnp.float32)
+    w_scale, w_offset, w_sums = (
+        term.reshape((1,) * (sums.ndim - 1) + (-1,)) for term in (w.scale, w.offset, w.sums)
+    )
+    y = w_scale * (x.scale * sums + x.offset * w_sums) + w_offset * (x.scale * x.sums + inputs * x.offset)
+    return y.astype(jnp.result_type(x_hat, w_hat))
+
+
+def _forward(x_hat, w_hat, x, w, bits):
+    return product(x_hat, w_hat, x, w, bits), (x_hat, w_hat)
+
+
+def _backward(bits, residuals, dy):
+    x_hat, w_hat = residuals
+    dx = jnp.matmul(dy, w_hat.T, precision=jax.lax.Precision.HIGHEST)
+    rows = x_hat.reshape(-1, x_hat.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dw = jnp.matmul(rows[0].T, rows[1], precision=jax.lax.Precision.HIGHEST)
+    return dx.astype(x_hat.dtype), dw.astype(w_hat.dtype), None, None
+
+
+product.defvjp(_forward, _backward)

@@ -1,0 +1,79 @@
+"""The order of operations while one model trains, and nothing else."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+
+from qkd_jax.config import InputError
+from qkd_jax.data.batches import from_step
+from qkd_jax.progress import track
+from qkd_jax.train import checkpoint
+from qkd_jax.train.log import JsonLines
+from qkd_jax.train.state import TrainState
+
+
+def fit(
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    state: TrainState,
+    batches: grain.MapDataset,
+    validate: Callable[[Any], dict[str, float]],
+    *,
+    folder: Path,
+    epochs: int,
+    epoch_steps: int,
+) -> None:
+    """Train to `epochs` epochs, going on from the last checkpoint in `folder` if there is one.
+
+    After each epoch: `validate(variables)` gives `auc` and `eer`, a line goes to the log and
+    the terminal, and the newest and the best state are kept.  Raises InputError on a
+    non-finite loss; what was saved stays.
+    """
+    name, last_step = folder.name, epochs * epoch_steps
+    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            state = checkpoint.restore(checkpoints, latest, state)
+        first_step = int(state.step)
+        if first_step >= last_step:
+            return
+        if first_step:
+            print(f"{name}: going on from epoch {first_step // epoch_steps} of {epochs}", flush=True)
+
+        with JsonLines(folder / "log.jsonl", first_step) as log:
+            losses: list[float] = []
+
+            def record(step: int, metrics: Any) -> None:
+                values = {key: float(value) for key, value in metrics.items()}
+                if not math.isfinite(values["loss"]):
+                    raise InputError(
+                        f"{name}: the loss became {values['loss']} at step {step}; try a lower "
+                        "train.learning_rate or train.clip_norm, or another train.seed"
+                    )
+                losses.append(values["loss"])
+                log.write(step=step, **values)
+
+            running = None
+            steps = zip(range(first_step + 1, last_step + 1), from_step(batches, first_step))
+            for step, batch in track(steps, last_step - first_step, name):
+                state, metrics = train_step(state, batch)
+                # The device works on this step while the host reads the last one's metrics.
+                if running is not None:
+                    record(*running)
+                running = (step, metrics)
+                if step % epoch_steps:
+                    continue
+                record(*running)
+                running = None
+                valid = validate(state.model)
+                checkpoint.save(checkpoints, state, valid)
+                loss, epoch = sum(losses) / len(losses), step // epoch_steps
+                losses.clear()
+                log.write(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
+                print(
+                    f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
+                    f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",
+                    flush=True,
+                )

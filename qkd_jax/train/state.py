@@ -1,0 +1,52 @@
+"""What changes while a model trains: a tree of arrays, nothing else."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from qkd_jax.config import TrainConfig
+
+
+@struct.dataclass
+class TrainState:
+    """`step` counts updates; `variables` are the model's other collections (statistics, norm)."""
+
+    step: jax.Array
+    params: Any
+    variables: Any
+    opt_state: Any
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the model's `apply` takes."""
+        return {"params": self.params, **self.variables}
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Adam after clipping the gradient's global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adam(config.learning_rate),
+    )
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    shape: tuple[int, int],
+    norm: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> TrainState:
+    """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels]."""
+    variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
+    params = variables.pop("params")
+    mean, std = (jnp.asarray(array, jnp.float32) for array in norm)
+    variables["norm"] = {"Normalize_0": {"mean": mean, "std": std}}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, variables=variables, opt_state=optimizer.init(params)
+    )
