@@ -1,6 +1,6 @@
 """The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of 256 units, clips of 10 s.
 
-    python train.py paper --data.root DIR
+python train.py paper --data.root DIR
 """
 
 from qkd_jax.config import Config, DataConfig, QuantConfig, StudentConfig

@@ -6,6 +6,7 @@ and what was found.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
 import runpy
@@ -33,10 +34,10 @@ def check_bits(bits: int) -> int:
 Bits = Annotated[int, AfterValidator(check_bits)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_settings = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FeatureConfig:
     """Log-mel energies; the names are librosa's.  The default is the paper's: 998 x 64 for 10 s."""
 
@@ -71,7 +72,7 @@ class FeatureConfig:
         return max(0, 1 + (samples - self.win_length) // self.hop_length)
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     """Where recordings and labels come from."""
 
@@ -99,7 +100,7 @@ class DataConfig:
     """Recordings that the demo makes for train, valid and test."""
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TeacherConfig:
     """A DenseNet (Huang et al. 2017); the default is the paper's DenseNet-63."""
 
@@ -115,7 +116,7 @@ class TeacherConfig:
     """Type of the convolutions; parameters and statistics stay float32."""
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class QuantConfig:
     """Bit widths of a quantized LSTM (eq. 6): 2 to 16, or 32 for off."""
 
@@ -136,7 +137,7 @@ class QuantConfig:
         return cls(weights=bits, activations=bits, gates=bits, cell=16)
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StudentConfig:
     """An LSTM student; the default is the paper's: one layer, 256 units, last state."""
 
@@ -152,7 +153,7 @@ class StudentConfig:
     """Bit widths, in training and after it."""
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DistillConfig:
     """The distillation objective (eq. 1 and 2)."""
 
@@ -166,7 +167,7 @@ class DistillConfig:
     """w_c of eq. 1, per event from the training set's counts, or one number."""
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainConfig:
     """Optimization: Adam on batches that are a pure function of (seed, step)."""
 
@@ -184,7 +185,7 @@ class TrainConfig:
     """Passes over the training set for each student."""
 
 
-@_settings
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Config:
     """One run: a teacher and the students it teaches, under `runs`/`name`."""
 
@@ -209,6 +210,11 @@ class Config:
     def frames(self) -> int:
         """Frames of the clips that the models see."""
         return self.features.frames(round(self.data.clip_seconds * self.features.sample_rate))
+
+
+def with_data(config: Config, **fields: Any) -> Config:
+    """`config` with some of its `data` settings changed."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
 
 
 def to_json(config: Any) -> str:
@@ -274,7 +280,7 @@ def override(default: T, arguments: list[str], **keywords: Any) -> T:
 
 @contextlib.contextmanager
 def _wide_terminal():
-    """tyro draws its errors in a box; without line breaks they can be taken out of it."""
+    """Tyro draws its errors in a box; without line breaks they can be taken out of it."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "400"
     try:

@@ -12,7 +12,7 @@ from qkd_jax.config import FeatureConfig
 
 @functools.cache
 def _mel_basis(config: FeatureConfig) -> np.ndarray:
-    """librosa's Slaney mel filters, [n_fft / 2 + 1, n_mels]."""
+    """Librosa's Slaney mel filters, [n_fft / 2 + 1, n_mels]."""
     import librosa
 
     return librosa.filters.mel(

@@ -31,9 +31,7 @@ def make_demo(config: DataConfig, sample_rate: int) -> None:
     manifest = root / config.manifest
     if manifest.is_file():
         return
-    names = [
-        (split, index) for split, count in zip(SPLITS, config.demo_clips) for index in range(count)
-    ]
+    names = [(split, index) for split, count in zip(SPLITS, config.demo_clips) for index in range(count)]
     rows = []
     for split, index in track(names, len(names), "making recordings"):
         rng = np.random.default_rng([SPLITS.index(split), index])

@@ -18,7 +18,8 @@ def weighted_bce(
     `targets` are labels or probabilities in [0, 1].  The paper sums; the mean differs by a
     constant factor and makes learning rate and clipping independent of the batch size.
     """
-    loss = positive_weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
+    weight = jnp.broadcast_to(positive_weight, logits.shape)
+    loss = weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
     return loss.mean()
 
 

@@ -3,17 +3,17 @@
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
 from qkd_jax.config import QuantConfig
+from qkd_jax.models.build import Model
 from qkd_jax.quant.fake_quant import OFF
 
 
 def model_cost(
-    model: nn.Module, variables: Any, shape: tuple[int, int], quant: QuantConfig | None = None
+    model: Model, variables: Any, shape: tuple[int, int], quant: QuantConfig | None = None
 ) -> dict[str, int]:
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
@@ -52,15 +52,15 @@ def multiply_adds(function: Any, *arguments: Any) -> int:
 def _count(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        name, outputs = equation.primitive.name, equation.outvars[0].aval
+        name = equation.primitive.name
+        inputs: list[Any] = [variable.aval for variable in equation.invars]
+        outputs: Any = equation.outvars[0].aval
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += outputs.size * math.prod(shape[axis] for axis in contracted)
+            total += outputs.size * math.prod(inputs[0].shape[axis] for axis in contracted)
         elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            outs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += outputs.size * kernel.size // outs
+            channels = inputs[1].shape[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += outputs.size * inputs[1].size // channels
         elif name == "while":
             raise ValueError("expected loops of known length (scan), found a while loop")
         else:

@@ -20,7 +20,7 @@ def eer(targets: np.ndarray, scores: np.ndarray) -> float:
     return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1]))
 
 
-def clip_metrics(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, float]]:
+def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, float]]:
     """`auc` and `eer` in percent for each event and their plain mean, under the key `average`.
 
     `targets` and `scores` are [clips, events].  Raises ValueError if an event has no positive
@@ -33,7 +33,8 @@ def clip_metrics(targets: np.ndarray, scores: np.ndarray, events: Sequence[str])
         truth, score = targets[:, index], scores[:, index]
         if len(np.unique(truth)) < 2:
             raise ValueError(
-                f"event {event!r}: expected positive and negative clips, got {int(truth.sum())} positive of {len(truth)}"
+                f"event {event!r}: expected positive and negative clips, "
+                f"got {int(truth.sum())} positive of {len(truth)}"
             )
         table[event] = {"auc": 100 * float(roc_auc_score(truth, score)), "eer": 100 * eer(truth, score)}
     mean = {key: float(np.mean([row[key] for row in table.values()])) for key in ("auc", "eer")}

@@ -30,7 +30,9 @@ def plot_curves(
             roc.plot(100 * false_positive, 100 * true_positive, label=name)
             inside = (false_positive > 0) & (true_positive < 1)
             det.plot(norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), label=name)
-        roc.set(title=event, xlabel="false positives, %", ylabel="true positives, %", xlim=(0, 100), ylim=(0, 100))
+        roc.set(
+            title=event, xlabel="false positives, %", ylabel="true positives, %", xlim=(0, 100), ylim=(0, 100)
+        )
         ticks = norm.ppf(_RATES)
         names = [f"{100 * rate:g}" for rate in _RATES]
         det.set_xticks(ticks, names)

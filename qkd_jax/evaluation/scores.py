@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from qkd_jax.data.batches import windows
 from qkd_jax.data.features import Dataset
+from qkd_jax.models.build import Model
 from qkd_jax.progress import track
 
 Predict = Callable[[Any, np.ndarray], jax.Array]
 
 
-def make_predict(model: nn.Module) -> Predict:
+def make_predict(model: Model) -> Predict:
     """The jitted function (variables, features [batch, frames, mels]) -> logits [batch, events]."""
     return jax.jit(lambda variables, features: model.apply(variables, features))
 

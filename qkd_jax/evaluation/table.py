@@ -13,7 +13,14 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
     table = Table(title=f"{results['split']}: {results['clips']} clips, in percent")
     table.add_column("model")
-    for column in ("AUC", "EER", *(f"EER {event}" for event in events), "bytes", "parameters", "multiply-adds"):
+    for column in (
+        "AUC",
+        "EER",
+        *(f"EER {event}" for event in events),
+        "bytes",
+        "parameters",
+        "multiply-adds",
+    ):
         table.add_column(column, justify="right")
     for name, row in models.items():
         metrics = row["metrics"]

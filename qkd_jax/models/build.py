@@ -1,13 +1,17 @@
 """From settings to a model."""
 
+from typing import TypeAlias
+
 import flax.linen as nn
 
 from qkd_jax.config import StudentConfig, TeacherConfig
 from qkd_jax.models.densenet import DenseNet
 from qkd_jax.models.lstm import LSTMStudent
 
+Model: TypeAlias = nn.Module
 
-def build_model(config: TeacherConfig | StudentConfig, events: int) -> nn.Module:
+
+def build_model(config: TeacherConfig | StudentConfig, events: int) -> Model:
     """The Flax module, log-mel energies [batch, frames, mels] -> logits [batch, events], of `config`."""
     if isinstance(config, TeacherConfig):
         return DenseNet(config, events)

@@ -12,4 +12,4 @@ class Normalize(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         mean = self.variable("norm", "mean", jnp.zeros, x.shape[-1])
         std = self.variable("norm", "std", jnp.ones, x.shape[-1])
-        return (x - mean.value) / std.value
+        return (x - jnp.broadcast_to(mean.value, x.shape)) / jnp.broadcast_to(std.value, x.shape)

@@ -26,24 +26,19 @@ class DenseNet(nn.Module):
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        batch_norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
-        )
+        batch_norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype)
 
         def norm_relu(x: jax.Array) -> jax.Array:
             return nn.relu(batch_norm()(x))
 
-        common = {
-            "use_bias": False,
-            "dtype": dtype,
-            "kernel_init": nn.initializers.he_normal(),
-            "precision": jax.lax.Precision.HIGHEST,
-        }
+        he, exact = nn.initializers.he_normal(), jax.lax.Precision.HIGHEST
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=dtype, kernel_init=he, precision=exact)
+        spatial = functools.partial(nn.Conv, use_bias=False, dtype=dtype, kernel_init=he, precision=exact)
 
         def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
             if size == 1:  # the same product, a seventh faster on a CPU
-                return nn.Dense(channels, **common)(x)
-            return nn.Conv(channels, (size, size), (stride, stride), **common)(x)
+                return dense(channels)(x)
+            return spatial(channels, (size, size), (stride, stride))(x)
 
         x = Normalize()(features)[..., None].astype(dtype)
         x = norm_relu(conv(x, config.stem, 7, 2))

@@ -102,12 +102,12 @@ def lstm_scan(
     Raises ValueError if shapes don't fit.
     """
     batch = x.shape[:-2]
-    carry = lstm_zeros(params, batch) if carry is None else tuple(carry)
-    _check(params, carry, x[..., 0, :])
+    start = lstm_zeros(params, batch) if carry is None else tuple(carry)
+    _check(params, start, x[..., 0, :])
     if lengths is not None:
         if lengths.shape != batch:
             raise ValueError(f"lengths: expected shape {batch}, one for each sequence, got {lengths.shape}")
-        valid = jnp.arange(x.shape[-2]) < lengths[..., None]
+        valid = jax.lax.broadcasted_iota(jnp.int32, x.shape[:-1], x.ndim - 2) < lengths[..., None]
         # Zeroed, not only skipped: a gradient of 0 times NaN would be NaN.
         x = jnp.where(valid[..., None], x, 0)
     step = _stack([_cell(layer, quant) for layer in params])
@@ -122,8 +122,8 @@ def lstm_scan(
 
     by_time = jnp.moveaxis(x, -2, 0)
     inputs = by_time if lengths is None else (by_time, jnp.moveaxis(valid, -1, 0)[..., None])
-    carry, outputs = jax.lax.scan(body, carry, inputs)
-    return jnp.moveaxis(outputs, 0, -2), carry
+    final, outputs = jax.lax.scan(body, start, inputs)
+    return jnp.moveaxis(outputs, 0, -2), final
 
 
 Step = Callable[[Sequence[LSTMState], jax.Array], tuple[LSTMState, ...]]
@@ -158,7 +158,7 @@ def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], 
             z = joint(jnp.concatenate([h, x.astype(h.dtype)], axis=-1))
         else:
             z = from_h(h) + from_x(x.astype(h.dtype))
-        z_f, z_i, z_c, z_o = jnp.split(z + layer["b"], 4, axis=-1)
+        z_f, z_i, z_c, z_o = jnp.split(z + jnp.broadcast_to(layer["b"], z.shape), 4, axis=-1)
         f, i, o = (fake_quant(jax.nn.sigmoid(gate), quant.gates) for gate in (z_f, z_i, z_o))
         candidate = fake_quant(jnp.tanh(z_c), quant.gates)
         c = f * fake_quant(c, quant.cell) + i * candidate
@@ -181,5 +181,7 @@ def _check(params: Sequence[Layer], carry: Sequence[LSTMState], x: jax.Array) ->
             )
         for part, array in state._asdict().items():
             if array.shape != (*x.shape[:-1], units):
-                raise ValueError(f"layer {index}: {part}: expected {(*x.shape[:-1], units)}, got {array.shape}")
+                raise ValueError(
+                    f"layer {index}: {part}: expected {(*x.shape[:-1], units)}, got {array.shape}"
+                )
         inputs = units

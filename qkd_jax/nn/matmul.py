@@ -40,5 +40,3 @@ def quantized_matmul(
         return product(fake_quant(x, x_bits), w_hat, x_operand, operand, (x_bits, w_bits))
 
     return on_codes
-
-

@@ -70,20 +70,20 @@ def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
     inputs, (x_bits, w_bits) = w.codes.shape[0], bits
     if max(bits) > MAX_DOT_BITS:
         raise ValueError(f"bits: expected at most {MAX_DOT_BITS}, got {max(bits)}; beyond it use fake_quant")
-    largest = inputs * 2 ** (x_bits + w_bits - 2)
-    if largest >= INT32_EXACT:
+    one = 2 ** (x_bits + w_bits - 2)  # the largest product of two centred codes
+    if inputs * one >= INT32_EXACT:
         raise ValueError(
-            f"inputs: expected fewer than {INT32_EXACT // 2 ** (x_bits + w_bits - 2)} at {x_bits} and {w_bits} bits, "
+            f"inputs: expected fewer than {INT32_EXACT // one} at {x_bits} and {w_bits} bits, "
             f"got {inputs}, whose products overflow int32; split them"
         )
-    if largest < FLOAT32_EXACT:
+    if inputs * one < FLOAT32_EXACT:
         sums = jnp.matmul(x.codes, w.codes, precision=jax.lax.Precision.HIGHEST)
     else:
         sums = jnp.matmul(
             x.codes.astype(jnp.int8), w.codes.astype(jnp.int8), preferred_element_type=jnp.int32
         ).astype(jnp.float32)
     w_scale, w_offset, w_sums = (
-        term.reshape((1,) * (sums.ndim - 1) + (-1,)) for term in (w.scale, w.offset, w.sums)
+        jnp.broadcast_to(term.reshape(-1), sums.shape) for term in (w.scale, w.offset, w.sums)
     )
     y = w_scale * (x.scale * sums + x.offset * w_sums) + w_offset * (x.scale * x.sums + inputs * x.offset)
     return y.astype(jnp.result_type(x_hat, w_hat))

@@ -13,11 +13,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from qkd_jax.config import InputError
 from qkd_jax.train.state import TrainState
 
-Manager = ocp.CheckpointManager
-
 
 @contextlib.contextmanager
-def open_checkpoints(folder: Path) -> Iterator[Manager]:
+def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in `folder`: the last, and the best by the metric `auc`."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(
@@ -35,19 +33,21 @@ def open_checkpoints(folder: Path) -> Iterator[Manager]:
         manager.close()
 
 
-def save(manager: Manager, state: TrainState, metrics: dict[str, float]) -> None:
+def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float]) -> None:
     """Keep `state` under its own step, with the validation metrics it reached."""
     manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
 
 
-def restore(manager: Manager, step: int, like: TrainState) -> TrainState:
+def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
     """The state of `step`; `like` (arrays or shapes) says what is expected to be in it."""
     shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
         return manager.restore(step, args=ocp.args.StandardRestore(shapes))
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{manager.directory}/{step}: expected a checkpoint of this model: {reason}") from None
+        raise InputError(
+            f"{manager.directory}/{step}: expected a checkpoint of this model: {reason}"
+        ) from None
 
 
 def best_model(folder: Path, like: TrainState) -> Any:
@@ -57,5 +57,7 @@ def best_model(folder: Path, like: TrainState) -> Any:
     with open_checkpoints(folder) as manager:
         step = manager.best_step()
         if step is None:
-            raise InputError(f"{folder}: expected a finished epoch, found none; train.py goes on with the run")
+            raise InputError(
+                f"{folder}: expected a finished epoch, found none; train.py goes on with the run"
+            )
         return restore(manager, step, like).model

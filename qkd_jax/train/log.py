@@ -1,34 +1,30 @@
 """A run's record: JSON lines, one for each step and one for each epoch."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 
-class JsonLines:
-    """Appends records to a file; opened at `step`, it drops what a killed run wrote after it."""
+@contextlib.contextmanager
+def json_lines(path: Path, step: int) -> Iterator[Callable[..., None]]:
+    """A function that appends its keywords to `path` as one line, handed to the system at once.
 
-    def __init__(self, path: Path, step: int):
-        kept = []
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = open(path, "a")
+    Lines of steps after `step`, which a killed run wrote before it could save, are dropped.
+    """
+    kept = []
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in kept))
+    with open(path, "a") as file:
 
-    def __enter__(self) -> "JsonLines":
-        return self
+        def write(**record: Any) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
-
-    def write(self, **record: Any) -> None:
-        """Append one record and hand it to the system at once."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        yield write
 
 
 def _step(line: str) -> float:

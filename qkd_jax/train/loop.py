@@ -11,7 +11,7 @@ from qkd_jax.config import InputError
 from qkd_jax.data.batches import from_step
 from qkd_jax.progress import track
 from qkd_jax.train import checkpoint
-from qkd_jax.train.log import JsonLines
+from qkd_jax.train.log import json_lines
 from qkd_jax.train.state import TrainState
 
 
@@ -42,7 +42,7 @@ def fit(
         if first_step:
             print(f"{name}: going on from epoch {first_step // epoch_steps} of {epochs}", flush=True)
 
-        with JsonLines(folder / "log.jsonl", first_step) as log:
+        with json_lines(folder / "log.jsonl", first_step) as log:
             losses: list[float] = []
 
             def record(step: int, metrics: Any) -> None:
@@ -53,7 +53,7 @@ def fit(
                         "train.learning_rate or train.clip_norm, or another train.seed"
                     )
                 losses.append(values["loss"])
-                log.write(step=step, **values)
+                log(step=step, **values)
 
             running = None
             steps = zip(range(first_step + 1, last_step + 1), from_step(batches, first_step))
@@ -71,7 +71,7 @@ def fit(
                 checkpoint.save(checkpoints, state, valid)
                 loss, epoch = sum(losses) / len(losses), step // epoch_steps
                 losses.clear()
-                log.write(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
+                log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
                 print(
                     f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
                     f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",

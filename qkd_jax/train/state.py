@@ -1,18 +1,24 @@
 """What changes while a model trains: a tree of arrays, nothing else."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
 from qkd_jax.config import TrainConfig
+from qkd_jax.models.build import Model
 
 
-@struct.dataclass
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "variables", "opt_state"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """`step` counts updates; `variables` are the model's other collections (statistics, norm)."""
 
@@ -36,7 +42,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def init_state(
-    model: nn.Module,
+    model: Model,
     optimizer: optax.GradientTransformation,
     shape: tuple[int, int],
     norm: tuple[np.ndarray, np.ndarray],

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
 
+from qkd_jax.models.build import Model
 from qkd_jax.train.state import TrainState
 
 Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, loss: Loss
+    model: Model, optimizer: optax.GradientTransformation, loss: Loss
 ) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted update (state, batch) -> (state, metrics); the state's buffers are donated.
 

@@ -1,0 +1,12 @@
+"""Strict JAX: shapes that only fit by rank promotion are mistakes, and so are silent warnings."""
+
+import os
+
+# Before jax starts: two virtual devices, so that sharding is real.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "standard")

@@ -1,0 +1,144 @@
+"""Settings: checked when made, one line for each mistake, the same through JSON and the command line."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from qkd_jax.config import (
+    Config,
+    DataConfig,
+    FeatureConfig,
+    InputError,
+    QuantConfig,
+    StudentConfig,
+    TrainConfig,
+    explain,
+    from_json,
+    load_preset,
+    override,
+    to_json,
+)
+
+PRESETS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PRESETS.glob("*.py")])
+def test_presets_survive_json(name):
+    config = load_preset(name, PRESETS)
+    assert from_json(Config, to_json(config), "here") == config
+
+
+def test_paper_preset_has_the_papers_sizes():
+    config = load_preset("paper", PRESETS)
+    assert (config.frames, config.features.n_mels) == (998, 64)
+    assert config.teacher.blocks == (3, 6, 12, 8)
+    assert config.students["distilled-4"] == StudentConfig(
+        units=256, quant=QuantConfig(weights=4, activations=4, gates=4, cell=16)
+    )
+    assert (config.train.batch_size, config.train.learning_rate) == (64, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainConfig(batch_size=0), "batch_size: Input should be greater than or equal to 1, got 0"),
+        (lambda: TrainConfig(batch_size=2.0), "batch_size: Input should be a valid integer, got 2.0"),
+        (lambda: TrainConfig(seed=True), "seed: Input should be a valid integer, got True"),
+        (
+            lambda: TrainConfig(learning_rate="fast"),
+            "learning_rate: Input should be a valid number, got 'fast'",
+        ),
+        (lambda: TrainConfig(sed=1), "sed: Unexpected keyword argument, got 1"),
+        (lambda: QuantConfig(weights=17), "weights: bits: expected 2 to 16, or 32 for off, got 17"),
+        (lambda: QuantConfig(ranges="both"), "ranges: Input should be 'joint' or 'split', got 'both'"),
+        (lambda: FeatureConfig(win_length=600), "win_length: expected at most n_fft = 512, got 600"),
+        (
+            lambda: FeatureConfig(sample_rate=8000),
+            "fmin, fmax: expected fmin < fmax <= sample_rate / 2 = 4000 Hz, got 50 and 8000",
+        ),
+        (lambda: Config(name="../up"), "name: String should match pattern"),
+        (lambda: Config(data=DataConfig(clip_seconds=0.01)), "data.clip_seconds: 0.01 s is shorter"),
+        (
+            lambda: Config(students={"teacher": StudentConfig()}),
+            "students: 'teacher' is the teacher's own name",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_one_line(make, said):
+    with pytest.raises(ValidationError) as caught:
+        make()
+    assert explain(caught.value).startswith(said)
+    assert "\n" not in explain(caught.value)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QuantConfig().weights = 4
+
+
+@pytest.mark.parametrize("seconds", [0.025, 0.035, 1.0, 10.0])
+def test_frames_are_counted_without_padding(seconds):
+    samples = round(seconds * 16000)
+    whole = [start for start in range(0, samples, 160) if start + 400 <= samples]
+    assert FeatureConfig().frames(samples) == len(whole)
+
+
+def test_command_line_overrides_single_fields():
+    preset = load_preset("demo", PRESETS)
+    new = override(
+        preset, ["--train.seed", "3", "--students.distilled-4.units", "32", "--data.events", "a", "b"]
+    )
+    assert new.train == dataclasses.replace(preset.train, seed=3)
+    assert new.students["distilled-4"].units == 32 and new.students["plain"] == preset.students["plain"]
+    assert new.data.events == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train.sed", "3"], ["--train.sed", "--train.seed"]),
+        (["--train.seed", "x"], ["--train.seed", "INT", "'x'"]),
+        (["--train.batch-size", "0"], ["batch_size", "greater than or equal to 1"]),
+        (["--data.source", "tape"], ["--data.source", "manifest", "demo", "tape"]),
+        (
+            ["--students.distilled-4.quant.weights", "1"],
+            ["weights", "expected 2 to 16, or 32 for off, got 1"],
+        ),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_says_what_was_expected(arguments, words, capsys):
+    with pytest.raises(InputError) as caught:
+        override(load_preset("demo", PRESETS), arguments)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_lists_every_field(capsys):
+    with pytest.raises(SystemExit) as caught:
+        override(Config(), ["--help"], prog="train.py")
+    assert not caught.value.code
+    text = capsys.readouterr().out
+    for section in (TrainConfig, DataConfig, FeatureConfig):
+        for field in dataclasses.fields(section):
+            assert f".{field.name.replace('_', '-')} " in text
+
+
+def test_presets_are_found_by_name_and_checked(tmp_path):
+    with pytest.raises(InputError, match=r"no preset 'pape'; there are: demo, paper"):
+        load_preset("pape", PRESETS)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match="expected it to bind `config` to a Config, found NoneType"):
+        load_preset("empty", tmp_path)
+    (tmp_path / "wrong.py").write_text("from qkd_jax.config import Config\nconfig = Config(nam='x')\n")
+    with pytest.raises(InputError, match=r"wrong\.py: nam: Unexpected keyword argument"):
+        load_preset("wrong", tmp_path)
+
+
+def test_json_errors_name_file_and_field():
+    with pytest.raises(InputError, match=r"run/config.json: train\.seed: .*got 'x'"):
+        from_json(Config, '{"train": {"seed": "x"}}', "run/config.json")
+    with pytest.raises(InputError, match=r"run/config.json: Invalid JSON"):
+        from_json(Config, "{", "run/config.json")
