@@ -3,11 +3,10 @@
 python train.py paper --data.root DIR
 """
 
-from qkd_jax.config import Config, DataConfig, QuantConfig, StudentConfig
+from qkd_jax.config import Config, QuantConfig, StudentConfig
 
 config = Config(
     name="paper",
-    data=DataConfig(events=("dog", "baby_cry", "gunshot")),
     students={
         "plain": StudentConfig(distill=False),
         "distilled": StudentConfig(),

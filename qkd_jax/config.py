@@ -79,7 +79,7 @@ class DataConfig:
     source: Literal["manifest", "demo"] = "manifest"
     """A folder with a manifest, or the demo's own synthesised recordings in the same layout."""
     root: str | None = None
-    """Folder of the recordings; the demo makes its own under the run if none is given."""
+    """Folder of the recordings; the demo makes its own, in the run's folder."""
     manifest: str = "metadata.csv"
     """The manifest, relative to root: comma-separated, or tab-separated if it ends in .tsv."""
     filename_column: str = "filename"
@@ -210,6 +210,16 @@ class Config:
     def frames(self) -> int:
         """Frames of the clips that the models see."""
         return self.features.frames(round(self.data.clip_seconds * self.features.sample_rate))
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvalConfig:
+    """What to score a run on."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    """Which clips."""
+    data: DataConfig
+    """Other recordings in some layout; the run's own by default."""
 
 
 def with_data(config: Config, **fields: Any) -> Config:

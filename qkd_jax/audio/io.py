@@ -17,7 +17,7 @@ def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
 
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         raise InputError(f"{path}: expected a recording that libsndfile reads: {error}") from None
     mono = samples.mean(axis=1)
     if rate != sample_rate and mono.size:

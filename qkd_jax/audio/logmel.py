@@ -27,6 +27,7 @@ def _window(config: FeatureConfig) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * n / config.win_length)).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def log_mel(
     waveform: Float[Array, "*batch samples"], config: FeatureConfig = FeatureConfig()
 ) -> Float[Array, "*batch frames mel"]:
@@ -51,5 +52,7 @@ def log_mel(
     def clip_energies(signal: jax.Array) -> jax.Array:
         return jax.lax.map(functools.partial(frame_energies, signal), starts)
 
+    if not len(starts):
+        return jnp.zeros((*waveform.shape[:-1], 0, config.n_mels), jnp.float32)
     flat = waveform.astype(jnp.float32).reshape(-1, waveform.shape[-1])
     return jax.lax.map(clip_energies, flat).reshape(*waveform.shape[:-1], len(starts), config.n_mels)

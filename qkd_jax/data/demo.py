@@ -66,8 +66,11 @@ def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tup
         sound *= np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 0.5
         level = 10 ** (rng.uniform(-12, 6) / 20)
         mix[start : start + count] += level * sound / np.sqrt(np.mean(sound**2))
-    gain = 10 ** (rng.uniform(-18, -3) / 20)
-    return (gain * mix / np.abs(mix).max()).astype(np.float32), sorted(labels)
+    # Knocks are peaky: scaled to one peak a clip with them would be quieter, scaled to one RMS
+    # its peak higher.  The mean of both in dB, and a wide range of levels, hide either.
+    size = np.sqrt(np.abs(mix).max() * np.sqrt(np.mean(mix**2)))
+    gain = 10 ** (rng.uniform(-50, -14) / 20)
+    return (gain * mix / size).astype(np.float32), sorted(labels)
 
 
 def _noise(rng: np.random.Generator, count: int, slope: float) -> np.ndarray:
@@ -96,7 +99,7 @@ def _bell(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
 def _knock(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
     """Knocks: short bursts of noise at a steady eight to sixteen a second."""
     phase = (time * rng.uniform(8, 16)) % 1
-    return _noise(rng, count, 0.5) * np.exp(-12 * phase)
+    return _noise(rng, count, 0.5) * np.exp(-6 * phase)
 
 
 def _tone(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:

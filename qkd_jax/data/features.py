@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.audio.io import read_audio
@@ -13,8 +13,6 @@ from qkd_jax.audio.logmel import log_mel
 from qkd_jax.config import FeatureConfig, InputError
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.progress import track
-
-_log_mel = jax.jit(log_mel, static_argnums=1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def clip_features(clip: Clip, config: FeatureConfig, frames: int) -> np.ndarray:
         samples = np.tile(samples, -(-needed // len(samples)))[:needed]
     # Whole seconds, so that recordings of many lengths share few compiled shapes.
     padded = np.pad(samples, (0, -len(samples) % config.sample_rate))
-    features = np.asarray(_log_mel(padded, config))[: config.frames(len(samples))]
+    features = np.asarray(log_mel(jnp.asarray(padded), config))[: config.frames(len(samples))]
     if not np.isfinite(features).all():
         raise InputError(f"{clip.path}: expected finite samples, found NaN or infinity")
     return features

@@ -1,6 +1,7 @@
 """The source for one's own recordings: a folder and a table of its files."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from qkd_jax.config import DataConfig, InputError
@@ -19,9 +20,12 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     path = root / config.manifest
     if not path.is_file():
         raise InputError(f"data.root: expected a manifest at {path}, found none")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        columns, rows = reader.fieldnames or [], list(reader)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected a table in UTF-8: {error}") from None
     for field in ("filename_column", "labels_column"):
         if (column := getattr(config, field)) not in columns:
             raise InputError(
@@ -29,6 +33,9 @@ def read_manifest(config: DataConfig) -> list[Clip]:
             )
     if not rows:
         raise InputError(f"{path}: expected a row for each recording, found none")
+    for line, row in enumerate(rows, 2):
+        if not row[config.filename_column]:
+            raise InputError(f"{path}: row {line}: {config.filename_column}: expected a path, got none")
 
     def clip(row: dict[str, str]) -> Clip:
         name = row[config.filename_column]
@@ -42,6 +49,9 @@ def read_manifest(config: DataConfig) -> list[Clip]:
         )
 
     clips = [clip(row) for row in rows]
+    twice = [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: {len(twice)} files have more than one row, first {twice[0]}")
     missing = [clip.name for clip in clips if not clip.path.is_file()]
     if missing:
         raise InputError(f"{path}: {len(missing)} of {len(clips)} files are not there, first {missing[0]}")

@@ -24,9 +24,11 @@ def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.n
     non-finite value.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             kept_names, kept_events, logits = (file[key] for key in ("names", "events", "logits"))
-    except (OSError, ValueError, KeyError) as error:
+        if logits.shape != (len(kept_names), len(kept_events)):
+            raise ValueError(f"{len(kept_names)} clips, {len(kept_events)} events, logits {logits.shape}")
+    except Exception as error:  # a damaged zip file raises what it likes
         raise InputError(f"{path}: expected logits keyed by clip: {error}") from None
     row = {name: index for index, name in enumerate(kept_names.tolist())}
     column = {event: index for index, event in enumerate(kept_events.tolist())}

@@ -24,7 +24,7 @@ def model_cost(
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "multiply_adds": multiply_adds(lambda x: model.apply(variables, x), features),
+        "multiply_adds": multiply_adds(model.apply, variables, features),
         "bytes": packed_bytes(params, OFF if quant is None else quant.weights),
     }
 
@@ -43,7 +43,8 @@ def packed_bytes(params: Any, weight_bits: int) -> int:
 def multiply_adds(function: Any, *arguments: Any) -> int:
     """Multiply-adds of all matrix products and convolutions in one call (the paper's "FLOPs").
 
-    Read off the traced program, loops counted as often as they run; nothing is computed.
+    Read off the traced program, loops counted as often as they run, of branches the
+    dearest; nothing is computed.
     Raises ValueError for a loop of unknown length.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -54,13 +55,15 @@ def _count(jaxpr: core.Jaxpr) -> int:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         inputs: list[Any] = [variable.aval for variable in equation.invars]
-        outputs: Any = equation.outvars[0].aval
+        outputs: list[Any] = [variable.aval for variable in equation.outvars]
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            total += outputs.size * math.prod(inputs[0].shape[axis] for axis in contracted)
+            total += outputs[0].size * math.prod(inputs[0].shape[axis] for axis in contracted)
         elif name == "conv_general_dilated":
             channels = inputs[1].shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += outputs.size * inputs[1].size // channels
+            total += outputs[0].size * inputs[1].size // channels
+        elif name == "cond":
+            total += max(_count(_open(branch)) for branch in equation.params["branches"])
         elif name == "while":
             raise ValueError("expected loops of known length (scan), found a while loop")
         else:

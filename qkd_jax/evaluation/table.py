@@ -5,34 +5,29 @@ from typing import Any, TextIO
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
-    """One row a model: AUC and EER (average and each event's EER), size and work."""
+    """One row a model: AUC / EER in percent on average and for each event, then size and work.
+
+    `results` holds `split`, `clips` and, under `models`, each model's `metrics` (see `evaluate`),
+    `bytes`, `parameters` and `multiply_adds`; `file` is stdout by default.
+    """
     from rich.console import Console
     from rich.table import Table
 
     models = results["models"]
     events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
-    table = Table(title=f"{results['split']}: {results['clips']} clips, in percent")
+    table = Table(title=f"{results['split']}: {results['clips']} clips, AUC / EER in percent")
     table.add_column("model")
-    for column in (
-        "AUC",
-        "EER",
-        *(f"EER {event}" for event in events),
-        "bytes",
-        "parameters",
-        "multiply-adds",
-    ):
+    for column in ("average", *events, "bytes", "parameters", "multiply-adds"):
         table.add_column(column, justify="right")
     for name, row in models.items():
-        metrics = row["metrics"]
+        figures = (row["metrics"][event] for event in ("average", *events))
         table.add_row(
             name,
-            f"{metrics['average']['auc']:.2f}",
-            f"{metrics['average']['eer']:.2f}",
-            *(f"{metrics[event]['eer']:.2f}" for event in events),
+            *(f"{figure['auc']:.2f} / {figure['eer']:.2f}" for figure in figures),
             f"{row['bytes']:,}",
             f"{row['parameters']:,}",
             f"{row['multiply_adds'] / 1e6:,.1f} M",
         )
     file = file or sys.stdout
-    console = Console(file=file, width=None if file.isatty() else 140)
-    console.print(table)
+    # Where nobody looks at a terminal of some width, nothing may be cut off.
+    Console(file=file, width=None if file.isatty() else 60 + 20 * (len(events) + 2)).print(table)

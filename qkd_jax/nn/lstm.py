@@ -73,15 +73,17 @@ def lstm_zeros(params: Sequence[Layer], batch: tuple[int, ...] = ()) -> tuple[LS
 
 def lstm_step(
     params: Sequence[Layer],
-    carry: Sequence[LSTMState],
+    carry: Sequence[LSTMState] | None,
     x: Float[Array, "*batch inputs"],
     *,
     quant: QuantConfig = FLOAT,
 ) -> tuple[LSTMState, ...]:
     """One step of all layers: the next carry, whose last `h` is the output.
 
-    Raises ValueError if `x` or the carry doesn't fit the parameters.
+    `carry` is what the last step returned, None before the first.  The weights are quantized
+    anew in every call; `lstm_scan` does it once.  Raises ValueError if shapes don't fit.
     """
+    carry = lstm_zeros(params, x.shape[:-1]) if carry is None else carry
     _check(params, carry, x)
     return _stack([_cell(layer, quant) for layer in params])(carry, x)
 

@@ -66,8 +66,14 @@ def open_run(config: Config) -> tuple[Run, list[Clip]]:
     Raises InputError if the folder holds a run of other settings.
     """
     folder = Path(config.runs) / config.name
-    if config.data.source == "demo" and config.data.root is None:
-        config = with_data(config, root=str(folder / "data"))
+    if config.data.source == "demo":
+        home = str(folder / "data")
+        if config.data.root not in (None, home):
+            raise InputError(
+                f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
+                "for recordings of yours: python train.py paper --data.root DIR"
+            )
+        config = with_data(config, root=home)
     clips = read_clips(config.data, config.features)
     if not config.data.events:
         events = sorted(set().union(*(clip.labels for clip in clips)))

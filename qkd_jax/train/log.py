@@ -29,6 +29,6 @@ def json_lines(path: Path, step: int) -> Iterator[Callable[..., None]]:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except ValueError:  # the half line of a killed run
         return float("inf")

@@ -1,14 +1,11 @@
 """The order of operations while one model trains, and nothing else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import grain
-
 from qkd_jax.config import InputError
-from qkd_jax.data.batches import from_step
 from qkd_jax.progress import track
 from qkd_jax.train import checkpoint
 from qkd_jax.train.log import json_lines
@@ -18,7 +15,7 @@ from qkd_jax.train.state import TrainState
 def fit(
     train_step: Callable[[TrainState, Any], tuple[TrainState, Any]],
     state: TrainState,
-    batches: grain.MapDataset,
+    batches_from: Callable[[int], Iterable[Any]],
     validate: Callable[[Any], dict[str, float]],
     *,
     folder: Path,
@@ -27,9 +24,10 @@ def fit(
 ) -> None:
     """Train to `epochs` epochs, going on from the last checkpoint in `folder` if there is one.
 
-    After each epoch: `validate(variables)` gives `auc` and `eer`, a line goes to the log and
-    the terminal, and the newest and the best state are kept.  Raises InputError on a
-    non-finite loss; what was saved stays.
+    `batches_from(step)` are the batches from that step on.  After each epoch:
+    `validate(variables)` gives `auc` and `eer`, a line goes to the log and the terminal, and
+    the newest and the best state are kept.  Raises InputError on a non-finite loss; what was
+    saved stays.
     """
     name, last_step = folder.name, epochs * epoch_steps
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
@@ -56,7 +54,7 @@ def fit(
                 log(step=step, **values)
 
             running = None
-            steps = zip(range(first_step + 1, last_step + 1), from_step(batches, first_step))
+            steps = zip(range(first_step + 1, last_step + 1), batches_from(first_step))
             for step, batch in track(steps, last_step - first_step, name):
                 state, metrics = train_step(state, batch)
                 # The device works on this step while the host reads the last one's metrics.
@@ -68,10 +66,10 @@ def fit(
                 record(*running)
                 running = None
                 valid = validate(state.model)
-                checkpoint.save(checkpoints, state, valid)
                 loss, epoch = sum(losses) / len(losses), step // epoch_steps
                 losses.clear()
                 log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
+                checkpoint.save(checkpoints, state, valid)
                 print(
                     f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
                     f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",

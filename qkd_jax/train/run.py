@@ -1,6 +1,7 @@
 """A whole run: recordings and labels in, a teacher, its students and a table out."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.config import Config, InputError
-from qkd_jax.data.batches import train_batches
+from qkd_jax.data.batches import from_step, train_batches
 from qkd_jax.data.features import Dataset, mean_and_std
 from qkd_jax.data.source import load_split
 from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
@@ -61,17 +62,14 @@ def _train_model(
         logits = clip_logits(predict, variables, data["valid"], frames, settings.batch_size)
         return evaluate(data["valid"].targets, logits, data["valid"].events)["average"]
 
+    batches = train_batches(
+        data["train"], teacher_logits, frames=frames, batch_size=settings.batch_size, seed=settings.seed
+    )
     loss = _objective(run.config, data["train"], distill=teacher_logits is not None)
     fit(
         make_train_step(model, make_optimizer(settings), loss),
         run.new_state(name, norm),
-        train_batches(
-            data["train"],
-            teacher_logits,
-            frames=frames,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        ),
+        partial(from_step, batches),
         validate,
         folder=run.folder / name,
         epochs=settings.teacher_epochs if name == TEACHER else settings.student_epochs,

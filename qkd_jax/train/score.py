@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from qkd_jax.config import DataConfig, InputError
+from qkd_jax.config import DataConfig, InputError, with_data
 from qkd_jax.data.source import load_split, read_clips
 from qkd_jax.distill.teacher import write_logits
 from qkd_jax.evaluation.cost import model_cost
@@ -26,9 +26,15 @@ def score_run(
     """
     config = run.config
     own = data is None or data == config.data
-    if data is not None:
-        data = dataclasses.replace(data, events=config.data.events, clip_seconds=config.data.clip_seconds)
+    if data is not None and not own:
         config = dataclasses.replace(config, data=data)
+        # Whatever made the run's recordings, these are there already.
+        config = with_data(
+            config,
+            source="manifest",
+            events=run.config.data.events,
+            clip_seconds=run.config.data.clip_seconds,
+        )
     if only is not None and only not in run.names:
         raise InputError(f"{run.folder}: no model {only!r}; there are: {', '.join(run.names)}")
     dataset = load_split(config, read_clips(config.data, config.features), split)
@@ -49,4 +55,6 @@ def score_run(
         (run.folder / f"{stem}.json").write_text(json.dumps(results, indent=2) + "\n")
         plot_curves(run.folder / f"{stem}.png", dataset.targets, curves, dataset.events)
     print_table(results)
+    if own and only is None:
+        print(f"{run.folder / stem}.json and .png hold the figures and the curves")
     return results

@@ -20,9 +20,12 @@ from qkd_jax.models.build import Model
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """`step` counts updates; `variables` are the model's other collections (statistics, norm)."""
+    """`step` counts updates; `variables` are the model's other collections (statistics, norm).
 
-    step: jax.Array
+    The leaves are arrays, or whatever a transformation puts in their place.
+    """
+
+    step: Any
     params: Any
     variables: Any
     opt_state: Any

@@ -1,0 +1,124 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qkd_jax.config import QuantConfig, StudentConfig, TeacherConfig
+from qkd_jax.evaluation.cost import model_cost, multiply_adds
+from qkd_jax.models.build import build_model
+
+PAPER = (998, 64)
+
+
+def cost(config, quant=None):
+    """The cost of a model of the paper's size, without making its parameters."""
+    model = build_model(config, events=3)
+    features = jax.ShapeDtypeStruct((1, *PAPER), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), features)
+    return model_cost(model, variables, PAPER, quant), variables
+
+
+def test_the_papers_student():
+    row, _ = cost(StudentConfig())
+    assert row == {"parameters": 329_475, "multiply_adds": 998 * 1024 * 320 + 768, "bytes": 1_317_900}
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, 334_860), (4, 171_020), (32, 1_317_900)])
+def test_bytes_of_packed_weights(bits, expected):
+    """Biases and the output layer stay float32."""
+    quant = QuantConfig(weights=bits, activations=bits)
+    row, _ = cost(StudentConfig(quant=quant), quant)
+    assert row["bytes"] == expected
+    # Codes are multiplied as often as floats.
+    assert row["multiply_adds"] == 998 * 1024 * 320 + 768
+
+
+def test_three_layers():
+    row, _ = cost(StudentConfig(layers=3))
+    assert row["parameters"] == 1_380_099
+    assert row["multiply_adds"] == 998 * 1024 * (320 + 512 + 512) + 768
+
+
+def test_the_papers_teacher():
+    row, variables = cost(TeacherConfig())
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1)
+    assert weights == 2_278_636
+    assert row["parameters"] == 2_305_063
+    assert row["bytes"] == 4 * 2_305_063
+    assert 1.3e9 < row["multiply_adds"] < 1.4e9
+
+
+# Quantization is the LSTM's: a teacher has nothing to pack.
+def test_a_densenet_is_not_packed():
+    row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
+    assert row["bytes"] == 4 * row["parameters"]
+
+
+A, B = jnp.zeros((5, 3, 4)), jnp.zeros((5, 4, 7))
+IMAGE, KERNEL = jnp.zeros((2, 16, 11, 6)), jnp.zeros((3, 5, 6, 8))
+VECTOR, MATRIX = jnp.zeros(4), jnp.zeros((4, 4))
+
+
+def convolve(image, kernel, strides=(1, 1), padding="VALID", groups=1):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        image, kernel, strides, padding, dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def strided(image, kernel):
+    return convolve(image, kernel, (2, 3), "SAME")
+
+
+def grouped(image, kernel):
+    return convolve(image, kernel, groups=2)
+
+
+def product(x):
+    return MATRIX @ x
+
+
+def scanned(x):
+    """Ten times: three products in an inner loop, and one."""
+
+    def outer(h, _):
+        inner, _ = jax.lax.scan(lambda h, _: (product(h), None), h, length=3)
+        return product(inner), None
+
+    return jax.lax.scan(outer, x, length=10)[0]
+
+
+with_own_gradient = jax.custom_vjp(product)
+with_own_gradient.defvjp(lambda x: (product(x), None), lambda _, dy: (MATRIX.T @ dy,))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        pytest.param(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (A, B), 5 * 3 * 7 * 4, id="matmul"),
+        pytest.param(convolve, (IMAGE, KERNEL), 2 * 14 * 7 * 8 * 3 * 5 * 6, id="conv"),
+        pytest.param(strided, (IMAGE, KERNEL), 2 * 8 * 4 * 8 * 3 * 5 * 6, id="strided"),
+        pytest.param(grouped, (IMAGE, KERNEL[:, :, :3]), 2 * 14 * 7 * 8 * 3 * 5 * 3, id="grouped"),
+        pytest.param(scanned, (VECTOR,), 10 * (3 + 1) * 16, id="scan"),
+        pytest.param(jax.jit(lambda x: MATRIX @ jax.jit(product)(x)), (VECTOR,), 2 * 16, id="jit"),
+        pytest.param(with_own_gradient, (VECTOR,), 16, id="custom_vjp"),
+        pytest.param(jax.checkpoint(product), (VECTOR,), 16, id="remat"),
+        pytest.param(lambda x: jax.lax.cond(x[0] > 0, product, product, x), (VECTOR,), 16, id="cond"),
+        pytest.param(lambda x: jax.debug.print("{}", x[0]) or product(x), (VECTOR,), 16, id="print"),
+        pytest.param(jnp.tanh, (A,), 0, id="elementwise"),
+    ],
+)
+def test_multiply_adds_by_hand(function, arguments, expected):
+    assert multiply_adds(function, *arguments) == expected
+
+
+def test_multiply_adds_of_a_gradient_are_those_of_both_passes():
+    def loss(x, w):
+        return (jnp.tanh(x @ w) ** 2).sum()
+
+    x, w = jnp.zeros((6, 4)), jnp.zeros((4, 5))
+    assert multiply_adds(jax.grad(loss, argnums=(0, 1)), x, w) == 3 * 6 * 4 * 5
+
+
+def test_a_loop_of_unknown_length_is_an_error():
+    with pytest.raises(ValueError, match="expected loops of known length"):
+        multiply_adds(lambda x: jax.lax.while_loop(lambda y: y[0] < 1, lambda y: MATRIX @ y, x), VECTOR)

@@ -1,0 +1,72 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from qkd_jax.evaluation.plots import plot_curves
+from qkd_jax.evaluation.table import print_table
+
+EVENTS = ("bell", "knock")
+
+
+def row(auc, eer, size, events):
+    """A model's results; the events' own differ from the average by 1, 2, ..., so that a mix-up shows."""
+    metrics = {event: {"auc": auc - shift, "eer": eer + shift} for shift, event in enumerate(events, 1)}
+    metrics["average"] = {"auc": auc, "eer": eer}
+    return {"metrics": metrics, "bytes": size, "parameters": size // 4, "multiply_adds": 1000 * size}
+
+
+def printed(models, path):
+    # To a file, as beartype takes no StringIO for a TextIO.
+    with path.open("w", encoding="utf-8") as file:
+        print_table({"split": "test", "clips": 480, "models": models}, file)
+    return path.read_text(encoding="utf-8")
+
+
+def cells(table, edge):
+    return [[cell.strip() for cell in line.split(edge)[1:-1]] for line in table.splitlines() if edge in line]
+
+
+def test_the_table_has_a_row_a_model(tmp_path):
+    models = {"teacher": row(95.125, 8.5, 9_220_252, EVENTS), "distilled-4": row(90, 12.75, 171_020, EVENTS)}
+    table = printed(models, tmp_path / "table.txt")
+    assert "test: 480 clips" in table
+    assert cells(table, "┃") == [
+        ["model", "average", "bell", "knock", "bytes", "parameters", "multiply-adds"],
+    ]
+    assert cells(table, "│") == [
+        ["teacher", "95.12 / 8.50", "94.12 / 9.50", "93.12 / 10.50", "9,220,252", "2,305,063", "9,220.3 M"],
+        ["distilled-4", "90.00 / 12.75", "89.00 / 13.75", "88.00 / 14.75", "171,020", "42,755", "171.0 M"],
+    ]
+
+
+def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
+    events = [f"event_number_{index}" for index in range(12)]
+    table = printed({"teacher": row(95, 8, 9_220_252, events)}, tmp_path / "table.txt")
+    assert cells(table, "┃")[0][2:14] == events
+    assert cells(table, "│")[0][13] == "83.00 / 20.00"
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, (200, 2))
+    noise = {"good": 0.5, "bad": 3.0}
+    return targets, {name: targets + rng.normal(0, size, (200, 2)) for name, size in noise.items()}
+
+
+def test_curves_are_drawn_for_every_model(tmp_path, scores):
+    targets, logits = scores
+
+    def ink(names):
+        path = tmp_path / f"{'-'.join(names) or 'none'}.png"
+        plot_curves(path, targets, {name: logits[name] for name in names}, EVENTS)
+        picture = matplotlib.image.imread(path)
+        assert picture.shape[:2] == (800, 840)
+        # Matplotlib's first two colours, C0 and C1: #1f77b4 and #ff7f0e.
+        colours = np.array([[0x1F, 0x77, 0xB4], [0xFF, 0x7F, 0x0E]]) / 255
+        return [int((np.abs(picture[..., :3] - colour).max(axis=-1) < 0.02).sum()) for colour in colours]
+
+    one, two = ink(["good"]), ink(["good", "bad"])
+    assert one[0] > 500
+    assert one[1] == 0
+    assert two[1] > 500

@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.config import StudentConfig
+from qkd_jax.data.features import Dataset
+from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.models.build import build_model
+
+FRAMES = 4
+LENGTHS = [4, 9, 8, 5, 4, 13]
+
+
+def data_set():
+    """Clips of one to four windows; all values negative, so that filling of zeros would win a maximum."""
+    rng = np.random.default_rng(0)
+    features = [rng.uniform(-9, -1, (length, 2)).astype(np.float32) for length in LENGTHS]
+    return Dataset([str(i) for i in range(len(LENGTHS))], features, np.zeros((len(LENGTHS), 2)), ("x", "y"))
+
+
+def predict(variables, batch):
+    """The mean over time, shifted: a filling row of zeros scores far above every clip."""
+    return jnp.asarray(batch.mean(axis=1) + variables)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
+def test_a_clips_logit_is_the_maximum_over_its_windows(batch_size):
+    data = data_set()
+    # Windows by hand; the last one ends where the clip ends.
+    starts = [[0], [0, 4, 5], [0, 4], [0, 1], [0], [0, 4, 8, 9]]
+    expected = [
+        max_over([features[start : start + FRAMES].mean(axis=0) for start in at]) + 100
+        for at, features in zip(starts, data.features)
+    ]
+    logits = clip_logits(predict, 100.0, data, FRAMES, batch_size)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+def max_over(windows):
+    return np.stack(windows).max(axis=0)
+
+
+def test_every_batch_has_one_shape_so_that_predict_compiles_once():
+    shapes = []
+
+    def watched(variables, batch):
+        shapes.append(batch.shape)
+        return predict(variables, batch)
+
+    clip_logits(watched, 0.0, data_set(), FRAMES, 5)
+    assert shapes == [(5, FRAMES, 2)] * 3  # 13 windows
+
+
+def test_predict_is_the_model_in_evaluation():
+    model = build_model(StudentConfig(units=4), 2)
+    features = jax.random.normal(jax.random.key(0), (3, FRAMES, 2))
+    variables = jax.jit(model.init)(jax.random.key(1), features)
+    np.testing.assert_allclose(
+        make_predict(model)(variables, np.asarray(features)), model.apply(variables, features), atol=1e-6
+    )

@@ -1,0 +1,72 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.config import QuantConfig, StudentConfig
+from qkd_jax.models.build import build_model
+from qkd_jax.nn.lstm import lstm_scan
+
+FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 12, 6)) - 5
+NORM = {"Normalize_0": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
+
+
+@functools.cache
+def parameters(layers):
+    """Those of every student of so many layers: pooling and quantization add none."""
+    model = build_model(StudentConfig(units=8, layers=layers), events=3)
+    params = jax.jit(model.init)(jax.random.key(1), FEATURES)["params"]
+    # An output bias that is not zero, so that its absence would show.
+    return {**params, "Dense_0": {**params["Dense_0"], "bias": jnp.array([1.0, -2.0, 3.0])}}
+
+
+def student(layers=1, **settings):
+    model = build_model(StudentConfig(units=8, layers=layers, **settings), events=3)
+    return jax.jit(model.apply), {"params": parameters(layers), "norm": NORM}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "layers", "quant"),
+    [
+        ("last", 1, QuantConfig()),
+        ("last", 2, QuantConfig.paper(8)),
+        ("mean", 1, QuantConfig.paper(8)),
+        ("mean", 2, QuantConfig()),
+    ],
+)
+def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
+    apply, variables = student(layers, pooling=pooling, quant=quant)
+    lstm, output = variables["params"]["lstm"], variables["params"]["Dense_0"]
+    assert len(lstm) == layers
+
+    mean, std = (NORM["Normalize_0"][key][None, None] for key in ("mean", "std"))
+    outputs, _ = jax.jit(lstm_scan, static_argnames="quant")(lstm, (FEATURES - mean) / std, quant=quant)
+    pooled = outputs[:, -1] if pooling == "last" else outputs.sum(axis=1) / 12
+    expected = pooled @ output["kernel"] + output["bias"][None]
+    np.testing.assert_allclose(apply(variables, FEATURES), expected, atol=1e-5)
+
+
+def test_quantization_is_what_the_settings_say():
+    (in_float, variables), (at_4_bits, _) = student(), student(quant=QuantConfig.paper(4))
+    difference = np.abs(in_float(variables, FEATURES) - at_4_bits(variables, FEATURES)).max()
+    assert 1e-3 < difference < 0.5
+
+
+@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(8)], ids=["float", "8 bits"])
+def test_batch_mates_do_not_matter(quant):
+    apply, variables = student(quant=quant)
+    together = apply(variables, FEATURES)
+    np.testing.assert_allclose(apply(variables, FEATURES[2:3])[0], together[2], atol=1e-5)
+    mates = FEATURES.at[:2].set(1e3)
+    np.testing.assert_allclose(apply(variables, mates)[2], together[2], atol=1e-5)
+
+
+def test_the_forget_bias_is_chosen_for_the_length_of_the_clips():
+    """Chrono initialization: log U[1, steps - 1], so that the last state can remember the whole clip."""
+    model = build_model(StudentConfig(units=64), events=3)
+    bias = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 100, 6)))["params"]["lstm"][0]["b"][:64]
+    assert bias.min() >= 0
+    # The largest of 64 draws is above half the range, but for odds of 2^-64.
+    assert np.log(50) < bias.max() <= np.log(99)

@@ -1,0 +1,607 @@
+"""The quantized LSTM (eq. 5 and 6) against a float64 loop, and what must not change it."""
+
+import re
+from functools import cache, partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from qkd_jax.config import QuantConfig
+from qkd_jax.nn.lstm import LSTMState, lstm_init, lstm_scan, lstm_step, lstm_zeros
+from qkd_jax.quant.fake_quant import fake_quant
+
+FLOAT = QuantConfig()
+PAPER8, PAPER4 = QuantConfig.paper(8), QuantConfig.paper(4)
+SPLIT8 = QuantConfig(weights=8, activations=8, gates=8, cell=16, ranges="split")
+SPLIT4 = QuantConfig(weights=4, activations=4, gates=4, cell=16, ranges="split")
+ALL16 = QuantConfig(weights=16, activations=16, gates=16, cell=16)
+ONE_EACH = [QuantConfig(**{part: 4}) for part in ("weights", "activations", "gates", "cell")]
+SOME = [FLOAT, PAPER8, SPLIT4]
+INPUTS, UNITS, BATCH = 3, 6, (4, 6)  # the sizes that most tests share, compiled once
+
+# Compiled whole, which is faster here than operation by operation.
+fast_scan = jax.jit(lstm_scan, static_argnames="quant")
+fast_step = jax.jit(lstm_step, static_argnames="quant")
+
+
+def parameters(layers=1, seed=0, inputs=INPUTS, units=UNITS, dtype=jnp.float32):
+    """Weights and biases of a trained network's size, none of them zero, no two gates alike."""
+    rng, made = np.random.default_rng(seed), []
+    for index in range(layers):
+        rows = units + (units if index else inputs)
+        w = rng.normal(size=(rows, 4 * units)) * np.repeat([0.5, 0.8, 1.2, 0.9], units)
+        w[:units] *= 0.7  # h and x of different ranges
+        b = rng.normal(size=4 * units) * 0.3 + np.repeat([1.0, -0.5, 0.1, 0.4], units)
+        made.append({"w": jnp.asarray(w, dtype), "b": jnp.asarray(b, dtype)})
+    return tuple(made)
+
+
+def sequence(*shape, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, INPUTS)), jnp.float32)
+
+
+def a_carry(params, *batch, seed=2):
+    rng = np.random.default_rng(seed)
+    return tuple(
+        LSTMState(*(jnp.asarray(rng.normal(size=(*batch, UNITS)) * s, jnp.float32) for s in (0.5, 1.5)))
+        for _ in params
+    )
+
+
+class Oracle:
+    """The cell as the paper writes it, in float64, and how near its quantizers came to a tie."""
+
+    def __init__(self, params, quant):
+        self.params = [{name: np.float64(value) for name, value in layer.items()} for layer in params]
+        self.quant = quant
+
+    def q(self, v, bits):
+        """Eq. 3 on the whole of v."""
+        if bits == 32 or np.ptp(v) == 0:
+            return v
+        scale = np.ptp(v) / (2**bits - 1)
+        position = (v - v.min()) / scale
+        # What float32 may shift a position by: some 3e-7 of the values.
+        self.clear &= bool((np.abs(position % 1 - 0.5) > 3e-7 / scale).all())
+        return np.rint(position) * scale + v.min()
+
+    def cell(self, layer, h, c, x):
+        quant, units = self.quant, len(h)
+        w_f, w_i, w_c, w_o = np.split(layer["w"], 4, axis=1)
+        b_f, b_i, b_c, b_o = np.split(layer["b"], 4)
+
+        def affine(w, b):
+            if quant.ranges == "joint":
+                return self.q(np.concatenate([h, x]), quant.activations) @ self.q(w, quant.weights) + b
+            from_h = self.q(h, quant.activations) @ self.q(w[:units], quant.weights)
+            return from_h + self.q(x, quant.activations) @ self.q(w[units:], quant.weights) + b
+
+        def sigmoid(z):
+            return 1 / (1 + np.exp(-z))
+
+        f = self.q(sigmoid(affine(w_f, b_f)), quant.gates)
+        i = self.q(sigmoid(affine(w_i, b_i)), quant.gates)
+        o = self.q(sigmoid(affine(w_o, b_o)), quant.gates)
+        candidate = self.q(np.tanh(affine(w_c, b_c)), quant.gates)
+        new_c = f * self.q(c, quant.cell) + i * candidate
+        return o * self.q(np.tanh(new_c), quant.gates), new_c
+
+    def step(self, carry, x):
+        """The next carry of one example: a list of (h, c)."""
+        self.clear, new = True, []
+        for layer, (h, c) in zip(self.params, carry):
+            new.append(self.cell(layer, h, c, x))
+            x = new[-1][0]
+        return new
+
+    def zeros(self):
+        return [(np.zeros(len(layer["b"]) // 4),) * 2 for layer in self.params]
+
+    def outputs(self, x):
+        """Top outputs [time, units] of one sequence from zeros."""
+        carry, outputs = self.zeros(), []
+        for x_t in np.float64(x):
+            carry = self.step(carry, x_t)
+            outputs.append(carry[-1][0])
+        return np.stack(outputs)
+
+
+CASES = [(1, quant) for quant in (FLOAT, PAPER8, PAPER4, SPLIT8, SPLIT4, ALL16, *ONE_EACH)]
+CASES += [(1, QuantConfig(weights=4, ranges="split")), (2, FLOAT), (2, PAPER8)]
+
+
+@pytest.mark.parametrize(("layers", "quant"), CASES, ids=str)
+def test_each_step_is_the_oracles(layers, quant):
+    # Teacher-forced: a flipped tie must not grow over the steps, so each starts from the oracle's state.
+    params, oracle, x = parameters(layers), Oracle(parameters(layers), quant), sequence(*BATCH)
+    tolerance = 1e-4 if quant == ALL16 else 1e-5
+    compared, states = 0, [oracle.zeros() for _ in x]
+    for t in range(x.shape[1]):
+        # The oracle's states in float32, so that both quantize the very same values.
+        carry = tuple(
+            LSTMState(
+                *(jnp.asarray([state[layer][part] for state in states], jnp.float32) for part in (0, 1))
+            )
+            for layer in range(layers)
+        )
+        new = fast_step(params, carry, x[:, t], quant=quant)
+        for index in range(len(x)):
+            given = [(np.float64(h[index]), np.float64(c[index])) for h, c in carry]
+            states[index] = oracle.step(given, np.float64(x[index, t]))
+            # At a tie codes may differ by one; 16 bits come near one all the time, in small steps.
+            if oracle.clear or quant == ALL16:
+                compared += 1
+                for got, expected in zip(new, states[index]):
+                    np.testing.assert_allclose(got.h[index], expected[0], rtol=0, atol=tolerance)
+                    np.testing.assert_allclose(got.c[index], expected[1], rtol=0, atol=tolerance)
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_float_is_the_oracles_over_a_whole_sequence(layers):
+    params, x = parameters(layers), sequence(2, 40)
+    outputs, carry = fast_scan(params, x)
+    for index in range(2):
+        expected = Oracle(params, FLOAT).outputs(x[index])
+        np.testing.assert_allclose(outputs[index], expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(carry[-1].h, outputs[:, -1])
+
+
+def test_16_bits_are_close_to_float_and_4_bits_are_not():
+    params, x = parameters(), sequence(2, 40)
+    exact = fast_scan(params, x)[0]
+    assert 0 < np.abs(fast_scan(params, x, quant=ALL16)[0] - exact).max() < 1e-3
+    assert np.abs(fast_scan(params, x, quant=PAPER4)[0] - exact).max() > 1e-2
+
+
+def test_each_bit_width_has_its_own_effect():
+    params = parameters()
+    carry, x = a_carry(params, 4), sequence(4)
+    steps = [fast_step(params, carry, x, quant=quant)[0].h for quant in (FLOAT, *ONE_EACH)]
+    for a, b in combinations(steps, 2):
+        assert np.abs(a - b).max() > 1e-3
+
+
+def test_weights_alone_are_a_float_lstm_on_recovered_weights():
+    (layer,), x = parameters(), sequence(4)
+    gates = [fake_quant(w, 4, axis=None) for w in jnp.split(layer["w"], 4, axis=1)]
+    recovered = ({"w": jnp.concatenate(gates, axis=1), "b": layer["b"]},)
+    carry = a_carry(recovered, 4)
+    quantized = fast_step((layer,), carry, x, quant=QuantConfig(weights=4))
+    for got, expected in zip(quantized[0], fast_step(recovered, carry, x, quant=FLOAT)[0]):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_rows_are_h_then_x_and_columns_f_i_candidate_o():
+    # One unit, one input, by hand: c' = f c + i tanh(z_c), h' = o tanh(c').
+    z = dict(f=0.3, i=-0.4, c=0.7, o=1.1)
+    b = jnp.array(list(z.values()))
+    w = jnp.array([[0.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.25]])  # h to the candidate, x to the output gate
+    h, c, x = 0.2, -0.6, 0.8
+    state = LSTMState(jnp.array([h]), jnp.array([c]))
+    (new,) = lstm_step(({"w": w, "b": b},), (state,), jnp.array([x]))
+    sigmoid = {gate: 1 / (1 + np.exp(-value)) for gate, value in z.items()}
+    expected = sigmoid["f"] * c + sigmoid["i"] * np.tanh(z["c"] + 0.5 * h)
+    np.testing.assert_allclose(new.c, [expected], rtol=1e-6)
+    np.testing.assert_allclose(new.h, [np.tanh(expected) / (1 + np.exp(-z["o"] - 0.25 * x))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("quant", [PAPER8, SPLIT4], ids=str)
+def test_biases_and_the_carry_are_not_quantized(quant):
+    # Values off any grid come through: c' holds f c exactly where f is 1 and i is 0.
+    units = 4
+    b = jnp.concatenate([jnp.full(units, 40.0), jnp.full(units, -90.0), jnp.zeros(units), jnp.zeros(units)])
+    params = ({"w": jnp.zeros((units + INPUTS, 4 * units)), "b": b},)
+    c = jnp.array([[0.1, 0.123456, 0.7, -0.9]])
+    (new,) = lstm_step(params, (LSTMState(jnp.zeros((1, units)), c),), sequence(1), quant=quant)
+    np.testing.assert_allclose(new.c, c, rtol=0, atol=1.6 / 65535)  # half a step of 16 bits
+
+
+# Invariants: how a sequence is run must not matter.
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_scan_is_the_loop_of_steps(quant):
+    params, x = parameters(), sequence(*BATCH)
+    carry = a_carry(params, 4)
+    outputs, last = fast_scan(params, x, quant=quant, carry=carry)
+    for t in range(x.shape[1]):
+        carry = fast_step(params, carry, x[:, t], quant=quant)
+        np.testing.assert_allclose(outputs[:, t], carry[-1].h, rtol=0, atol=1e-5)
+    for got, expected in zip(jax.tree.leaves(last), jax.tree.leaves(carry)):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_a_stream_is_its_clip_to_the_bit(quant):
+    params, x = parameters(2), sequence(*BATCH)
+    start = a_carry(params, 4)
+    whole, last = fast_scan(params, x, quant=quant, carry=start)
+    for cuts in ([1, 3], [3, 4], [3, 5]):  # pieces of 1, 2 and 3 steps
+        carry, pieces = start, []
+        for piece in np.split(np.asarray(x), cuts, axis=1):
+            outputs, carry = fast_scan(params, jnp.asarray(piece), quant=quant, carry=carry)
+            pieces.append(outputs)
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+        jax.tree.map(np.testing.assert_array_equal, carry, last)
+
+
+def test_an_empty_piece_of_a_stream_changes_nothing():
+    params = parameters(2)
+    carry = a_carry(params, 2)
+    outputs, after = lstm_scan(params, sequence(2, 0), carry=carry)
+    assert outputs.shape == (2, 0, UNITS)
+    jax.tree.map(np.testing.assert_array_equal, after, carry)
+
+
+def test_the_default_carry_is_zeros():
+    params, x = parameters(), sequence(*BATCH)
+    zeros = lstm_zeros(params, (4,))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
+    default, from_zeros = fast_scan(params, x)[0], fast_scan(params, x, quant=FLOAT, carry=zeros)[0]
+    np.testing.assert_allclose(default, from_zeros, rtol=0, atol=1e-6)
+    other = fast_scan(params, x, quant=FLOAT, carry=a_carry(params, 4))[0]
+    assert np.abs(default - other).max() > 0.1
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_a_batch_of_one_steps_like_a_batch_of_many(quant):
+    # Within 1e-5 from equal states: the sums of another batch size may run in another order.
+    params, x = parameters(), sequence(4)
+    carry = a_carry(params, 4)
+    many = fast_step(params, carry, x, quant=quant)
+    for index in range(4):
+        own = tuple(LSTMState(*(part[index][None] for part in state)) for state in carry)
+        alone = fast_step(params, own, x[index][None], quant=quant)
+        for got, expected in zip(jax.tree.leaves(alone), jax.tree.leaves(many)):
+            np.testing.assert_allclose(got[0], expected[index], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 2)])
+def test_any_leading_axes_are_a_batch(batch):
+    params, x = parameters(), sequence(*BATCH)
+    flat = fast_scan(params, x)[0]
+    x = x.reshape(2, 2, *x.shape[1:]) if batch else x[0]
+    outputs, carry = fast_scan(params, x)
+    assert outputs.shape == (*batch, 6, UNITS)
+    np.testing.assert_allclose(outputs, flat.reshape(outputs.shape) if batch else flat[0], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(carry[-1].h, outputs[..., -1, :])
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_a_batch_mate_changes_not_one_bit(quant):
+    params, x = parameters(2), sequence(*BATCH)
+    carry = a_carry(params, 4)
+    expected = fast_scan(params, x, quant=quant, carry=carry)
+    for mate in (np.nan, np.inf, 1e30, 0.0):
+        got = fast_scan(params, x.at[1, 2:].set(mate), quant=quant, carry=carry)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+            np.testing.assert_array_equal(a[::2], b[::2])
+        assert not np.array_equal(got[0][1], expected[0][1])
+
+
+# Lengths.
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_lengths_are_the_shorter_sequences_alone(quant):
+    params, x, lengths = parameters(), sequence(*BATCH), [6, 4, 1, 0]
+    start = a_carry(params, 4)
+    outputs, carry = fast_scan(params, x, quant=quant, carry=start, lengths=jnp.array(lengths))
+    for index, length in enumerate(lengths):
+        last = start
+        for t in range(length):
+            last = fast_step(params, last, x[:, t], quant=quant)
+            np.testing.assert_allclose(outputs[index, t], last[-1].h[index], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(outputs[index, length:], 0)
+        for got, alone in zip(jax.tree.leaves(carry), jax.tree.leaves(last)):
+            np.testing.assert_allclose(got[index], alone[index], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
+def test_padding_changes_no_bit_of_outputs_carry_and_gradients(quant):
+    params, x, lengths = parameters(), sequence(3, 4), jnp.array([4, 3, 1])
+
+    @jax.jit
+    def everything(params, x):
+        def loss(params, x):
+            outputs, carry = lstm_scan(params, x, quant=quant, lengths=lengths)
+            return (outputs**2).sum() + (carry[0].c ** 2).sum(), (outputs, carry)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    beyond = (jnp.arange(4)[None] >= lengths[:, None])[..., None]
+    expected = everything(params, jnp.where(beyond, 0, x))
+    for padding in (np.nan, np.inf, 1e30, 5.0):
+        got = everything(params, jnp.where(beyond, padding, x))
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert np.isfinite(ravel_pytree(got)[0]).all()
+        np.testing.assert_array_equal(np.where(beyond, got[1][1], 0), 0)  # nothing flows into padding
+
+
+def test_full_lengths_are_none():
+    params, x = parameters(), sequence(*BATCH)
+    padded = fast_scan(params, x, quant=FLOAT, carry=a_carry(params, 4), lengths=jnp.array([6, 6, 7, 100]))
+    whole = fast_scan(params, x, quant=FLOAT, carry=a_carry(params, 4))
+    for a, b in zip(jax.tree.leaves(padded), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+# Initialization.
+
+
+@pytest.mark.parametrize(("inputs", "layers"), [(40, 1), (24, 2)])
+def test_chrono_initialization(inputs, layers):
+    units, steps = 128, 500
+    params = lstm_init(jax.random.key(3), inputs, units, layers, steps=steps)
+    for index, layer in enumerate(params):
+        rows = units + (units if index else inputs)
+        assert layer["w"].shape == (rows, 4 * units)
+        forget, inward, candidate, output = np.split(np.asarray(layer["b"]), 4)
+        assert 0 <= forget.min() < forget.max() <= np.log(steps - 1)
+        np.testing.assert_array_equal(inward, -forget)
+        np.testing.assert_array_equal(candidate, 0)
+        np.testing.assert_array_equal(output, 0)
+        # The exponential is uniform: mean (1 + steps - 1) / 2, here within 3 standard errors.
+        assert abs(np.exp(forget).mean() - steps / 2) < 3 * steps / np.sqrt(12 * units)
+        gates = np.split(np.asarray(layer["w"][:units]), 4, axis=1)
+        for w in gates:
+            np.testing.assert_allclose(w.T @ w, np.eye(units), atol=1e-4)
+        for a in range(4):
+            for b in range(a):
+                assert np.abs(gates[a] - gates[b]).max() > 0.1
+        w_x = np.asarray(layer["w"][units:])
+        np.testing.assert_allclose(w_x.var(), 1 / (rows - units), rtol=0.05)
+        np.testing.assert_allclose(w_x.mean(), 0, atol=0.01)
+
+
+def test_initial_parameters_depend_on_key_and_layer():
+    first, again, other = (lstm_init(jax.random.key(k), 6, 6, 2, steps=9) for k in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for part in ("w", "b"):
+        assert np.abs(first[0][part] - other[0][part]).max() > 0.1
+        assert np.abs(first[0][part] - first[1][part]).max() > 0.1
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_sequences_have_no_forget_bias(steps):
+    (layer,) = lstm_init(jax.random.key(0), 2, 3, steps=steps)
+    np.testing.assert_array_equal(layer["b"], 0)
+
+
+# Gradients.
+
+
+def test_float_gradient_is_that_of_finite_differences():
+    params, x = parameters(), sequence(1, 5)
+    weight = np.random.default_rng(5).normal(size=(5, UNITS))
+
+    @jax.jit
+    def gradient(params, x):
+        return jax.grad(lambda p, x: (lstm_scan(p, x)[0][0] * weight).sum(), argnums=(0, 1))(params, x)
+
+    def loss(w, b, x):
+        return (Oracle(({"w": w, "b": b},), FLOAT).outputs(x) * weight).sum()
+
+    at = [np.float64(params[0]["w"]), np.float64(params[0]["b"]), np.float64(x[0])]
+    ((layer,), d_x) = gradient(params, x)
+    for index, got in enumerate((layer["w"], layer["b"], d_x[0])):
+        expected = np.zeros(got.shape)
+        for place in np.ndindex(got.shape):
+            sides = []
+            for step in (1e-5, -1e-5):
+                moved = [part.copy() for part in at]
+                moved[index][place] += step
+                sides.append(loss(*moved))
+            expected[place] = (sides[0] - sides[1]) / 2e-5
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def through(value, quantized):
+    """`quantized` forward, the gradient of `value` backward."""
+    return value + jax.lax.stop_gradient(quantized - value)
+
+
+def reference_scan(params, x, quant, carry):
+    """One layer in plain autodiff: eq. 3 written out, gradient through the rounding, float products."""
+
+    def q(v, bits, axis=-1):
+        if bits == 32:
+            return v
+        low, high = v.min(axis, keepdims=True), v.max(axis, keepdims=True)
+        scale = jnp.where(high > low, (high - low) / (2**bits - 1), 1)
+        return through(v, jnp.round((v - low) / scale) * scale + low)
+
+    (layer,), parts = params, [slice(0, None)]
+    if quant.ranges == "split":
+        parts = [slice(0, UNITS), slice(UNITS, None)]
+
+    def body(carry, x):
+        h, c = carry
+        u = jnp.concatenate([h, x], axis=1)
+        f, i, candidate, o = (
+            sum(q(u[:, part], quant.activations) @ q(w[part], quant.weights, (0, 1)) for part in parts)
+            + b[None]
+            for w, b in zip(jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4))
+        )
+        f, i, o = (q(jax.nn.sigmoid(z), quant.gates) for z in (f, i, o))
+        c = f * q(c, quant.cell) + i * q(jnp.tanh(candidate), quant.gates)
+        h = o * q(jnp.tanh(c), quant.gates)
+        return (h, c), h
+
+    last, outputs = jax.lax.scan(body, carry, jnp.moveaxis(x, 1, 0))
+    return jnp.moveaxis(outputs, 0, 1), last
+
+
+@pytest.mark.parametrize("quant", [PAPER8, SPLIT4], ids=str)
+def test_quantized_gradient_is_straight_through(quant):
+    params, x = parameters(), sequence(3, 4)
+    carry = tuple(a_carry(params, 3)[0])
+
+    def library(params, x, quant, carry):
+        outputs, (last,) = lstm_scan(params, x, quant=quant, carry=(LSTMState(*carry),))
+        return outputs, last
+
+    def loss(scan, params, x, carry):
+        outputs, last = scan(params, x, quant, carry)
+        return (outputs**2).sum() + (last[1] ** 3).sum()
+
+    got, expected = (
+        jax.jit(jax.grad(partial(loss, scan), argnums=(0, 1, 2)))(params, x, carry)
+        for scan in (library, reference_scan)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+# Transforms.
+
+
+def sharded(f):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data")))
+
+
+def mapped(f):
+    return jax.jit(jax.vmap(f, in_axes=(None, 0)))
+
+
+def scanned(f):
+    return jax.jit(lambda params, x: jax.lax.scan(lambda carry, row: (carry, f(params, row)), None, x)[1])
+
+
+def remat(f):
+    return jax.jit(jax.checkpoint(f))
+
+
+def outputs(params, x):
+    return lstm_scan(params, x, quant=PAPER8)[0]
+
+
+def outputs_and_gradient(transform):
+    y, pullback = jax.vjp(transform(outputs), parameters(), sequence(*BATCH))
+    return y, pullback(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+plain = cache(lambda: outputs_and_gradient(jax.jit))
+
+
+@pytest.mark.parametrize("transform", [mapped, scanned, remat, sharded])
+def test_transforms_give_the_same_outputs_and_gradient(transform):
+    for a, b in zip(jax.tree.leaves(outputs_and_gradient(transform)), jax.tree.leaves(plain())):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_training_runs_the_function_that_quantizing_afterwards_runs():
+    # Post-mortem quantization is the same call on other parameters: no state, no flag, no statistics.
+    # (plain() is the forward pass of a gradient.)
+    afterwards = fast_scan(parameters(), sequence(*BATCH), quant=PAPER8)[0]
+    np.testing.assert_allclose(plain()[0], afterwards, rtol=0, atol=1e-6)
+
+
+def test_without_jit_it_is_the_same():
+    params, x = parameters(), sequence(*BATCH)
+    np.testing.assert_allclose(outputs(params, x), plain()[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
+def test_data_parallelism_by_hand(quant):
+    # Replicated parameters, a sharded batch with lengths, and the gradient summed over devices.
+    params, x, lengths = parameters(), sequence(4, 5), jnp.array([5, 2, 4, 1])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(params, x, lengths):
+        return (lstm_scan(params, x, quant=quant, lengths=lengths)[0] ** 2).sum()
+
+    gradient = jax.grad(lambda *arguments: jax.lax.psum(loss(*arguments), "data"))
+    parts = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(parts)(params, x, lengths)),
+        jax.tree.leaves(jax.jit(jax.grad(loss))(params, x, lengths)),
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_parameters():
+    params, x = [parameters(seed=seed) for seed in (0, 1)], sequence(*BATCH)
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *params)
+    for got, alone in zip(jax.jit(jax.vmap(outputs, in_axes=(0, None)))(stacked, x), params):
+        np.testing.assert_allclose(got, fast_scan(alone, x, quant=PAPER8)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
+def test_bfloat16_parameters_run(quant):
+    params, x = parameters(dtype=jnp.bfloat16), sequence(2, 5)
+    same = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+
+    @jax.jit
+    def both(params):
+        def loss(params):
+            outputs = lstm_scan(params, x, quant=quant)[0]
+            return outputs.astype(jnp.float32).sum(), outputs
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    (gradient, outputs), (expected_gradient, expected) = both(params), both(same)
+    assert outputs.dtype == jnp.bfloat16
+    # Steps of bfloat16 here, or one of a quantizer that they push over a tie.
+    np.testing.assert_allclose(np.float32(outputs), expected, rtol=0, atol=0.05)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)):
+        assert a.dtype == jnp.bfloat16
+        assert np.linalg.norm(np.float32(a) - b) < 0.1 * np.linalg.norm(b)
+
+
+# Errors say what was expected and what was got.
+
+
+def test_wrong_inputs_are_refused():
+    params = parameters()
+    message = r"layer 0: expected w of shape \(11, 24\) for 5 inputs and 6 units, got \(9, 24\)"
+    with pytest.raises(ValueError, match=message):
+        lstm_scan(params, jnp.ones((2, 4, 5)))
+    with pytest.raises(ValueError, match=message):
+        lstm_step(params, lstm_zeros(params, (2,)), jnp.ones((2, 5)))
+
+
+def test_layers_that_do_not_fit_each_other_are_refused():
+    params = (*parameters(units=4), *parameters(inputs=5))
+    message = r"layer 1: expected w of shape \(10, 24\) for 4 inputs and 6 units, got \(11, 24\)"
+    with pytest.raises(ValueError, match=message):
+        lstm_scan(params, sequence(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("carry", "message"),
+    [
+        (lambda p: (), "carry: expected a state for each of 1 layers, got 0"),
+        (lambda p: lstm_zeros(p * 2, (2,)), "carry: expected a state for each of 1 layers, got 2"),
+        (lambda p: lstm_zeros(p, (3,)), r"layer 0: h: expected \(2, 6\), got \(3, 6\)"),
+        (lambda p: lstm_zeros(p), r"layer 0: h: expected \(2, 6\), got \(6,\)"),
+        (
+            lambda p: (LSTMState(jnp.ones((2, 6)), jnp.ones((2, 7))),),
+            r"layer 0: c: expected \(2, 6\), got \(2, 7\)",
+        ),
+    ],
+)
+def test_a_carry_that_does_not_fit_is_refused(carry, message):
+    params = parameters()
+    with pytest.raises(ValueError, match=message):
+        lstm_scan(params, sequence(2, 4), carry=carry(params))
+    with pytest.raises(ValueError, match=message):
+        lstm_step(params, carry(params), sequence(2))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1), (2, 4)])
+def test_lengths_that_do_not_fit_are_refused(shape, monkeypatch):
+    # The library's own error, without the annotations that only tests check.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    message = r"lengths: expected shape \(2,\), one for each sequence, got " + re.escape(str(shape))
+    with pytest.raises(ValueError, match=message):
+        lstm_scan(parameters(), sequence(2, 4), lengths=jnp.ones(shape, jnp.int32))

@@ -1,0 +1,29 @@
+"""The bar is there on a terminal, and only there; bars within bars work."""
+
+import io
+import sys
+
+from qkd_jax.progress import track
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def nested():
+    return [(a, b) for a in track(range(3), 3, "outer") for b in track(range(2), 2, "inner")]
+
+
+def test_nothing_is_written_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert nested() == [(a, b) for a in range(3) for b in range(2)]
+    assert sys.stderr.getvalue() == ""
+
+
+def test_bars_show_on_a_terminal_one_within_the_other(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert nested() == [(a, b) for a in range(3) for b in range(2)]
+    assert "outer" in sys.stderr.getvalue()
+    assert "inner" in sys.stderr.getvalue()

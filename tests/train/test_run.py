@@ -1,0 +1,242 @@
+"""Whole runs on a handful of synthesised clips: the table, resuming, scoring again, and faults."""
+
+import dataclasses
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.config import (
+    Config,
+    DataConfig,
+    FeatureConfig,
+    InputError,
+    QuantConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    with_data,
+)
+from qkd_jax.distill.teacher import read_logits
+from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.train import checkpoint
+from qkd_jax.train import run as run_module
+from qkd_jax.train.folder import load_run
+from qkd_jax.train.run import train
+from qkd_jax.train.score import score_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(folder, **changes):
+    config = Config(
+        name="tiny",
+        runs=str(folder),
+        features=FeatureConfig(n_mels=8),
+        data=DataConfig(source="demo", clip_seconds=0.4, demo_clips=(24, 16, 20)),
+        teacher=TeacherConfig(blocks=(1, 1), growth=4, stem=4),
+        students={
+            "plain": StudentConfig(units=4, distill=False),
+            "four": StudentConfig(units=4, quant=QuantConfig.paper(4)),
+        },
+        train=TrainConfig(batch_size=8, teacher_epochs=2, student_epochs=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished run, for tests that only look at it."""
+    return train(settings(tmp_path_factory.mktemp("runs")))
+
+
+def command(name, arguments):
+    return runpy.run_path(str(ROOT / f"{name}.py"))["main"]([str(argument) for argument in arguments])
+
+
+def variables_of(folder):
+    run = load_run(folder)
+    return {name: run.best_variables(name) for name in run.names}
+
+
+def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results["models"]) == ["teacher", "plain", "four"]
+    assert results["clips"] == 20
+    for name, row in results["models"].items():
+        with np.load(finished / name / "logits-test.npz") as file:
+            names, events = file["names"].tolist(), file["events"].tolist()
+        logits = read_logits(finished / name / "logits-test.npz", names, events)
+        table = (finished / "data" / "metadata.csv").read_text().splitlines()[1:]
+        labels = {line.split(",")[0]: line.split(",")[1].split(";") for line in table}
+        targets = np.array([[event in labels[clip] for event in events] for clip in names], np.float32)
+        assert row["metrics"] == evaluate(targets, logits, events)
+    # 4 bits: 4 gates of [4 + 8, 4] weights at half a byte; biases and the output layer are float32.
+    assert results["models"]["four"]["bytes"] == 4 * 12 * 4 // 2 + 4 * 16 + 4 * (4 * 3 + 3)
+    assert (finished / "results.png").stat().st_size > 10_000
+
+
+def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
+    from qkd_jax.data.source import load_split, read_clips
+
+    run = load_run(finished)
+    data = load_split(run.config, read_clips(run.config.data, run.config.features), "train")
+    kept = read_logits(finished / "teacher" / "logits-train.npz", data.names, data.events)
+    model, variables = run.model("teacher"), run.best_variables("teacher")
+    np.testing.assert_allclose(kept, model.apply(variables, jnp.stack(data.features)), rtol=1e-4, atol=1e-5)
+    mean = np.concatenate(data.features).mean(axis=0)
+    np.testing.assert_allclose(variables["norm"]["Normalize_0"]["mean"], mean, rtol=1e-4)
+
+
+def test_eval_prints_the_figures_of_training_to_the_last_digit(finished, capsys):
+    before = (finished / "results.json").read_text()
+    command("eval", [finished])
+    assert (finished / "results.json").read_text() == before
+    printed = capsys.readouterr().out
+    for name, row in json.loads(before)["models"].items():
+        line = next(line for line in printed.splitlines() if name in line)
+        assert f"{row['metrics']['average']['auc']:.2f}" in line
+        assert f"{row['metrics']['average']['eer']:.2f}" in line
+        assert f"{row['bytes']:,}" in line
+
+
+def test_eval_of_one_model_on_another_split_is_on_that_split(finished, capsys):
+    command("eval", [finished / "four", "--split", "valid"])
+    printed = capsys.readouterr().out
+    assert "valid: 16 clips" in printed
+    assert "teacher" not in printed
+    assert not (finished / "results-valid.json").exists()
+
+
+def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys):
+    shutil.copytree(finished / "data", tmp_path / "other")
+    table = tmp_path / "other" / "metadata.csv"
+    header, *rows = table.read_text().splitlines()
+    kept = [header, *(row for row in rows if not row.startswith("audio/test-0000"))]
+    table.write_text("\n".join(kept) + "\n")
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    command("eval", [finished, "--data.root", tmp_path / "other"])
+    assert "test: 10 clips" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
+    monkeypatch.setattr(run_module, "from_step", lambda *_: pytest.fail("trained again"))
+    before = (finished / "results.json").read_text()
+    train(load_run(finished).config)
+    assert (finished / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize("killed_at", ["teacher", "four"])
+def test_a_killed_run_goes_on_and_ends_bit_identical(finished, tmp_path, monkeypatch, killed_at):
+    config = settings(tmp_path)
+    save = checkpoint.save
+
+    def killed(manager, state, metrics):
+        save(manager, state, metrics)
+        if manager.directory.parent.name == killed_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(checkpoint, "save", save)
+    # What a kill leaves in the log after the last checkpoint: whole lines and half a line.
+    log = tmp_path / "tiny" / killed_at / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 4, "loss": 0}\n{"step": 5, "lo')
+    folder = train(config)
+
+    jax.tree.map(np.testing.assert_array_equal, variables_of(folder), variables_of(finished))
+    assert log.read_text() == (finished / killed_at / "log.jsonl").read_text()
+    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (folder, finished))
+    assert ours == theirs
+
+
+def test_log_has_a_line_for_each_step_and_each_epoch(finished):
+    lines = [json.loads(line) for line in (finished / "plain" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    epochs = [line for line in lines if "epoch" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(3, 1), (6, 2)]
+    np.testing.assert_allclose(epochs[1]["epoch_loss"], np.mean([line["loss"] for line in steps[3:]]))
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
+    config = load_run(finished).config
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
+    with pytest.raises(
+        InputError, match=r"json: this run has train\.seed = 0, now it is 7; give another --name"
+    ):
+        train(changed)
+    fewer = dataclasses.replace(config, students={"plain": config.students["plain"]})
+    with pytest.raises(InputError, match=r"students\.four\.\w+ = .*, now it is None"):
+        train(fewer)
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path):
+    config = settings(tmp_path)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e38))
+    with pytest.raises(InputError, match=r"teacher: the loss became \w+ at step \d+; try a lower train\.le"):
+        train(config)
+
+
+def test_too_few_clips_for_a_batch(tmp_path):
+    config = settings(tmp_path, train=TrainConfig(batch_size=64))
+    with pytest.raises(InputError, match=r"train\.batch_size: expected at most the 24 training clips"):
+        train(config)
+
+
+def test_scoring_what_is_not_there(finished, tmp_path):
+    run = load_run(finished)
+    with pytest.raises(InputError, match="no model 'five'; there are: teacher, plain, four"):
+        score_run(run, only="five")
+    with pytest.raises(InputError, match="expected clips of split 'tset', found none"):
+        score_run(run, split="tset")
+    with pytest.raises(InputError, match="expected a run with a config"):
+        load_run(tmp_path)
+    (tmp_path / "begun").mkdir()
+    shutil.copy(finished / "config.json", tmp_path / "begun")
+    with pytest.raises(InputError, match="expected checkpoints, found none"):
+        score_run(load_run(tmp_path / "begun"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "plain")
+    shutil.copytree(finished / "teacher", tmp_path / "run" / "plain")
+    with pytest.raises(InputError, match=r"plain/checkpoints/\d+: expected a checkpoint of this model"):
+        score_run(load_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("train", ["papr"], "error: no preset 'papr'; there are: demo, paper\n"),
+        ("train", ["paper"], "error: data.root: expected the folder that holds metadata.csv, got none\n"),
+        (
+            "eval",
+            [],
+            "error: expected a run's folder first. Score a run's models: python eval.py RUN[/MODEL]",
+        ),
+        ("eval", ["nowhere"], "error: nowhere: expected a run with a config.json, found none\n"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_status_2(name, arguments, said, capsys, tmp_path, monkeypatch):
+    from qkd_jax.config import run_command
+
+    monkeypatch.chdir(tmp_path)
+    assert run_command(lambda given: command(name, given), arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_with_data_changes_nothing_else():
+    config = Config()
+    assert with_data(with_data(config, root="x"), root=None) == config
