@@ -16,10 +16,10 @@ config = Config(
     data=DataConfig(source="demo", clip_seconds=2.0),
     teacher=TeacherConfig(blocks=(2, 2, 2), growth=12, stem=16),
     students={
-        "plain": StudentConfig(units=64, distill=False),
-        "distilled": StudentConfig(units=64),
-        "distilled-8": StudentConfig(units=64, quant=QuantConfig.paper(8)),
-        "distilled-4": StudentConfig(units=64, quant=QuantConfig.paper(4)),
+        "plain": StudentConfig(units=40, distill=False),
+        "distilled": StudentConfig(units=40),
+        "distilled-8": StudentConfig(units=40, quant=QuantConfig.paper(8)),
+        "distilled-4": StudentConfig(units=40, quant=QuantConfig.paper(4)),
     },
-    train=TrainConfig(teacher_epochs=8, student_epochs=10),
+    train=TrainConfig(batch_size=32, learning_rate=2e-3, teacher_epochs=8, student_epochs=24),
 )

@@ -64,13 +64,13 @@ def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tup
         start = rng.integers(length - count + 1)
         sound = _SOUNDS[kind](rng, np.arange(count) / sample_rate, count)
         sound *= np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 0.5
-        level = 10 ** (rng.uniform(-12, 6) / 20)
+        level = 10 ** (rng.uniform(-6, 9) / 20)
         mix[start : start + count] += level * sound / np.sqrt(np.mean(sound**2))
-    # Knocks are peaky: scaled to one peak a clip with them would be quieter, scaled to one RMS
-    # its peak higher.  The mean of both in dB, and a wide range of levels, hide either.
-    size = np.sqrt(np.abs(mix).max() * np.sqrt(np.mean(mix**2)))
-    gain = 10 ** (rng.uniform(-50, -14) / 20)
-    return (gain * mix / size).astype(np.float32), sorted(labels)
+    # Knocks are peaky: scaled to one peak a clip with them would be quieter, scaled to one RMS its
+    # peak higher.  A recorder that limits its peaks gives all clips about the same of both.
+    limited = np.tanh(mix / np.sqrt(np.mean(mix**2)))
+    gain = 10 ** (rng.uniform(-18, -3) / 20)
+    return (gain * limited).astype(np.float32), sorted(labels)
 
 
 def _noise(rng: np.random.Generator, count: int, slope: float) -> np.ndarray:

@@ -26,8 +26,8 @@ def fit(
 
     `batches_from(step)` are the batches from that step on.  After each epoch:
     `validate(variables)` gives `auc` and `eer`, a line goes to the log and the terminal, and
-    the newest and the best state are kept.  Raises InputError on a non-finite loss; what was
-    saved stays.
+    the newest and the best state are kept.  Raises InputError on a non-finite loss or gradient;
+    what was saved stays.
     """
     name, last_step = folder.name, epochs * epoch_steps
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
@@ -45,11 +45,12 @@ def fit(
 
             def record(step: int, metrics: Any) -> None:
                 values = {key: float(value) for key, value in metrics.items()}
-                if not math.isfinite(values["loss"]):
-                    raise InputError(
-                        f"{name}: the loss became {values['loss']} at step {step}; try a lower "
-                        "train.learning_rate or train.clip_norm, or another train.seed"
-                    )
+                for key, value in values.items():
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"{name}: {key} became {value} at step {step}; try a lower "
+                            "train.learning_rate or train.clip_norm, or another train.seed"
+                        )
                 losses.append(values["loss"])
                 log(step=step, **values)
 

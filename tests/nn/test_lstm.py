@@ -219,9 +219,9 @@ def test_scan_is_the_loop_of_steps(quant):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("quant", SOME, ids=str)
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
 def test_a_stream_is_its_clip_to_the_bit(quant):
-    params, x = parameters(2), sequence(*BATCH)
+    params, x = parameters(), sequence(*BATCH)
     start = a_carry(params, 4)
     whole, last = fast_scan(params, x, quant=quant, carry=start)
     for cuts in ([1, 3], [3, 4], [3, 5]):  # pieces of 1, 2 and 3 steps
@@ -245,6 +245,7 @@ def test_the_default_carry_is_zeros():
     params, x = parameters(), sequence(*BATCH)
     zeros = lstm_zeros(params, (4,))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
+    jax.tree.map(np.testing.assert_array_equal, *(fast_step(params, c, x[:, 0]) for c in (None, zeros)))
     default, from_zeros = fast_scan(params, x)[0], fast_scan(params, x, quant=FLOAT, carry=zeros)[0]
     np.testing.assert_allclose(default, from_zeros, rtol=0, atol=1e-6)
     other = fast_scan(params, x, quant=FLOAT, carry=a_carry(params, 4))[0]
@@ -277,7 +278,7 @@ def test_any_leading_axes_are_a_batch(batch):
 
 @pytest.mark.parametrize("quant", SOME, ids=str)
 def test_a_batch_mate_changes_not_one_bit(quant):
-    params, x = parameters(2), sequence(*BATCH)
+    params, x = parameters(), sequence(*BATCH)
     carry = a_carry(params, 4)
     expected = fast_scan(params, x, quant=quant, carry=carry)
     for mate in (np.nan, np.inf, 1e30, 0.0):
@@ -337,10 +338,12 @@ def test_full_lengths_are_none():
 # Initialization.
 
 
-@pytest.mark.parametrize(("inputs", "layers"), [(40, 1), (24, 2)])
-def test_chrono_initialization(inputs, layers):
-    units, steps = 128, 500
-    params = lstm_init(jax.random.key(3), inputs, units, layers, steps=steps)
+fast_init = jax.jit(lambda key: lstm_init(key, 40, 48, 2, steps=500))
+
+
+def test_chrono_initialization():
+    inputs, units, steps = 40, 48, 500
+    params = fast_init(jax.random.key(3))
     for index, layer in enumerate(params):
         rows = units + (units if index else inputs)
         assert layer["w"].shape == (rows, 4 * units)
@@ -363,11 +366,11 @@ def test_chrono_initialization(inputs, layers):
 
 
 def test_initial_parameters_depend_on_key_and_layer():
-    first, again, other = (lstm_init(jax.random.key(k), 6, 6, 2, steps=9) for k in (0, 0, 1))
+    first, again, other = (fast_init(jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     for part in ("w", "b"):
         assert np.abs(first[0][part] - other[0][part]).max() > 0.1
-        assert np.abs(first[0][part] - first[1][part]).max() > 0.1
+        assert np.abs(first[0][part][:48] - first[1][part][:48]).max() > 0.1
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -511,14 +514,13 @@ def test_without_jit_it_is_the_same():
     np.testing.assert_allclose(outputs(params, x), plain()[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
-def test_data_parallelism_by_hand(quant):
+def test_data_parallelism_by_hand():
     # Replicated parameters, a sharded batch with lengths, and the gradient summed over devices.
     params, x, lengths = parameters(), sequence(4, 5), jnp.array([5, 2, 4, 1])
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(params, x, lengths):
-        return (lstm_scan(params, x, quant=quant, lengths=lengths)[0] ** 2).sum()
+        return (lstm_scan(params, x, quant=PAPER8, lengths=lengths)[0] ** 2).sum()
 
     gradient = jax.grad(lambda *arguments: jax.lax.psum(loss(*arguments), "data"))
     parts = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
@@ -536,15 +538,14 @@ def test_vmap_over_parameters():
         np.testing.assert_allclose(got, fast_scan(alone, x, quant=PAPER8)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=str)
-def test_bfloat16_parameters_run(quant):
+def test_bfloat16_parameters_run():
     params, x = parameters(dtype=jnp.bfloat16), sequence(2, 5)
     same = jax.tree.map(lambda a: a.astype(jnp.float32), params)
 
     @jax.jit
     def both(params):
         def loss(params):
-            outputs = lstm_scan(params, x, quant=quant)[0]
+            outputs = lstm_scan(params, x, quant=PAPER8)[0]
             return outputs.astype(jnp.float32).sum(), outputs
 
         return jax.grad(loss, has_aux=True)(params)

@@ -38,9 +38,9 @@ def exact(x, w, x_bits, w_bits):
 
 
 # Just below the bound of float32, K · 2^(w_bits - 1) · 2^(x_bits - 1) < 2^24; on it; and well beyond.
-BOUNDS = [(8, 8), (8, 7), (5, 7), (8, 4), (4, 8), (2, 8), (4, 5), (4, 4)]
+BOUNDS = [(8, 8), (5, 7), (8, 4), (2, 8), (4, 5)]
 SIZES = [(*bits, K) for bits in BOUNDS for K in (2 ** (26 - sum(bits)) - 1, 2 ** (26 - sum(bits)))]
-SIZES += [(8, 8, 2047), (8, 8, 5000), (8, 7, 4095), (8, 4, 40_000), (3, 3, 10), (2, 2, 7)]
+SIZES += [(8, 8, 2047), (8, 8, 5000), (8, 7, 4095), (4, 8, 40_000), (3, 2, 7)]
 
 
 @pytest.mark.parametrize(("x_bits", "w_bits", "inputs"), SIZES)
@@ -65,7 +65,7 @@ def test_extreme_codes(bits, inputs):
         np.testing.assert_array_equal(y, exact(*codes, bits, bits).astype(np.float32))
 
 
-@pytest.mark.parametrize("inputs", [1, 40, 1500])
+@pytest.mark.parametrize("inputs", [1, 1500])
 @pytest.mark.parametrize(("x_bits", "w_bits"), [(8, 8), (4, 4), (8, 4), (2, 7)])
 def test_forward_is_the_product_of_recovered_floats(x_bits, w_bits, inputs):
     x, w = normal(0, 3, inputs) * jnp.array([[1.0], [50.0], [1e-3]]), normal(1, inputs, 4)
@@ -202,10 +202,9 @@ def remat(f):
 
 
 @pytest.mark.parametrize("transform", [jax.jit, mapped, scanned, remat, sharded])
-@pytest.mark.parametrize("inputs", [12, 1100])
-def test_transforms_give_the_same_values(transform, inputs):
-    x, w = normal(0, 4, inputs), normal(1, inputs, 5)
-    np.testing.assert_allclose(transform(qdot)(x, w), qdot(x, w), rtol=1e-5, atol=1e-4)
+def test_transforms_give_the_same_values(transform):
+    x, w = normal(0, 4, 12), normal(1, 12, 5)
+    np.testing.assert_allclose(transform(qdot)(x, w), qdot(x, w), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", [jax.jit, mapped, scanned, remat])

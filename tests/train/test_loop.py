@@ -79,7 +79,7 @@ def test_it_goes_on_from_the_last_checkpoint_not_the_best(tmp_path):
 
 
 def test_a_non_finite_loss_stops_and_loses_nothing(tmp_path):
-    with pytest.raises(InputError, match="m: the loss became nan at step 5; try"):
+    with pytest.raises(InputError, match="m: loss became nan at step 5; try"):
         run(tmp_path, [70.0], epochs=2, bad_step=5)
     with checkpoint.open_checkpoints(tmp_path / "m" / "checkpoints") as manager:
         assert list(manager.all_steps()) == [3]
