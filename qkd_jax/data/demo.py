@@ -83,7 +83,7 @@ def _noise(rng: np.random.Generator, count: int, slope: float) -> np.ndarray:
 
 def _glide(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
     """A siren: a tone that swings between two pitches three to six times a second."""
-    rate, middle, swing = rng.uniform(3, 6), rng.uniform(700, 2500), rng.uniform(0.08, 0.2)
+    rate, middle, swing = rng.uniform(3, 6), rng.uniform(700, 2000), rng.uniform(0.15, 0.35)
     turn = np.sin(2 * np.pi * rate * time + rng.uniform(0, 2 * np.pi))
     return np.sin(2 * np.pi * np.cumsum(middle * (1 + swing * turn)) * (time[1] - time[0]))
 

@@ -1,3 +1,5 @@
+import re
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -22,18 +24,18 @@ def printed(models, path):
     return path.read_text(encoding="utf-8")
 
 
-def cells(table, edge):
-    return [[cell.strip() for cell in line.split(edge)[1:-1]] for line in table.splitlines() if edge in line]
+def cells(table):
+    """The cells of the header and of each row, which two blanks part."""
+    lines = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
+    return [line for line in lines if len(line) > 1]
 
 
 def test_the_table_has_a_row_a_model(tmp_path):
     models = {"teacher": row(95.125, 8.5, 9_220_252, EVENTS), "distilled-4": row(90, 12.75, 171_020, EVENTS)}
     table = printed(models, tmp_path / "table.txt")
     assert "test: 480 clips" in table
-    assert cells(table, "┃") == [
-        ["model", "average", "bell", "knock", "bytes", "parameters", "multiply-adds"],
-    ]
-    assert cells(table, "│") == [
+    assert cells(table) == [
+        ["model", "average", "bell", "knock", "bytes", "parameters", "MACs"],
         ["teacher", "95.12 / 8.50", "94.12 / 9.50", "93.12 / 10.50", "9,220,252", "2,305,063", "9,220.3 M"],
         ["distilled-4", "90.00 / 12.75", "89.00 / 13.75", "88.00 / 14.75", "171,020", "42,755", "171.0 M"],
     ]
@@ -41,9 +43,9 @@ def test_the_table_has_a_row_a_model(tmp_path):
 
 def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
     events = [f"event_number_{index}" for index in range(12)]
-    table = printed({"teacher": row(95, 8, 9_220_252, events)}, tmp_path / "table.txt")
-    assert cells(table, "┃")[0][2:14] == events
-    assert cells(table, "│")[0][13] == "83.00 / 20.00"
+    header, values = cells(printed({"teacher": row(95, 8, 9_220_252, events)}, tmp_path / "table.txt"))
+    assert header[2:14] == events
+    assert values[13] == "83.00 / 20.00"
 
 
 @pytest.fixture

@@ -327,6 +327,21 @@ def test_padding_changes_no_bit_of_outputs_carry_and_gradients(quant):
         np.testing.assert_array_equal(np.where(beyond, got[1][1], 0), 0)  # nothing flows into padding
 
 
+def test_gradient_with_lengths_is_that_of_the_shorter_sequences():
+    params, x = parameters(), sequence(*BATCH)
+
+    def loss(params, x, lengths):
+        outputs, (carry,) = lstm_scan(params, x, lengths=lengths)
+        return (outputs**2).sum() + (carry.h + carry.c).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    for a, b in zip(
+        jax.tree.leaves(gradient(params, x, jnp.full(4, 2))),
+        jax.tree.leaves(gradient(params, x[:, :2], None)),
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_full_lengths_are_none():
     params, x = parameters(), sequence(*BATCH)
     padded = fast_scan(params, x, quant=FLOAT, carry=a_carry(params, 4), lengths=jnp.array([6, 6, 7, 100]))
