@@ -17,7 +17,7 @@ parameters trained without it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def lstm_step(
     anew in every call; `lstm_scan` does it once.  Raises ValueError if shapes don't fit.
     """
     carry = lstm_zeros(params, x.shape[:-1]) if carry is None else carry
-    _check(params, carry, x)
+    _check(params, carry, x.shape[:-1], x.shape[-1])
     return _stack([_cell(layer, quant) for layer in params])(carry, x)
 
 
@@ -105,13 +105,14 @@ def lstm_scan(
     """
     batch = x.shape[:-2]
     start = lstm_zeros(params, batch) if carry is None else tuple(carry)
-    _check(params, start, x[..., 0, :])
+    _check(params, start, batch, x.shape[-1])
     if lengths is not None:
         if lengths.shape != batch:
             raise ValueError(f"lengths: expected shape {batch}, one for each sequence, got {lengths.shape}")
         valid = jax.lax.broadcasted_iota(jnp.int32, x.shape[:-1], x.ndim - 2) < lengths[..., None]
         # Zeroed, not only skipped: a gradient of 0 times NaN would be NaN.
         x = jnp.where(valid[..., None], x, 0)
+    start = _as_varied(start, (params, x, lengths))
     step = _stack([_cell(layer, quant) for layer in params])
 
     def body(carry, inputs):
@@ -170,8 +171,16 @@ def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], 
     return cell
 
 
-def _check(params: Sequence[Layer], carry: Sequence[LSTMState], x: jax.Array) -> None:
-    inputs = x.shape[-1]
+def _as_varied(carry: tuple[LSTMState, ...], others: Any) -> tuple[LSTMState, ...]:
+    """`carry`, marked within shard_map as varying over the devices that `others` vary over.
+
+    A scan wants its carry to be of one type from the start; arrays made like others are of theirs.
+    """
+    zero = sum(jnp.zeros_like(leaf, jnp.float32).sum() for leaf in jax.tree.leaves((carry, others)))
+    return jax.tree.map(lambda array: array + jnp.astype(zero, array.dtype), carry)
+
+
+def _check(params: Sequence[Layer], carry: Sequence[LSTMState], batch: tuple[int, ...], inputs: int) -> None:
     if len(carry) != len(params):
         raise ValueError(f"carry: expected a state for each of {len(params)} layers, got {len(carry)}")
     for index, (layer, state) in enumerate(zip(params, carry)):
@@ -182,8 +191,6 @@ def _check(params: Sequence[Layer], carry: Sequence[LSTMState], x: jax.Array) ->
                 f"{units} units, got {layer['w'].shape}"
             )
         for part, array in state._asdict().items():
-            if array.shape != (*x.shape[:-1], units):
-                raise ValueError(
-                    f"layer {index}: {part}: expected {(*x.shape[:-1], units)}, got {array.shape}"
-                )
+            if array.shape != (*batch, units):
+                raise ValueError(f"layer {index}: {part}: expected {(*batch, units)}, got {array.shape}")
         inputs = units

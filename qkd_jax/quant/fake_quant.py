@@ -15,8 +15,8 @@ def fake_quant(
 ) -> Float[Array, "*shape"]:
     """`x` rounded to 2^bits levels between its minimum and maximum along `axis`, in x's type.
 
-    `bits` is 2 to 16, or 32 for off; `axis` is as in `quantize`, and so are ranges that are
-    constant, not finite or very small, but for this: a constant slice comes back unchanged.
+    `bits` is 2 to 16, or 32 for off; `axis` is as in `quantize`, and so is what becomes of slices
+    that are constant (they come back unchanged), not finite, or of a very small or large range.
 
     The gradient is the identity: the straight-through estimator of eq. 4, with α and β held
     constant.  (Nothing is clipped: min and max always touch the bounds, where a clip's gradient

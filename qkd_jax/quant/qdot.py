@@ -35,10 +35,14 @@ def qdot(
     2^(x_bits - 1) < 2^24, in int32 beyond.  The gradient is that of the product of the recovered
     floats, the identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
 
-    Raises ValueError for bits above 8, and where int32 would overflow.
+    Raises ValueError for bits above 8, for ranges along other axes, and where int32 would overflow.
     """
     x_q = x if isinstance(x, QTensor) else quantize(x, x_bits)
     w_q = w if isinstance(w, QTensor) else quantize(w, w_bits, axis=None)
+    if x_q.scale.shape[-1:] not in ((), (1,)):
+        raise ValueError(f"x: expected a range per vector (axis=-1), got scales {x_q.scale.shape}")
+    if w_q.scale.ndim == 2 and w_q.scale.shape[0] != 1:
+        raise ValueError(f"w: expected a range per tensor or column (axis=0), got scales {w_q.scale.shape}")
     x_hat = dequantize(x) if isinstance(x, QTensor) else fake_quant(x, x_bits)
     w_hat = dequantize(w) if isinstance(w, QTensor) else fake_quant(w, w_bits, axis=None)
     return product(x_hat, w_hat, centre(x_q, -1), centre(w_q, 0), (x_q.bits, w_q.bits))
@@ -64,9 +68,9 @@ def centre(q: QTensor, axis: int) -> Operand:
     return jax.lax.stop_gradient(operand)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
 def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
-    """The product of `qdot`: forward on the operands, backward on the recovered floats."""
+    """The product of `qdot`: its value from the operands, its slope from the recovered floats."""
     inputs, (x_bits, w_bits) = w.codes.shape[0], bits
     if max(bits) > MAX_DOT_BITS:
         raise ValueError(f"bits: expected at most {MAX_DOT_BITS}, got {max(bits)}; beyond it use fake_quant")
@@ -89,16 +93,11 @@ def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
     return y.astype(jnp.result_type(x_hat, w_hat))
 
 
-def _forward(x_hat, w_hat, x, w, bits):
-    return product(x_hat, w_hat, x, w, bits), (x_hat, w_hat)
-
-
-def _backward(bits, residuals, dy):
-    x_hat, w_hat = residuals
-    dx = jnp.matmul(dy, w_hat.T, precision=jax.lax.Precision.HIGHEST)
-    rows = x_hat.reshape(-1, x_hat.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dw = jnp.matmul(rows[0].T, rows[1], precision=jax.lax.Precision.HIGHEST)
-    return dx.astype(x_hat.dtype), dw.astype(w_hat.dtype), None, None
-
-
-product.defvjp(_forward, _backward)
+@product.defjvp
+def _product_jvp(bits, primals, tangents):
+    # Linear in the tangents: JAX transposes it, and sums over devices where it must.
+    (x_hat, w_hat, x, w), (dx, dw, *_) = primals, tangents
+    exact = jax.lax.Precision.HIGHEST
+    slope = jnp.matmul(dx, w_hat, precision=exact) + jnp.matmul(x_hat, dw, precision=exact)
+    y = product(x_hat, w_hat, x, w, bits)
+    return y, slope.astype(y.dtype)

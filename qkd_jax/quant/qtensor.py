@@ -34,8 +34,8 @@ def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] |
 
     Computed in float32 (in float64 for float64), and scale and offset have that type.  A
     constant slice, or one whose range is too small for a normal float, has scale 0, codes 0 and
-    offset = min.  A slice that holds NaN or an infinity, or whose range overflows, has scale and
-    offset NaN, so that dequantizing it shows the fault instead of hiding it.
+    offset = min.  A slice that holds NaN or an infinity, or whose range is over a quarter of the
+    largest float, has scale and offset NaN: dequantizing it shows the fault instead of hiding it.
 
     Raises ValueError for other bits and TypeError for other than floats.
     """
@@ -47,9 +47,11 @@ def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] |
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     levels = 2**bits - 1
     low = x.min(axis=axis, keepdims=True)
-    scale = (x.max(axis=axis, keepdims=True) - low) / levels
+    spread = x.max(axis=axis, keepdims=True) - low
+    # NaN is not less either; beyond a quarter of the largest float 1 / scale may be flushed to 0.
+    finite = spread < jnp.finfo(x.dtype).max / 4
+    scale = spread / levels
     scale = jnp.where(scale < jnp.finfo(x.dtype).tiny, 0, scale)
-    finite = jnp.isfinite(scale)
     codes = jnp.round((x - low) / jnp.where(finite & (scale > 0), scale, jnp.inf))
     codes = jnp.where(finite, codes, 0).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
     return QTensor(codes, jnp.where(finite, scale, jnp.nan), jnp.where(finite, low, jnp.nan), bits)
