@@ -20,7 +20,7 @@ def test_the_example_trains():
     for _ in range(30):
         params, opt_state, value = names["train_step"](params, opt_state, x, y)
         values.append(float(value))
-    assert values[-1] < 0.9 * values[0]
+    assert values[-1] < 0.95 * values[0]
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), params, names["params"])
     assert min(jax.tree.leaves(moved)) > 0
 
