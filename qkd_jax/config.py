@@ -24,15 +24,19 @@ class InputError(ValueError):
     """What a person gave is wrong: says which file or field, what was expected, what was found."""
 
 
+MIN_BITS, MAX_BITS, OFF = 2, 16, 32
+
+
 def check_bits(bits: int) -> int:
     """Return `bits` if a quantizer has it: 2 to 16, or 32 for off; else raise ValueError."""
-    if not (2 <= bits <= 16 or bits == 32):
-        raise ValueError(f"bits: expected 2 to 16, or 32 for off, got {bits}")
+    if not (MIN_BITS <= bits <= MAX_BITS or bits == OFF):
+        raise ValueError(f"bits: expected {MIN_BITS} to {MAX_BITS}, or {OFF} for off, got {bits}")
     return bits
 
 
 Bits = Annotated[int, AfterValidator(check_bits)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -127,7 +131,7 @@ class QuantConfig:
     gates: Bits = 32
     """f, i, o, the candidate, and tanh of the cell."""
     cell: Bits = 32
-    """The cell state where it is used; the paper found that less than 16 diverges."""
+    """The cell state where it is used; the paper keeps it at 16, as few bits make training diverge."""
     ranges: Literal["joint", "split"] = "joint"
     """One range for [h, x] and for [W_h, W_x], or one each."""
 
@@ -160,7 +164,7 @@ class DistillConfig:
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the teacher's term against the labels'."""
     temperature: Positive = 2.0
-    """Softness T of the teacher's logits."""
+    """Softness T of the teacher's logits, and in Hinton's form of the student's beside them."""
     form: Literal["hinton", "paper"] = "hinton"
     """Both sides tempered and the soft term unweighted, or eq. 2 to the letter."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"
@@ -189,20 +193,20 @@ class TrainConfig:
 class Config:
     """One run: a teacher and the students it teaches, under `runs`/`name`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "run"
+    name: Name = "run"
     """Folder of the run within `runs`."""
     runs: str = "runs"
     """Folder of all runs."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
-    students: dict[str, StudentConfig] = Field(default_factory=dict)
+    students: dict[Name, StudentConfig] = Field(default_factory=dict)
     distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        if "teacher" in self.students:
-            raise ValueError("students: 'teacher' is the teacher's own name, choose another")
+        for taken in {"teacher", "data"} & self.students.keys():
+            raise ValueError(f"students: {taken!r} is a folder of every run, choose another name")
         if self.frames < 1:
             raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
 
@@ -218,8 +222,10 @@ class EvalConfig:
 
     split: Literal["train", "valid", "test"] = "test"
     """Which clips."""
-    data: DataConfig
-    """Other recordings in some layout; the run's own by default."""
+    json: str | None = None
+    """A file to write the figures to, to the last digit."""
+    data: DataConfig = DataConfig()
+    """Other recordings; the run's own by default.  Events and clip length stay the run's."""
 
 
 def with_data(config: Config, **fields: Any) -> Config:

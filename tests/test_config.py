@@ -59,10 +59,15 @@ def test_paper_preset_has_the_papers_sizes():
             "fmin, fmax: expected fmin < fmax <= sample_rate / 2 = 4000 Hz, got 50 and 8000",
         ),
         (lambda: Config(name="../up"), "name: String should match pattern"),
+        (
+            lambda: Config(students={"a/b": StudentConfig()}),
+            "students.a/b.[key]: String should match pattern",
+        ),
+        (lambda: Config(students={"data": StudentConfig()}), "students: 'data' is a folder of every run"),
         (lambda: Config(data=DataConfig(clip_seconds=0.01)), "data.clip_seconds: 0.01 s is shorter"),
         (
             lambda: Config(students={"teacher": StudentConfig()}),
-            "students: 'teacher' is the teacher's own name",
+            "students: 'teacher' is a folder of every run",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The house's rules: imports run one way, the public names are few, `import qkd_jax` is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,11 @@ def test_libraries_that_may_change_have_one_room():
     assert {name.split("/")[0] for name in importers("flax")} == {"models"}
     assert importers("orbax") == {"train/checkpoint.py"}
     assert importers("grain") <= {"data/batches.py", "train/loop.py"}
+
+
+def test_constraints_are_versions_and_nothing_else():
+    lines = (PACKAGE.parent / "constraints.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in lines)
 
 
 def test_public_names():

@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 from qkd_jax.config import DataConfig, InputError
-from qkd_jax.data.clips import SPLITS, Clip, divide
+from qkd_jax.data.clips import SPLITS, Clip
 
 
 def read_manifest(config: DataConfig) -> list[Clip]:
-    """The clips that the manifest in `config.root` lists, each with a split.
+    """The clips that the manifest in `config.root` lists; without a split column theirs is None.
 
     Columns, label separator and manifest are `config`'s.  Raises InputError that names the
     file, the row or the column.
@@ -56,7 +56,7 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     if missing:
         raise InputError(f"{path}: {len(missing)} of {len(clips)} files are not there, first {missing[0]}")
     if config.split_column not in columns:
-        return divide(clips)
+        return clips
     for line, item in enumerate(clips, 2):
         if item.split not in SPLITS:
             raise InputError(

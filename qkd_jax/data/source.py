@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError
-from qkd_jax.data.clips import Clip
+from qkd_jax.data.clips import Clip, divide
 from qkd_jax.data.demo import make_demo
 from qkd_jax.data.features import Dataset, load_features
 from qkd_jax.data.manifest import read_manifest
@@ -13,7 +13,8 @@ def read_clips(data: DataConfig, features: FeatureConfig) -> list[Clip]:
     """All clips of `data`, each with a split; the demo is made first if it isn't there."""
     if data.source == "demo":
         make_demo(data, features.sample_rate)
-    return read_manifest(data)
+    clips = read_manifest(data)
+    return divide(clips) if clips[0].split is None else clips
 
 
 def load_split(config: Config, clips: Sequence[Clip], split: str) -> Dataset:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from qkd_jax.config import QuantConfig
+from qkd_jax.config import OFF, QuantConfig
 from qkd_jax.models.build import Model
-from qkd_jax.quant.fake_quant import OFF
 
 
 def model_cost(
@@ -18,7 +17,8 @@ def model_cost(
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
     Parameters are those that training moves (batch-norm statistics and CMVN are not among
-    them).  With `quant`, the LSTM's weights count at its bits, packed; the rest is float32.
+    them), and bytes are theirs: with `quant`, the LSTM's weights at its bits, packed, and the rest
+    in float32.  As in the paper, the few bytes of scales, CMVN and a file's header don't count.
     """
     params = variables["params"]
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -30,14 +30,16 @@ def model_cost(
 
 
 def packed_bytes(params: Any, weight_bits: int) -> int:
-    """Bytes of `params` with the LSTM's weights at `weight_bits`, biases and other layers float32."""
+    """Bytes of `params` with the LSTM's weights at `weight_bits`, biases and other layers float32.
 
-    def size(path: tuple, leaf: Any) -> int:
-        keys = [getattr(key, "key", None) for key in path]
-        bits = weight_bits if keys[0] == "lstm" and keys[-1] == "w" else 32
-        return -(-leaf.size * bits // 8)
-
-    return sum(size(path, leaf) for path, leaf in jax.tree.leaves_with_path(params))
+    Raises ValueError if weights are to be packed and there are none.
+    """
+    paths = [[getattr(key, "key", None) for key in path] for path, _ in jax.tree.leaves_with_path(params)]
+    packed = [path[0] == "lstm" and path[-1] == "w" for path in paths]
+    if weight_bits != OFF and not any(packed):
+        raise ValueError(f"params: expected an LSTM's weights to count at {weight_bits} bits, found none")
+    bits = [weight_bits if small else 32 for small in packed]
+    return sum(-(-leaf.size * n // 8) for leaf, n in zip(jax.tree.leaves(params), bits))
 
 
 def multiply_adds(function: Any, *arguments: Any) -> int:

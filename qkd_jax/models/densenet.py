@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qkd_jax.config import TeacherConfig
-from qkd_jax.models.common import Normalize
+from qkd_jax.config import InputError, TeacherConfig
+from qkd_jax.models.common import normalize
 
 
 class DenseNet(nn.Module):
@@ -40,7 +40,7 @@ class DenseNet(nn.Module):
                 return dense(channels)(x)
             return spatial(channels, (size, size), (stride, stride))(x)
 
-        x = Normalize()(features)[..., None].astype(dtype)
+        x = normalize(features)[..., None].astype(dtype)
         x = norm_relu(conv(x, config.stem, 7, 2))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for block, layers in enumerate(config.blocks):
@@ -51,5 +51,10 @@ class DenseNet(nn.Module):
                 new = conv(norm_relu(x), config.bottleneck * config.growth, 1)
                 new = conv(norm_relu(new), config.growth, 3)
                 x = jnp.concatenate([x, new], axis=-1)
+        if 0 in x.shape:
+            frames, mels = features.shape[1:]
+            raise InputError(
+                f"teacher.blocks: {len(config.blocks)} blocks halve features of {frames} x {mels} to nothing"
+            )
         pooled = norm_relu(x).astype(jnp.float32).mean(axis=(1, 2))
         return nn.Dense(self.events, precision=jax.lax.Precision.HIGHEST)(pooled)

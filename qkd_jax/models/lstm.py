@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from qkd_jax.config import StudentConfig
-from qkd_jax.models.common import Normalize
+from qkd_jax.models.common import normalize
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 
 
@@ -27,6 +27,6 @@ class LSTMStudent(nn.Module):
         params = self.param(
             "lstm", lambda key: lstm_init(key, inputs, config.units, config.layers, steps=steps)
         )
-        outputs, state = lstm_scan(params, Normalize()(features), quant=config.quant)
+        outputs, state = lstm_scan(params, normalize(features), quant=config.quant)
         pooled = state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)
         return nn.Dense(self.events, precision=jax.lax.Precision.HIGHEST)(pooled)

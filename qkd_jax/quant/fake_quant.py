@@ -5,9 +5,8 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
-from qkd_jax.quant.qtensor import MAX_CODE_BITS, dequantize, quantize
-
-OFF = 32
+from qkd_jax.config import OFF, check_bits
+from qkd_jax.quant.qtensor import dequantize, quantize
 
 
 def fake_quant(
@@ -22,11 +21,7 @@ def fake_quant(
     constant.  (Nothing is clipped: min and max always touch the bounds, where a clip's gradient
     would be cut.)  Reverse mode only, as with any custom_vjp.  Raises ValueError for other bits.
     """
-    if bits == OFF:
-        return x
-    if not 2 <= bits <= MAX_CODE_BITS:
-        raise ValueError(f"bits: expected 2 to {MAX_CODE_BITS}, or {OFF} for off, got {bits}")
-    return _fake_quant(x, bits, axis)
+    return x if check_bits(bits) == OFF else _fake_quant(x, bits, axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -31,9 +31,9 @@ def qdot(
         y_j = s_w s_x Σ_k q'_w[k,j] q'_x[k] + s_w β'_x Σ_k q'_w[k,j]
               + β'_w (s_x Σ_k q'_x[k] + K β'_x)
 
-    Products of codes and their sums are exact integers: in float32 while K · 2^(w_bits - 1) ·
-    2^(x_bits - 1) < 2^24, in int32 beyond.  The gradient is that of the product of the recovered
-    floats, the identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
+    Products of codes and their sums are exact integers (for K < 2^17): in float32 while
+    K · 2^(w_bits - 1) · 2^(x_bits - 1) < 2^24, in int32 beyond.  The gradient is that of the product
+    of the recovered floats, the identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
 
     Raises ValueError for bits above 8, for ranges along other axes, and where int32 would overflow.
     """

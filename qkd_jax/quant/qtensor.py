@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
-MAX_CODE_BITS = 16
+from qkd_jax.config import MAX_BITS, MIN_BITS
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["codes", "scale", "offset"], meta_fields=["bits"])
@@ -39,8 +39,8 @@ def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] |
 
     Raises ValueError for other bits and TypeError for other than floats.
     """
-    if not 2 <= bits <= MAX_CODE_BITS:
-        raise ValueError(f"bits: expected 2 to {MAX_CODE_BITS}, got {bits}")
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"bits: expected {MIN_BITS} to {MAX_BITS}, got {bits}")
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         raise TypeError(f"x: expected floats, got {jnp.result_type(x)}")
     x = jnp.asarray(x)

@@ -66,14 +66,16 @@ def open_run(config: Config) -> tuple[Run, list[Clip]]:
     Raises InputError if the folder holds a run of other settings.
     """
     folder = Path(config.runs) / config.name
+    home = str((folder / "data").absolute())
+    if config.data.source == "demo" and config.data.root not in (None, home):
+        raise InputError(
+            f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
+            "for recordings of yours: python train.py paper --data.root DIR"
+        )
     if config.data.source == "demo":
-        home = str(folder / "data")
-        if config.data.root not in (None, home):
-            raise InputError(
-                f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
-                "for recordings of yours: python train.py paper --data.root DIR"
-            )
         config = with_data(config, root=home)
+    elif config.data.root is not None:
+        config = with_data(config, root=str(Path(config.data.root).absolute()))
     clips = read_clips(config.data, config.features)
     if not config.data.events:
         events = sorted(set().union(*(clip.labels for clip in clips)))
@@ -94,11 +96,15 @@ def load_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: expected a run with a config.json, found none")
-    return Run(folder, from_json(Config, path.read_text(), str(path)))
+    config = from_json(Config, path.read_text(), str(path))
+    if config.data.source == "demo":  # its recordings move with the run
+        config = with_data(config, root=str((folder / "data").absolute()))
+    return Run(folder, config)
 
 
 def _check_same(old: Config, new: Config, path: Path) -> None:
-    before, after = _fields(old), _fields(new)
+    # The folder is the same, however it is spelled.
+    before, after = _fields(old), _fields(dataclasses.replace(new, name=old.name, runs=old.runs))
     for field in before | after:
         if before.get(field) != after.get(field):
             raise InputError(

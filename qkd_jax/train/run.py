@@ -12,9 +12,9 @@ import numpy as np
 from qkd_jax.config import Config, InputError
 from qkd_jax.data.batches import from_step, train_batches
 from qkd_jax.data.features import Dataset, mean_and_std
+from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.data.source import load_split
 from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
-from qkd_jax.distill.teacher import read_logits, write_logits
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.train.folder import TEACHER, Run, open_run

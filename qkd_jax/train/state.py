@@ -11,6 +11,7 @@ import optax
 
 from qkd_jax.config import TrainConfig
 from qkd_jax.models.build import Model
+from qkd_jax.models.common import with_norm
 
 
 @partial(
@@ -54,8 +55,7 @@ def init_state(
     """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels]."""
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
     params = variables.pop("params")
-    mean, std = (jnp.asarray(array, jnp.float32) for array in norm)
-    variables["norm"] = {"Normalize_0": {"mean": mean, "std": std}}
+    variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, variables=variables, opt_state=optimizer.init(params)
     )

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from qkd_jax.config import DataConfig, InputError
+from qkd_jax.config import DataConfig, FeatureConfig, InputError
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.manifest import read_manifest
+from qkd_jax.data.source import read_clips
 
 SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "data" / "aed-real"
@@ -63,10 +64,12 @@ def test_labels_beyond_ascii(read):
     assert read("filename,labels,split\na.wav,bébé;犬,train\n")[0].labels == {"bébé", "犬"}
 
 
-def test_without_a_split_column_groups_are_divided(read):
+def test_without_a_split_column_groups_are_divided(read, tmp_path):
     clips = read("filename,labels,group\na.wav,dog,s1\nb.wav,dog,s1\nc/d.wav,,s2\n")
-    assert {clip.split for clip in clips} <= set(SPLITS)
-    assert clips[0].split == clips[1].split
+    assert [clip.split for clip in clips] == [None] * 3
+    divided = read_clips(DataConfig(root=str(tmp_path)), FeatureConfig())
+    assert {clip.split for clip in divided} <= set(SPLITS)
+    assert divided[0].split == divided[1].split
 
 
 @pytest.mark.parametrize(

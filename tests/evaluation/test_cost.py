@@ -47,10 +47,12 @@ def test_the_papers_teacher():
     assert 1.3e9 < row["multiply_adds"] < 1.4e9
 
 
-# Quantization is the LSTM's: a teacher has nothing to pack.
+# Quantization is the LSTM's: a teacher has nothing to pack, and to count it as packed is a mistake.
 def test_a_densenet_is_not_packed():
-    row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
+    row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8))
     assert row["bytes"] == 4 * row["parameters"]
+    with pytest.raises(ValueError, match="weights to count at 4 bits, found none"):
+        cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
 
 
 A, B = jnp.zeros((5, 3, 4)), jnp.zeros((5, 4, 7))

@@ -75,7 +75,7 @@ def test_batch_mates_do_not_matter_in_evaluation():
 def test_features_are_normalized_by_the_mean_and_std_kept_with_the_model():
     variables, apply = tiny()
     mean, std = jnp.linspace(-6, -4, 16), jnp.linspace(1, 3, 16)
-    logits, _ = apply({**variables, "norm": {"Normalize_0": {"mean": mean, "std": std}}}, FEATURES)
+    logits, _ = apply({**variables, "norm": {"normalize": {"mean": mean, "std": std}}}, FEATURES)
     # A new model's are 0 and 1: it takes features as they are.
     by_hand, _ = apply(variables, (FEATURES - mean[None, None]) / std[None, None])
     np.testing.assert_allclose(logits, by_hand, atol=1e-5)

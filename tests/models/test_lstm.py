@@ -10,7 +10,7 @@ from qkd_jax.models.build import build_model
 from qkd_jax.nn.lstm import lstm_scan
 
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 12, 6)) - 5
-NORM = {"Normalize_0": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
+NORM = {"normalize": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
     lstm, output = variables["params"]["lstm"], variables["params"]["Dense_0"]
     assert len(lstm) == layers
 
-    mean, std = (NORM["Normalize_0"][key][None, None] for key in ("mean", "std"))
+    mean, std = (NORM["normalize"][key][None, None] for key in ("mean", "std"))
     outputs, _ = jax.jit(lstm_scan, static_argnames="quant")(lstm, (FEATURES - mean) / std, quant=quant)
     pooled = outputs[:, -1] if pooling == "last" else outputs.sum(axis=1) / 12
     expected = pooled @ output["kernel"] + output["bias"][None]

@@ -22,7 +22,7 @@ from qkd_jax.config import (
     TrainConfig,
     with_data,
 )
-from qkd_jax.distill.teacher import read_logits
+from qkd_jax.data.logits import read_logits
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.train import checkpoint
 from qkd_jax.train import run as run_module
@@ -90,7 +90,7 @@ def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
     model, variables = run.model("teacher"), run.best_variables("teacher")
     np.testing.assert_allclose(kept, model.apply(variables, jnp.stack(data.features)), rtol=1e-4, atol=1e-5)
     mean = np.concatenate(data.features).mean(axis=0)
-    np.testing.assert_allclose(variables["norm"]["Normalize_0"]["mean"], mean, rtol=1e-4)
+    np.testing.assert_allclose(variables["norm"]["normalize"]["mean"], mean, rtol=1e-4)
 
 
 def test_eval_prints_the_figures_of_training_to_the_last_digit(finished, capsys):
@@ -113,16 +113,58 @@ def test_eval_of_one_model_on_another_split_is_on_that_split(finished, capsys):
     assert not (finished / "results-valid.json").exists()
 
 
-def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys):
+@pytest.mark.parametrize("column", ["split", "part"])
+def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys, column):
     shutil.copytree(finished / "data", tmp_path / "other")
     table = tmp_path / "other" / "metadata.csv"
     header, *rows = table.read_text().splitlines()
-    kept = [header, *(row for row in rows if not row.startswith("audio/test-0000"))]
-    table.write_text("\n".join(kept) + "\n")
+    kept = [row for row in rows if not row.startswith("audio/test-0000")]
+    table.write_text("\n".join([header.replace("split", column), *kept]) + "\n")
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    command("eval", [finished, "--data.root", tmp_path / "other"])
-    assert "test: 10 clips" in capsys.readouterr().out
+    arguments = [finished, "--data.root", tmp_path / "other", "--json", tmp_path / "figures.json"]
+    command("eval", arguments)
+    # Without a split column they are all there to score.
+    count = 10 if column == "split" else len(kept)
+    assert f"test: {count} clips" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    # The figures are those of the kept logits on the clips that stayed.
+    if column == "split":
+        names = [row.split(",")[0] for row in kept if row.endswith(",test")]
+        labels = {row.split(",")[0]: row.split(",")[1].split(";") for row in kept}
+        events = load_run(finished).config.data.events
+        targets = np.array([[event in labels[name] for event in events] for name in names], np.float32)
+        logits = read_logits(finished / "four" / "logits-test.npz", names, events)
+        figures = json.loads((tmp_path / "figures.json").read_text())["models"]["four"]["metrics"]
+        assert figures == evaluate(targets, logits, events)
+
+
+def test_eval_refuses_events_that_the_models_do_not_have(finished, tmp_path):
+    with pytest.raises(InputError, match=r"data\.events: a run's models have .*, got \('dog',\)"):
+        command("eval", [finished, "--data.root", tmp_path, "--data.events", "dog"])
+
+
+def test_help_of_the_commands_lists_their_fields(capsys):
+    for name, field in (("train", "--students.distilled-4.quant.weights"), ("eval", "--data.root")):
+        with pytest.raises(SystemExit) as caught:
+            command(name, ["--help"])
+        assert not caught.value.code
+        assert field in capsys.readouterr().out
+
+
+def test_a_run_may_be_moved_and_is_gone_on_with_under_another_spelling(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "four")
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(load_run(finished).config, name="moved", runs=".")
+    train(with_data(config, root=None))
+    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (Path("moved"), finished))
+    assert ours == theirs
+
+
+def test_a_teacher_with_more_blocks_than_its_features_have_rows(tmp_path):
+    config = settings(tmp_path, teacher=TeacherConfig(blocks=(1, 1, 1, 1, 1), growth=4, stem=4))
+    with pytest.raises(InputError, match=r"teacher\.blocks: 5 blocks halve features of 38 x 8 to nothing"):
+        train(config)
 
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):

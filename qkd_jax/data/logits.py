@@ -1,4 +1,4 @@
-"""A teacher's logits, computed once and kept in a file keyed by clip."""
+"""Logits in a file, keyed by clip: a teacher's for its students, anyone's for looking at."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qkd_jax.config import InputError
-from qkd_jax.distill.teacher import read_logits, write_logits
+from qkd_jax.data.logits import read_logits, write_logits
 
 NAMES, EVENTS = ["audio/a.wav", "b.wav", "ü.wav"], ("bell", "knock")
 LOGITS = np.random.default_rng(0).normal(0, 3, (3, 2)).astype(np.float32)
