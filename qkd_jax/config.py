@@ -10,7 +10,8 @@ import dataclasses
 import io
 import os
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -281,8 +282,9 @@ def override(default: T, arguments: list[str], **keywords: Any) -> T:
     import tyro
 
     printed = io.StringIO()
+    asked_for_help = {"-h", "--help"} & set(arguments)
     try:
-        with contextlib.redirect_stderr(printed), _wide_terminal():
+        with contextlib.redirect_stderr(printed), nullcontext() if asked_for_help else _wide_terminal():
             return tyro.cli(type(default), default=default, args=arguments, **keywords)
     except SystemExit as stop:
         if not stop.code:
@@ -295,7 +297,7 @@ def override(default: T, arguments: list[str], **keywords: Any) -> T:
 
 
 @contextlib.contextmanager
-def _wide_terminal():
+def _wide_terminal() -> Iterator[None]:
     """Tyro draws its errors in a box; without line breaks they can be taken out of it."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "400"

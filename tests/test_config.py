@@ -121,11 +121,13 @@ def test_a_wrong_argument_is_one_line_that_says_what_was_expected(arguments, wor
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_lists_every_field(capsys):
+def test_help_lists_every_field(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
         override(Config(), ["--help"], prog="train.py")
     assert not caught.value.code
     text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
     for section in (TrainConfig, DataConfig, FeatureConfig):
         for field in dataclasses.fields(section):
             assert f".{field.name.replace('_', '-')} " in text

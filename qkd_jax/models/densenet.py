@@ -36,7 +36,7 @@ class DenseNet(nn.Module):
         spatial = functools.partial(nn.Conv, use_bias=False, dtype=dtype, kernel_init=he, precision=exact)
 
         def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
-            if size == 1:  # the same product, a seventh faster on a CPU
+            if size == 1:  # the same product, faster on a CPU
                 return dense(channels)(x)
             return spatial(channels, (size, size), (stride, stride))(x)
 

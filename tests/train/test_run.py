@@ -170,8 +170,11 @@ def test_a_teacher_with_more_blocks_than_its_features_have_rows(tmp_path):
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "from_step", lambda *_: pytest.fail("trained again"))
     before = (finished / "results.json").read_text()
+    logits = finished / "teacher" / "logits-train.npz"
+    computed = logits.stat().st_mtime_ns
     train(load_run(finished).config)
     assert (finished / "results.json").read_text() == before
+    assert logits.stat().st_mtime_ns == computed
 
 
 @pytest.mark.parametrize("killed_at", ["teacher", "four"])
