@@ -11,7 +11,6 @@ import io
 import os
 import runpy
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -283,8 +282,9 @@ def override(default: T, arguments: list[str], **keywords: Any) -> T:
 
     printed = io.StringIO()
     asked_for_help = {"-h", "--help"} & set(arguments)
+    width = contextlib.nullcontext() if asked_for_help else _wide_terminal()
     try:
-        with contextlib.redirect_stderr(printed), nullcontext() if asked_for_help else _wide_terminal():
+        with contextlib.redirect_stderr(printed), width:
             return tyro.cli(type(default), default=default, args=arguments, **keywords)
     except SystemExit as stop:
         if not stop.code:

@@ -66,13 +66,13 @@ def open_run(config: Config) -> tuple[Run, list[Clip]]:
     Raises InputError if the folder holds a run of other settings.
     """
     folder = Path(config.runs) / config.name
-    home = str((folder / "data").absolute())
-    if config.data.source == "demo" and config.data.root not in (None, home):
-        raise InputError(
-            f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
-            "for recordings of yours: python train.py paper --data.root DIR"
-        )
     if config.data.source == "demo":
+        home = _demo_root(folder)
+        if config.data.root not in (None, home):
+            raise InputError(
+                f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
+                "for recordings of yours: python train.py paper --data.root DIR"
+            )
         config = with_data(config, root=home)
     elif config.data.root is not None:
         config = with_data(config, root=str(Path(config.data.root).absolute()))
@@ -98,8 +98,12 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"{folder}: expected a run with a config.json, found none")
     config = from_json(Config, path.read_text(), str(path))
     if config.data.source == "demo":  # its recordings move with the run
-        config = with_data(config, root=str((folder / "data").absolute()))
+        config = with_data(config, root=_demo_root(folder))
     return Run(folder, config)
+
+
+def _demo_root(folder: Path) -> str:
+    return str((folder / "data").absolute())
 
 
 def _check_same(old: Config, new: Config, path: Path) -> None:

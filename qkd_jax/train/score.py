@@ -31,8 +31,9 @@ def score_run(
         raise InputError(f"{run.folder}: no model {only!r}; there are: {', '.join(run.names)}")
     names = run.names if only is None else [only]
     states = {name: run.best_variables(name) for name in names}
-    own = data is None or data == config.data
-    dataset = _own(run, split) if data is None or own else _other(run, data, split)
+    other = None if data == config.data else data
+    own = other is None
+    dataset = _own(run, split) if other is None else _other(run, other, split)
 
     models, curves = {}, {}
     for name in names:
@@ -67,7 +68,6 @@ def _other(run: Run, data: DataConfig, split: str) -> Dataset:
                 f"data.{field}: a run's models have {getattr(fixed, field)}, got {getattr(data, field)}"
             )
     # Whatever made the run's recordings, these are there already.
-    config = dataclasses.replace(run.config, data=data)
-    config = with_data(config, source="manifest")
+    config = with_data(dataclasses.replace(run.config, data=data), source="manifest")
     clips = [dataclasses.replace(clip, split=clip.split or split) for clip in read_manifest(config.data)]
     return load_split(config, clips, split)

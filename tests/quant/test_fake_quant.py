@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from qkd_jax.quant.fake_quant import fake_quant
 from qkd_jax.quant.qtensor import dequantize, quantize
@@ -75,16 +73,6 @@ def test_a_bad_slice_is_nan_alone_and_its_gradient_still_the_identity(bad):
     np.testing.assert_array_equal(pullback(x)[0], x)
 
 
-def shard(f):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
-
-
-def scanned(f):
-    return lambda x: jax.lax.scan(lambda carry, row: (carry, f(row)), None, x)[1]
-
-
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, scanned, jax.checkpoint, shard])
 def test_transforms_give_the_same_values_and_gradient(transform):
     x, cotangent = normal(2, (4, 9)), normal(3, (4, 9))
     y, pullback = jax.vjp(transform(lambda x: fake_quant(x, 8)), x)

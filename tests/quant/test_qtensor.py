@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from qkd_jax.quant.qtensor import QTensor, dequantize, quantize
 
@@ -191,16 +189,6 @@ def test_a_bad_slice_shows_and_leaves_the_others_alone(bits, name):
         np.testing.assert_array_equal(np.delete(got, 1, axis=0), expected)
 
 
-def shard(f):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
-
-
-def scanned(f):
-    return lambda x: jax.lax.scan(lambda carry, row: (carry, f(row)), None, x)[1]
-
-
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, scanned, jax.checkpoint, shard])
 @pytest.mark.parametrize("bits", [4, 16])
 def test_transforms_give_the_same_codes(transform, bits):
     x = jnp.asarray(vectors(2, (4, 9)))
