@@ -5,7 +5,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from qkd_jax.config import EvalConfig, InputError, override, run_command
+from qkd_jax.command import override, run_command
+from qkd_jax.config import EvalConfig, InputError
 
 settings_from = partial(override, prog="eval.py RUN[/MODEL]", description=__doc__)
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from qkd_jax.config import load_preset, override, run_command
+from qkd_jax.command import load_preset, override, run_command
 
 
 def main(arguments: list[str]) -> None:

@@ -1,17 +1,9 @@
 """Every setting of qkd_jax: frozen keyword-only dataclasses, checked when made.
 
-A preset is a Python file in `configs/` that binds the name `config`; the command line
-overrides single fields of it (`--train.seed 1`).  Errors name the field, what was expected
-and what was found.
+Errors name the field, what was expected and what was found.
 """
 
-import contextlib
 import dataclasses
-import io
-import os
-import runpy
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -80,8 +72,8 @@ class FeatureConfig:
 class DataConfig:
     """Where recordings and labels come from."""
 
-    source: Literal["manifest", "demo"] = "manifest"
-    """A folder with a manifest, or the demo's own synthesised recordings in the same layout."""
+    source: str = "manifest"
+    """The layout under root: manifest (a table of your files), audioset, esc50, urbansound8k, or demo."""
     root: str | None = None
     """Folder of the recordings; the demo makes its own, in the run's folder."""
     manifest: str = "metadata.csv"
@@ -97,7 +89,11 @@ class DataConfig:
     group_column: str = "group"
     """Column of what a split must not part (a recording session, a speaker); optional."""
     events: tuple[str, ...] = ()
-    """Events to detect; all labels in the manifest if none is given.  Other labels are negatives."""
+    """Events to detect; all labels of the source if none is given.  Other labels are negatives."""
+    negatives: Count | None = None
+    """Clips without any event to keep, drawn at random; all if none is given."""
+    skip_bad: bool = False
+    """Leave out recordings that can't be used, and report them, instead of stopping."""
     clip_seconds: Positive = 10.0
     """Length the models see: longer clips are cropped or windowed, shorter ones tiled."""
     demo_clips: tuple[Count, Count, Count] = (960, 240, 480)
@@ -106,16 +102,18 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TeacherConfig:
-    """A DenseNet (Huang et al. 2017); the default is the paper's DenseNet-63."""
+    """A DenseNet (Huang et al. 2017) or ResNet (He et al. 2016); the default is the paper's DenseNet-63."""
 
+    architecture: Literal["densenet", "resnet"] = "densenet"
+    """DenseNet with bottlenecks, or ResNet with bottlenecks."""
     blocks: Annotated[tuple[Count, ...], Field(min_length=1)] = (3, 6, 12, 8)
-    """Layers of each dense block."""
+    """Layers of each block: DenseNet-63 has 3 6 12 8, DenseNet-121 6 12 24 16, ResNet-50 3 4 6 3."""
     growth: Count = 32
-    """Channels that a layer adds."""
+    """Channels that a DenseNet's layer adds."""
     stem: Count = 64
-    """Channels of the first convolution."""
+    """Channels of the first convolution; a ResNet's width, doubled from block to block."""
     bottleneck: Count = 4
-    """Channels between a layer's two convolutions, in units of growth."""
+    """Channels within a DenseNet's layer, in units of growth, or out of a ResNet's, in units of its width."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the convolutions; parameters and statistics stay float32."""
 
@@ -153,14 +151,36 @@ class StudentConfig:
     """What the output layer reads: the last hidden state, or the mean over time."""
     distill: bool = True
     """Learn from the teacher and the labels (eq. 2), or from the labels alone (eq. 1)."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay a step of the weights' moving average, which is then what is validated and kept; 0 for off."""
     quant: QuantConfig = QuantConfig()
     """Bit widths, in training and after it."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DistillConfig:
-    """The distillation objective (eq. 1 and 2)."""
+class AugmentConfig:
+    """What happens to the features of a training batch; off by default, as in the paper."""
 
+    time_shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest shift of a clip in time, around its end, as a share of its length."""
+    time_masks: Annotated[int, Field(ge=0)] = 0
+    """Spans of frames to blank (SpecAugment, Park et al. 2019)."""
+    time_mask_frames: Count = 50
+    """Frames of the longest of them."""
+    mel_masks: Annotated[int, Field(ge=0)] = 0
+    """Spans of mel bands to blank."""
+    mel_mask_bands: Count = 8
+    """Bands of the widest of them."""
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 for off."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DistillConfig:
+    """The distillation objective (eq. 1 and 2) and who teaches."""
+
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("trained",)
+    """Whose logits are averaged: `trained` for the run's own teacher, or files of logits keyed by clip."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the teacher's term against the labels'."""
     temperature: Positive = 2.0
@@ -187,6 +207,8 @@ class TrainConfig:
     """Passes over the training set for the teacher."""
     student_epochs: Count = 12
     """Passes over the training set for each student."""
+    patience: Count | None = None
+    """Stop a model after so many epochs in a row that were not its best on validation."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -197,10 +219,13 @@ class Config:
     """Folder of the run within `runs`."""
     runs: str = "runs"
     """Folder of all runs."""
+    cache: str | None = None
+    """Folder where computed features are kept for all runs; `runs`/cache if none is given."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     students: dict[Name, StudentConfig] = Field(default_factory=dict)
+    augment: AugmentConfig = AugmentConfig()
     distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
 
@@ -256,64 +281,3 @@ def explain(error: ValidationError) -> str:
         return f"{place}: {message}{found}" if place else message + found
 
     return "; ".join(line(item) for item in error.errors())
-
-
-def load_preset(name: str, folder: Path) -> Config:
-    """The preset `folder`/`name`.py; raises InputError if there is none or it is not one."""
-    path = folder / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.py")))
-        raise InputError(f"no preset {name!r}; there are: {known}")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error)}") from None
-    if not isinstance(config, Config):
-        raise InputError(f"{path}: expected it to bind `config` to a Config, found {type(config).__name__}")
-    return config
-
-
-def override(default: T, arguments: list[str], **keywords: Any) -> T:
-    """`default` with the fields that `arguments` (`--section.field value`) set.
-
-    Prints the help and exits for `--help`; raises InputError, one line, for a wrong argument.
-    """
-    import tyro
-
-    printed = io.StringIO()
-    asked_for_help = {"-h", "--help"} & set(arguments)
-    width = contextlib.nullcontext() if asked_for_help else _wide_terminal()
-    try:
-        with contextlib.redirect_stderr(printed), width:
-            return tyro.cli(type(default), default=default, args=arguments, **keywords)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = (line.strip("│╭╮╰╯─ ") for line in printed.getvalue().splitlines()[1:])
-        words = (line for line in lines if line and not line.startswith("For full helptext"))
-        raise InputError(f"{' '.join(words)} (--help lists every field)") from None
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
-
-
-@contextlib.contextmanager
-def _wide_terminal() -> Iterator[None]:
-    """Tyro draws its errors in a box; without line breaks they can be taken out of it."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "400"
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
-
-
-def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run a command; what a person can mend ends in one line on stderr and status 2."""
-    import sys
-
-    try:
-        main(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from qkd_jax.command import load_preset
 from qkd_jax.config import (
     Config,
     DataConfig,
@@ -16,8 +17,6 @@ from qkd_jax.config import (
     TrainConfig,
     explain,
     from_json,
-    load_preset,
-    override,
     to_json,
 )
 
@@ -88,60 +87,6 @@ def test_frames_are_counted_without_padding(seconds):
     samples = round(seconds * 16000)
     whole = [start for start in range(0, samples, 160) if start + 400 <= samples]
     assert FeatureConfig().frames(samples) == len(whole)
-
-
-def test_command_line_overrides_single_fields():
-    preset = load_preset("demo", PRESETS)
-    new = override(
-        preset, ["--train.seed", "3", "--students.distilled-4.units", "32", "--data.events", "a", "b"]
-    )
-    assert new.train == dataclasses.replace(preset.train, seed=3)
-    assert new.students["distilled-4"].units == 32 and new.students["plain"] == preset.students["plain"]
-    assert new.data.events == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--train.sed", "3"], ["--train.sed", "--train.seed"]),
-        (["--train.seed", "x"], ["--train.seed", "INT", "'x'"]),
-        (["--train.batch-size", "0"], ["batch_size", "greater than or equal to 1"]),
-        (["--data.source", "tape"], ["--data.source", "manifest", "demo", "tape"]),
-        (
-            ["--students.distilled-4.quant.weights", "1"],
-            ["weights", "expected 2 to 16, or 32 for off, got 1"],
-        ),
-    ],
-)
-def test_a_wrong_argument_is_one_line_that_says_what_was_expected(arguments, words, capsys):
-    with pytest.raises(InputError) as caught:
-        override(load_preset("demo", PRESETS), arguments)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_help_lists_every_field(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as caught:
-        override(Config(), ["--help"], prog="train.py")
-    assert not caught.value.code
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
-    for section in (TrainConfig, DataConfig, FeatureConfig):
-        for field in dataclasses.fields(section):
-            assert f".{field.name.replace('_', '-')} " in text
-
-
-def test_presets_are_found_by_name_and_checked(tmp_path):
-    with pytest.raises(InputError, match=r"no preset 'pape'; there are: demo, paper"):
-        load_preset("pape", PRESETS)
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(InputError, match="expected it to bind `config` to a Config, found NoneType"):
-        load_preset("empty", tmp_path)
-    (tmp_path / "wrong.py").write_text("from qkd_jax.config import Config\nconfig = Config(nam='x')\n")
-    with pytest.raises(InputError, match=r"wrong\.py: nam: Unexpected keyword argument"):
-        load_preset("wrong", tmp_path)
 
 
 def test_json_errors_name_file_and_field():

@@ -11,7 +11,9 @@ import qkd_jax
 PACKAGE = Path(qkd_jax.__file__).parent
 ROOMS = (
     "config",
+    "command",
     "progress",
+    "files",
     "quant",
     "nn",
     "audio",

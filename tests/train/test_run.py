@@ -272,7 +272,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     ],
 )
 def test_a_mistake_ends_in_one_line_and_status_2(name, arguments, said, capsys, tmp_path, monkeypatch):
-    from qkd_jax.config import run_command
+    from qkd_jax.command import run_command
 
     monkeypatch.chdir(tmp_path)
     assert run_command(lambda given: command(name, given), arguments) == 2

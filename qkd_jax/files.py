@@ -1,0 +1,25 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file to write, which becomes `path` when the block ends well, and else leaves no trace.
+
+    Folders on the way are made.  Whoever is killed halfway leaves `path` as it was, beside a
+    file that ends in .part, which nothing reads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(part, mode, **text) as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
