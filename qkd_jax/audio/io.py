@@ -1,29 +1,60 @@
-"""Reading recordings: any file libsndfile reads, any rate, any number of channels."""
+"""Reading recordings: any file libsndfile reads, any rate, any number of channels, any length."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from qkd_jax.config import InputError
 
+_BLOCK_SECONDS = 30
+_UNKNOWN = 0x7F000000  # what writes to a pipe can't know the length and puts the largest there
+
 
 def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
-    """The recording at `path` as float32 [samples], mono (mean of the channels), at `sample_rate` Hz.
+    """The recording at `path` as float32 [samples]: `audio_blocks`, joined."""
+    return np.concatenate(list(audio_blocks(path, sample_rate)))
 
-    Resampled by soxr's high-quality filter through librosa.  Raises InputError if the file
-    can't be read or holds no samples.
+
+def audio_blocks(path: str | Path, sample_rate: int = 16_000) -> Iterator[np.ndarray]:
+    """The recording at `path`, float32 [samples] each, in blocks of at most about 30 s.
+
+    Mono (mean of the channels) at `sample_rate` Hz, resampled by soxr's high-quality filter; how
+    a recording is cut into blocks changes no sample.  Raises InputError, at the latest after
+    the last block, if the file can't be read or is cut off, or if it holds no samples, NaN or
+    infinity, or one constant value.  (A cut-off Ogg file can't be told from a shorter one.)
     """
     import soundfile
+    import soxr
 
+    count, low, high = 0, np.inf, -np.inf
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            _check_whole(path, file.extra_info)
+            resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+            while len(block := file.read(_BLOCK_SECONDS * file.samplerate, "float32", always_2d=True)):
+                mono = block.mean(axis=1)
+                count += len(mono)
+                low, high = min(low, mono.min()), max(high, mono.max())
+                if not (np.isfinite(low) and np.isfinite(high)):
+                    raise InputError(f"{path}: expected finite samples, found NaN or infinity")
+                yield mono if file.samplerate == sample_rate else resample.resample_chunk(mono)
+            if file.samplerate != sample_rate:
+                yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
+            promised = file.frames
     except (OSError, RuntimeError, TypeError) as error:
         raise InputError(f"{path}: expected a recording that libsndfile reads: {error}") from None
-    mono = samples.mean(axis=1)
-    if rate != sample_rate and mono.size:
-        import librosa
-
-        mono = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate, res_type="soxr_hq")
-    if not mono.size:
+    if not count:
         raise InputError(f"{path}: expected samples, found none")
-    return mono
+    if count < promised:
+        raise InputError(f"{path}: cut off: expected {promised} samples, found {count}")
+    if low == high:
+        raise InputError(f"{path}: silent: all {count} samples are {low:g}")
+
+
+def _check_whole(path: str | Path, log: str) -> None:
+    """Raise InputError where libsndfile's log says that a chunk of samples ends beyond the file."""
+    found = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if found and int(found[2]) < int(found[1]) < _UNKNOWN:
+        raise InputError(f"{path}: cut off: expected {found[1]} bytes of samples, found {found[2]}")

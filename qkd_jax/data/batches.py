@@ -1,9 +1,11 @@
 """Batches through Grain: the batch of a step is a pure function of (seed, step)."""
 
+from collections.abc import Iterator
+
 import grain
 import numpy as np
 
-from qkd_jax.data.features import Dataset
+from qkd_jax.data.dataset import Dataset
 
 Batch = dict[str, np.ndarray]
 
@@ -29,13 +31,14 @@ def train_batches(
 ) -> grain.MapDataset:
     """Endless shuffled batches; `batches[step]` depends on `seed` and `step` alone.
 
-    A batch holds `features` [batch, frames, mels], each clip cropped at random, `labels`
-    [batch, events] and, where given, `teacher_logits` [batch, events].
+    A batch holds `features` [batch, frames, mels], of each clip longer than that a part chosen at
+    random, of each shorter one `tiled` ones; `labels` [batch, events]; and, where given,
+    `teacher_logits` [batch, events].
     """
 
     def crop(example: Batch, rng: np.random.Generator) -> Batch:
-        start = rng.integers(len(example["features"]) - frames + 1)
-        return example | {"features": example["features"][start : start + frames]}
+        start = rng.integers(max(len(example["features"]) - frames, 0) + 1)
+        return example | {"features": tiled(example["features"][start : start + frames], frames)}
 
     return (
         grain.MapDataset.source(_Examples(data, teacher_logits))
@@ -54,7 +57,16 @@ def from_step(batches: grain.MapDataset, step: int) -> grain.IterDataset:
     )
 
 
-def windows(features: np.ndarray, frames: int) -> np.ndarray:
-    """`features` [n, mels] cut into windows [count, frames, mels]; the last ends where the clip ends."""
-    starts = [*range(0, len(features) - frames, frames), len(features) - frames]
-    return np.stack([features[start : start + frames] for start in starts])
+def windows(features: np.ndarray, frames: int) -> Iterator[np.ndarray]:
+    """`features` [n, mels] cut into windows [frames, mels]; the last ends where the clip ends.
+
+    A clip of fewer frames is one window, `tiled`.
+    """
+    last = max(len(features) - frames, 0)
+    for start in (*range(0, last, frames), last):
+        yield tiled(features[start : start + frames], frames)
+
+
+def tiled(features: np.ndarray, frames: int) -> np.ndarray:
+    """`features` [n, mels] repeated to [frames, mels], not zero-padded: length must not tell the class."""
+    return np.resize(features, (frames, features.shape[1]))

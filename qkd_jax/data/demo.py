@@ -11,15 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from qkd_jax.config import DataConfig
-from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.clips import SPLITS, Clip
+from qkd_jax.data.manifest import read_manifest
+from qkd_jax.files import whole_file
 from qkd_jax.progress import track
 
 EVENTS = ("siren", "bell", "knock")
 _DISTRACTORS = ("tone", "hiss", "hum")
+_SAMPLE_RATE = 16_000
 _SOUNDS_PER_CLIP = 3
 
 
-def make_demo(config: DataConfig, sample_rate: int) -> None:
+def read_demo(config: DataConfig) -> list[Clip]:
+    """The demo's clips, made first if they are not there."""
+    make_demo(config)
+    return read_manifest(config)
+
+
+def make_demo(config: DataConfig) -> None:
     """Write `config.demo_clips` recordings and the manifest under `config.root`, unless it is there.
 
     Deterministic.  The manifest is written last: a folder that has one is complete.
@@ -35,17 +44,15 @@ def make_demo(config: DataConfig, sample_rate: int) -> None:
     rows = []
     for split, index in track(names, len(names), "making recordings"):
         rng = np.random.default_rng([SPLITS.index(split), index])
-        samples, labels = make_clip(rng, sample_rate, config.clip_seconds)
+        samples, labels = make_clip(rng, _SAMPLE_RATE, config.clip_seconds)
         name = f"audio/{split}-{index:05}.wav"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(root / name, samples, sample_rate, subtype="PCM_16")
+        soundfile.write(root / name, samples, _SAMPLE_RATE, subtype="PCM_16")
         rows.append([name, config.label_separator.join(labels), split])
-    part = manifest.with_suffix(".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    with whole_file(manifest, "w") as file:
         writer = csv.writer(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
         writer.writerow([config.filename_column, config.labels_column, config.split_column])
         writer.writerows(rows)
-    part.replace(manifest)
 
 
 def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tuple[np.ndarray, list[str]]:

@@ -1,66 +1,135 @@
-"""From clips to features in memory, ready for batches."""
+"""Log-mel energies of recordings, each computed once and kept in a file of its own."""
 
-import functools
-from collections.abc import Sequence
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.audio.io import read_audio
+from qkd_jax.audio.io import audio_blocks
 from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig, InputError
-from qkd_jax.data.clips import Clip, targets
+from qkd_jax.config import FeatureConfig, InputError, to_json
+from qkd_jax.data.clips import Clip
+from qkd_jax.files import whole_file
 from qkd_jax.progress import track
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """Clips of one split: `features` float32 [frames, mels] each, `targets` float32 [clips, events]."""
-
-    names: list[str]
-    features: list[np.ndarray]
-    targets: np.ndarray
-    events: tuple[str, ...]
+_FORMAT = 1  # to be raised when the same settings come to give other features
 
 
-def load_features(
-    clips: Sequence[Clip],
-    events: Sequence[str],
-    config: FeatureConfig,
-    frames: int,
-) -> Dataset:
-    """Read `clips` and compute their log-mel energies on all cores.
+def cached_features(
+    clips: Sequence[Clip], config: FeatureConfig, cache: Path
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The file of each clip's features in `cache`, computed on all cores where there is none.
 
-    A clip of fewer than `frames` frames is tiled until it has them, never zero-padded, so that
-    length can't tell the class.
+    Returns the files, float32 [frames, n_mels] in NumPy's format, and for recordings that
+    can't be used what is wrong with them, both by clip name.  A file is found by the settings
+    and the recording's path, size and time of change, and is there whole or not at all.
     """
-    one = functools.partial(clip_features, config=config, frames=frames)
-    with ThreadPoolExecutor() as pool:
-        features = list(track(pool.map(one, clips), len(clips), f"{clips[0].split} features"))
-    return Dataset([clip.name for clip in clips], features, targets(clips, events), tuple(events))
+    settings = f"{_FORMAT} {to_json(config)}"
+    entries = {clip.name: cache / _entry(clip.path, settings) for clip in clips}
+    lacking = [clip for clip in clips if not _is_whole(entries[clip.name], config)]
+    bad = {}
+    for clip, reason in _in_parallel(lacking, config, entries):
+        if reason:
+            bad[clip.name] = reason
+            del entries[clip.name]
+    return entries, bad
 
 
-def clip_features(clip: Clip, config: FeatureConfig, frames: int) -> np.ndarray:
-    """Log-mel energies of one recording, float32 [at least `frames`, n_mels]."""
-    samples = read_audio(clip.path, config.sample_rate)
-    needed = config.win_length + (frames - 1) * config.hop_length
-    if len(samples) < needed:
-        samples = np.tile(samples, -(-needed // len(samples)))[:needed]
-    # Whole seconds, so that recordings of many lengths share few compiled shapes.
-    padded = np.pad(samples, (0, -len(samples) % config.sample_rate))
-    features = np.asarray(log_mel(jnp.asarray(padded), config))[: config.frames(len(samples))]
-    if not np.isfinite(features).all():
-        raise InputError(f"{clip.path}: expected finite samples, found NaN or infinity")
+def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
+    """Log-mel energies of one recording, float32 [frames, n_mels], read block by block.
+
+    Raises InputError if it can't be read, or is shorter than one window.
+    """
+    rate, pieces, samples, count = config.sample_rate, [], np.zeros(0, np.float32), 0
+    for block in audio_blocks(path, rate):
+        count += len(block)
+        samples = np.concatenate([samples, block])
+        frames = config.frames(len(samples))
+        # Whole seconds, so that recordings of many lengths share few compiled shapes.
+        padded = np.pad(samples, (0, -len(samples) % rate))
+        # A frame at a time is nothing for an accelerator.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            pieces.append(np.asarray(log_mel(jnp.asarray(padded), config))[:frames])
+        samples = samples[frames * config.hop_length :]
+    features = np.concatenate(pieces)
+    if not len(features):
+        raise InputError(f"{path}: expected at least {config.win_length} samples at {rate} Hz, found {count}")
     return features
 
 
-def mean_and_std(features: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+class CachedFeatures(Sequence[np.ndarray]):
+    """Features in files, opened when asked for, so that any number of clips takes no memory."""
+
+    def __init__(self, entries: Sequence[Path]):
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index):
+        return np.load(self.entries[index], mmap_mode="r")
+
+
+def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each band over all frames (global CMVN), float32 [mels]."""
-    count = sum(len(item) for item in features)
-    mean = sum(item.sum(axis=0, dtype=np.float64) for item in features) / count
-    variance = sum(((item - mean) ** 2).sum(axis=0) for item in features) / count
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for item in features:
+        exact = np.asarray(item, np.float64)
+        count, total, squares = count + len(item), total + exact.sum(axis=0), squares + (exact**2).sum(axis=0)
+    mean = total / count
     # A band that never changes says nothing; it must not become infinite.
-    std = np.sqrt(np.maximum(variance, 1e-10))
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _entry(recording: Path, settings: str) -> Path:
+    try:
+        status = recording.stat()
+        identity = f"{status.st_size} {status.st_mtime_ns}"
+    except OSError:
+        identity = "not there"  # reading it will say so
+    key = "\n".join([settings, str(recording.absolute()), identity])
+    digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+    return Path(digest[:2], f"{digest[2:]}.npy")
+
+
+def _is_whole(entry: Path, config: FeatureConfig) -> bool:
+    """False for what is missing, and for what a crash of the whole machine may leave."""
+    try:
+        features = np.load(entry, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return features.dtype == np.float32 and features.shape[1:] == (config.n_mels,) and len(features) > 0
+
+
+def _in_parallel(
+    clips: Sequence[Clip], config: FeatureConfig, entries: Mapping[str, Path]
+) -> Iterator[tuple[Clip, str]]:
+    """Compute the entries of `clips`; yields each with what is wrong with it, or the empty string."""
+
+    def one(clip: Clip) -> str:
+        try:
+            if not clip.path.is_file():
+                raise InputError(f"{clip.path}: not there")
+            features = recording_features(clip.path, config)
+        except InputError as error:
+            return str(error)
+        with whole_file(entries[clip.name]) as file:
+            np.save(file, features)
+        return ""
+
+    # Not all at once, so that two million clips do not wait in memory.
+    some = [clips[start : start + 256] for start in range(0, len(clips), 256)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            done = itertools.chain.from_iterable(zip(batch, pool.map(one, batch)) for batch in some)
+            yield from track(done, len(clips), "features")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -6,15 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from qkd_jax.config import InputError
+from qkd_jax.files import whole_file
 
 
 def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
     """Keep `logits` float32 [clips, events] under the clips' names; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
+    with whole_file(path) as file:
         np.savez_compressed(file, names=np.array(names), events=np.array(events), logits=logits)
-    part.replace(path)
 
 
 def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.ndarray:

@@ -1,37 +1,70 @@
-"""From settings to clips, whatever the source, and from clips to the data set of a split."""
+"""From settings to clips, whatever the source.
 
-from collections.abc import Sequence
+A source is a function from the data settings to clips; its line in `SOURCES` is all that
+adding one takes.
+"""
 
-from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError
-from qkd_jax.data.clips import Clip, divide
-from qkd_jax.data.demo import make_demo
-from qkd_jax.data.features import Dataset, load_features
+import random
+from collections import Counter
+from pathlib import Path
+
+from qkd_jax.config import Config, DataConfig, InputError
+from qkd_jax.data.audioset import read_audioset
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.demo import read_demo
+from qkd_jax.data.esc50 import read_esc50
+from qkd_jax.data.features import cached_features
 from qkd_jax.data.manifest import read_manifest
+from qkd_jax.data.urbansound8k import read_urbansound8k
+
+SOURCES = {
+    "manifest": read_manifest,
+    "audioset": read_audioset,
+    "esc50": read_esc50,
+    "urbansound8k": read_urbansound8k,
+    "demo": read_demo,
+}
+_LISTED = 20
 
 
-def read_clips(data: DataConfig, features: FeatureConfig) -> list[Clip]:
-    """All clips of `data`, each with a split; the demo is made first if it isn't there."""
-    if data.source == "demo":
-        make_demo(data, features.sample_rate)
-    clips = read_manifest(data)
-    return divide(clips) if clips[0].split is None else clips
+def read_clips(data: DataConfig) -> list[Clip]:
+    """The clips of `data`, their split None where the source has none; `data.negatives` without an event.
 
-
-def load_split(config: Config, clips: Sequence[Clip], split: str) -> Dataset:
-    """The features and targets of the clips of one split.
-
-    Raises InputError if there are none, or if an event has no positive or no negative clip in
-    it, for then it can be neither learned nor measured.
+    Raises InputError.
     """
-    manifest = f"{config.data.root}/{config.data.manifest}"
-    chosen = [clip for clip in clips if clip.split == split]
-    if not chosen:
-        raise InputError(f"{manifest}: expected clips of split {split!r}, found none")
-    for event in config.data.events:
-        positives = sum(event in clip.labels for clip in chosen)
-        if not 0 < positives < len(chosen):
-            raise InputError(
-                f"{manifest}: event {event!r}: expected positive and negative clips in split {split!r}, "
-                f"found {positives} positive of {len(chosen)}"
-            )
-    return load_features(chosen, config.data.events, config.features, config.frames)
+    if data.source not in SOURCES:
+        raise InputError(f"data.source: expected one of {', '.join(SOURCES)}, got {data.source!r}")
+    clips = SOURCES[data.source](data)
+    counts = Counter(label for clip in clips for label in clip.labels)
+    for event in data.events:
+        if event not in counts:
+            known = ", ".join(f"{label} ({count})" for label, count in counts.most_common(_LISTED)) or "none"
+            raise InputError(f"data.events: no recording has the label {event!r}; there are {known}")
+    if data.negatives is None:
+        return clips
+    negatives = {clip.name for clip in clips if clip.labels.isdisjoint(data.events or counts)}
+    kept = random.Random(0).sample(sorted(negatives), min(data.negatives, len(negatives)))
+    left_out = negatives.difference(kept)
+    return [clip for clip in clips if clip.name not in left_out]
+
+
+def usable_clips(config: Config, cache: Path) -> tuple[list[Clip], list[str]]:
+    """The clips of `config.data` that can be read, and what is wrong with the others.
+
+    Their features are in `cache` then.  Raises InputError if there are others, unless
+    `config.data.skip_bad`.
+    """
+    clips = read_clips(config.data)
+    _, bad = cached_features(clips, config.features, cache)
+    if bad and not (config.data.skip_bad and len(bad) < len(clips)):
+        raise InputError(f"{list_bad(bad, len(clips))}\n--data.skip-bad leaves them out")
+    if bad:
+        print(f"left out: {list_bad(bad, len(clips))}", flush=True)
+    return [clip for clip in clips if clip.name not in bad], list(bad.values())
+
+
+def list_bad(bad: dict[str, str], count: int) -> str:
+    """Which of `count` recordings can't be used, and why: a line each, of many the first."""
+    more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
+    lines = [*list(bad.values())[:_LISTED], *more]
+    return "\n  ".join([f"{len(bad)} of {count} recordings can't be used:", *lines])

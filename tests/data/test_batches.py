@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qkd_jax.data.batches import from_step, train_batches, windows
-from qkd_jax.data.features import Dataset
+from qkd_jax.data.dataset import Dataset
 
 FRAMES = 4
 LENGTHS = [4, 5, 6, 4, 9, 7, 6, 4, 12, 5]
@@ -104,4 +104,13 @@ def test_crops_are_slices_of_the_clip_at_every_possible_place():
 def test_windows_cover_every_frame_and_end_where_the_clip_ends(length, starts):
     features = np.arange(3 * length).reshape(length, 3)
     expected = np.stack([features[start : start + FRAMES] for start in starts])
-    np.testing.assert_array_equal(windows(features, FRAMES), expected)
+    np.testing.assert_array_equal(list(windows(features, FRAMES)), expected)
+
+
+def test_a_clip_shorter_than_the_models_see_is_repeated():
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    expected = features[[0, 1, 2, 0, 1, 2, 0]]
+    np.testing.assert_array_equal(list(windows(features, 7)), [expected])
+    data = Dataset(["a"], [features], np.ones((1, 1), np.float32), ("x",))
+    batch = train_batches(data, None, frames=7, batch_size=2, seed=0)[0]
+    np.testing.assert_array_equal(batch["features"], [expected, expected])

@@ -1,4 +1,8 @@
-from pathlib import Path
+"""Features of recordings: right, computed once, never read when half-written, and bad recordings named."""
+
+import os
+import threading
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +10,10 @@ import pytest
 import soundfile
 
 from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig, InputError
+from qkd_jax.config import FeatureConfig
+from qkd_jax.data import features as features_module
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.features import clip_features, load_features, mean_and_std
+from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
 
 CONFIG = FeatureConfig(n_mels=32)
 
@@ -17,69 +22,194 @@ CONFIG = FeatureConfig(n_mels=32)
 def record(tmp_path):
     """Writes samples (float, so that nothing is rounded) and gives the clip."""
 
-    def record(name, samples, rate=16_000, labels=()):
+    def record(name, samples, rate=16_000):
         path = tmp_path / name
         soundfile.write(path, samples, rate, subtype="FLOAT")
-        return Clip(name=name, path=path, labels=frozenset(labels), group=name, split="train")
+        return Clip(name=name, path=path, labels=frozenset(), group=name)
 
     return record
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The paths of the recordings whose features are computed, as it happens."""
+    paths = []
+    compute = recording_features
+
+    def noted(path, config):
+        paths.append(path)
+        return compute(path, config)
+
+    monkeypatch.setattr(features_module, "recording_features", noted)
+    return paths
 
 
 def noise(samples, seed=0):
     return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
 
 
-@pytest.mark.parametrize("samples", [16_000, 21_337, 15_999])
+@pytest.mark.parametrize("samples", [400, 7001, 15_999, 16_000, 21_337, 31 * 16_000 + 77, 64 * 16_000])
 def test_features_are_those_of_the_samples_bit_for_bit(record, samples):
+    # The longest are read in several blocks.
     waveform = noise(samples)
-    features = clip_features(record("a.wav", waveform), CONFIG, frames=10)
+    features = recording_features(record("a.wav", waveform).path, CONFIG)
     np.testing.assert_array_equal(features, log_mel(jnp.asarray(waveform), CONFIG))
-
-
-@pytest.mark.parametrize("samples", [50, 7001, 15_919])
-def test_a_short_clip_is_tiled(record, samples):
-    waveform, frames = noise(samples), 98
-    features = clip_features(record("a.wav", waveform), CONFIG, frames)
-    tiled = np.resize(waveform, 400 + 97 * 160)  # np.resize repeats
-    np.testing.assert_array_equal(features, log_mel(jnp.asarray(tiled), CONFIG))
-    assert len(features) == frames
-    # Zeros would show as the floor's logarithm, and length would tell the class.
-    assert features.min() > np.log(CONFIG.floor) + 1
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite_are_named(record, wrong):
-    waveform = noise(16_000)
-    waveform[8000] = wrong
-    with pytest.raises(InputError, match=r"broken\.wav: expected finite samples"):
-        clip_features(record("broken.wav", waveform), CONFIG, 98)
-
-
-def test_a_split_keeps_order_names_and_targets(record):
-    waveforms = [noise(16_000 + 500 * seed, seed) for seed in range(6)]
-    labels = [{"dog"}, set(), {"cat"}, {"dog", "cat"}, {"other"}, {"cat"}]
-    clips = [record(f"{index}.wav", waveforms[index], labels=labels[index]) for index in range(6)]
-    data = load_features(clips, ("cat", "dog"), CONFIG, 98)
-    assert data.names == [clip.name for clip in clips]
-    assert data.events == ("cat", "dog")
-    np.testing.assert_array_equal(data.targets, [[0, 1], [0, 0], [1, 0], [1, 1], [0, 0], [1, 0]])
-    for features, waveform in zip(data.features, waveforms):
-        np.testing.assert_array_equal(features, log_mel(jnp.asarray(waveform), CONFIG))
 
 
 def test_recordings_of_another_rate_are_resampled(record):
     time = np.arange(8000) / 8000
-    low = clip_features(record("low.wav", 0.5 * np.sin(2 * np.pi * 1000 * time), 8000), CONFIG, 98)
+    low = recording_features(record("low.wav", 0.5 * np.sin(2 * np.pi * 1000 * time), 8000).path, CONFIG)
     time = np.arange(16_000) / 16_000
-    high = clip_features(record("high.wav", 0.5 * np.sin(2 * np.pi * 1000 * time)), CONFIG, 98)
+    high = recording_features(record("high.wav", 0.5 * np.sin(2 * np.pi * 1000 * time)).path, CONFIG)
     band = high[50].argmax()
     np.testing.assert_allclose(low[10:-10, band], high[10:-10, band], atol=0.01)
 
 
-def test_a_missing_recording_is_named():
-    clip = Clip(name="gone.wav", path=Path("gone.wav"), labels=frozenset(), group="gone")
-    with pytest.raises(InputError, match=r"gone\.wav"):
-        load_features([clip], (), CONFIG, 98)
+def test_each_recording_is_computed_once(record, tmp_path, computed):
+    clips = [record(f"{index}.wav", noise(16_000 + 500 * index, index)) for index in range(6)]
+    entries, bad = cached_features(clips, CONFIG, tmp_path / "cache")
+    assert sorted(computed) == sorted(clip.path for clip in clips) and bad == {}
+    kept = CachedFeatures([entries[clip.name] for clip in clips])
+    for clip, features in zip(clips, kept):
+        np.testing.assert_array_equal(features, recording_features(clip.path, CONFIG))
+    computed.clear()
+    assert cached_features(clips, CONFIG, tmp_path / "cache") == (entries, {})
+    more = [*clips, record("new.wav", noise(16_000, 9))]
+    cached_features(more, CONFIG, tmp_path / "cache")
+    assert computed == [more[-1].path]
+
+
+def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_path, computed):
+    clip, cache = record("a.wav", noise(16_000)), tmp_path / "cache"
+
+    def features(config=CONFIG):
+        return np.array(np.load(cached_features([clip], config, cache)[0]["a.wav"]))
+
+    before = features()
+    assert features(FeatureConfig(n_mels=16)).shape == (98, 16)
+    assert len(computed) == 2
+    record("a.wav", noise(16_000, seed=1))  # the same size
+    os.utime(clip.path, ns=(0, 10**18))
+    assert (features() != before).any()
+    assert len(computed) == 3
+    (tmp_path / "b").mkdir()
+    twin = record("b/a.wav", noise(16_000))
+    np.testing.assert_array_equal(np.load(cached_features([twin], CONFIG, cache)[0]["b/a.wav"]), before)
+    assert len(computed) == 4
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:50]),
+        lambda path: np.save(path, np.zeros((98, 7), np.float32)),
+        lambda path: np.save(path, np.zeros((98, 32), np.float64)),
+        lambda path: np.save(path, np.zeros((0, 32), np.float32)),
+    ],
+    ids=["empty", "cut", "half a header", "bands", "type", "no frames"],
+)
+def test_an_entry_that_is_not_whole_is_computed_anew(record, tmp_path, spoil):
+    clip = record("a.wav", noise(16_000))
+    entry = cached_features([clip], CONFIG, tmp_path / "cache")[0]["a.wav"]
+    whole = entry.read_bytes()
+    spoil(entry)
+    assert entry.read_bytes() != whole
+    assert cached_features([clip], CONFIG, tmp_path / "cache") == ({"a.wav": entry}, {})
+    assert entry.read_bytes() == whole
+
+
+def test_an_interruption_keeps_what_is_done_and_leaves_nothing_half_done(record, tmp_path, monkeypatch):
+    clips = [record(f"{index:02}.wav", noise(16_000, index)) for index in range(40)]
+    compute, begun = recording_features, threading.Semaphore(10)
+
+    def slow(path, config):
+        if not begun.acquire(blocking=False):
+            raise KeyboardInterrupt
+        return compute(path, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features_module, "recording_features", slow)
+        with pytest.raises(KeyboardInterrupt):
+            cached_features(clips, CONFIG, tmp_path / "cache")
+    done = list((tmp_path / "cache").rglob("*.npy"))
+    assert len(done) == 10
+    assert not list((tmp_path / "cache").rglob("*.part"))
+    times = {path: path.stat().st_mtime_ns for path in done}
+    entries, _ = cached_features(clips, CONFIG, tmp_path / "cache")
+    assert len(entries) == 40
+    assert {path: path.stat().st_mtime_ns for path in done} == times
+
+
+def test_several_at_once_compute_the_same_entries(record, tmp_path):
+    clips = [record(f"{index}.wav", noise(16_000, index)) for index in range(8)]
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(cached_features(clips, CONFIG, tmp_path / "cache")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results[0] == results[1] == results[2] and len(results) == 3
+    for clip in clips:
+        features = np.load(results[0][0][clip.name])
+        np.testing.assert_array_equal(features, recording_features(clip.path, CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "not there"),
+        (lambda path: path.mkdir(), "not there"),
+        (lambda path: path.write_bytes(b""), "expected a recording that libsndfile reads"),
+        (lambda path: path.write_text("not a recording"), "expected a recording that libsndfile reads"),
+        (lambda path: soundfile.write(path, np.zeros(0), 16_000), "expected samples, found none"),
+        (lambda path: soundfile.write(path, noise(1), 16_000), "silent: all 1 samples are"),
+        (lambda path: soundfile.write(path, noise(399), 16_000), "expected at least 400 samples"),
+        (lambda path: soundfile.write(path, np.zeros(16_000), 16_000), "silent: all 16000 samples are 0"),
+        (
+            lambda path: soundfile.write(path, np.append(noise(9000), np.nan), 16_000, "FLOAT"),
+            "expected finite samples, found NaN or infinity",
+        ),
+    ],
+)
+def test_a_recording_that_cannot_be_used_is_named_and_the_others_are_kept(record, tmp_path, make, said):
+    good, path = record("good.wav", noise(16_000)), tmp_path / "bad.wav"
+    make(path)
+    bad = Clip(name="bad.wav", path=path, labels=frozenset(), group="bad")
+    entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
+    assert list(entries) == ["good.wav"] and entries["good.wav"].is_file()
+    assert list(reasons) == ["bad.wav"]
+    assert reasons["bad.wav"].startswith(f"{path}: {said}")
+    assert "\n" not in reasons["bad.wav"]
+
+
+def test_a_long_recording_takes_little_more_memory_than_its_features(record):
+    minutes = 20
+    path = record("long.wav", noise(minutes * 60 * 16_000)).path
+    tracemalloc.start()
+    features = recording_features(path, CONFIG)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(features) == CONFIG.frames(minutes * 60 * 16_000)
+    samples = 4 * minutes * 60 * 16_000
+    assert peak < 2.5 * features.nbytes + 20e6 < samples
+
+
+def test_features_of_any_number_of_clips_take_no_memory(tmp_path):
+    entries = [tmp_path / f"{index}.npy" for index in range(50)]
+    for entry in entries:
+        np.save(entry, np.ones((2000, 32), np.float32))
+    tracemalloc.start()
+    features = CachedFeatures(entries)
+    held = [item[1000:1010] for item in features]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(held) == len(features) == 50
+    assert peak < 2000 * 32 * 4
 
 
 def test_mean_and_std_are_those_of_all_frames():

@@ -1,13 +1,15 @@
 import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qkd_jax.config import DataConfig, FeatureConfig, InputError
+from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.manifest import read_manifest
-from qkd_jax.data.source import read_clips
 
 SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
 REAL = SHARED / "data" / "aed-real"
@@ -15,10 +17,7 @@ REAL = SHARED / "data" / "aed-real"
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a manifest of the given text beside the files a.wav, b.wav and c/d.wav."""
-    (tmp_path / "c").mkdir()
-    for name in ("a.wav", "b.wav", "c/d.wav"):
-        (tmp_path / name).touch()
+    """Reads a manifest of the given text."""
 
     def read(text, encoding="utf-8", **fields):
         config = DataConfig(root=str(tmp_path), **fields)
@@ -64,44 +63,67 @@ def test_labels_beyond_ascii(read):
     assert read("filename,labels,split\na.wav,bébé;犬,train\n")[0].labels == {"bébé", "犬"}
 
 
-def test_without_a_split_column_groups_are_divided(read, tmp_path):
-    clips = read("filename,labels,group\na.wav,dog,s1\nb.wav,dog,s1\nc/d.wav,,s2\n")
-    assert [clip.split for clip in clips] == [None] * 3
-    divided = read_clips(DataConfig(root=str(tmp_path)), FeatureConfig())
-    assert {clip.split for clip in divided} <= set(SPLITS)
-    assert divided[0].split == divided[1].split
+def test_without_a_split_column_there_are_no_splits(read):
+    assert [clip.split for clip in read("filename,labels\na.wav,dog\nb.wav,\n")] == [None, None]
+
+
+def test_one_file_has_one_name(read, tmp_path):
+    clips = read("filename,labels\n./a.wav,dog\nc//d.wav,\nc/../b.wav,\n")
+    assert [clip.name for clip in clips] == ["a.wav", "c/d.wav", "b.wav"]
+    assert clips[1].path == tmp_path / "c/d.wav"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'filename', but the columns are none"),
-        ("name,labels\na.wav,dog\n", "'filename', but the columns are name, labels"),
-        ("filename,tags\na.wav,dog\n", "labels_column is 'labels', but the columns are filename, tags"),
-        ("filename,labels\n", "expected a row for each recording, found none"),
-        ("filename,labels\na.wav,\nx.wav,\ny.wav,\n", r"2 of 3 files are not there, first x\.wav"),
+        ("", "expected columns filename, labels; found none"),
+        ("name,labels\na.wav,dog\n", "expected columns filename, labels; found name, labels"),
+        ("filename,tags\na.wav,dog\n", "expected columns filename, labels; found filename, tags"),
+        ("filename,labels\n", "expected rows, found none"),
         (
             "filename,labels,split\na.wav,,train\nb.wav,,dev\n",
-            "row 3: split: .*train, valid, test, got 'dev'",
+            "row 3: split: expected train, valid, test, got 'dev'",
         ),
-        ("filename,labels\na.wav,\nb.wav,\na.wav,dog\n", r"1 files have more than one row, first a\.wav"),
-        ("labels,split,filename\ndog,train\n", "row 2"),  # a row that ends before its file's name
+        ("filename,labels,split\na.wav,,train\nb.wav,,\n", "row 3: split: expected train.*, got ''"),
+        ("filename,labels\na.wav,\n./a.wav,dog\n", r"row 3: filename: a\.wav is listed already, in row 2"),
+        ("filename,labels\n../a.wav,\n", r"row 2: filename: expected a path within .*, got \.\./a\.wav"),
+        ("filename,labels\nc/../../a.wav,\n", r"row 2: filename: expected a path within"),
+        ("filename,labels\n/etc/passwd,\n", r"row 2: filename: expected a path within .*, got /etc/passwd"),
+        ("filename,labels\n,dog\n", "row 2: filename: expected a path, got ''"),
+        ("filename,labels\na.wav\n", "row 2: expected 2 fields, got 1"),
+        ('filename,labels\n"a.wav,dog\n', "row 2: expected a row of a table"),
     ],
 )
 def test_errors_say_where_and_what_was_found(read, text, message):
-    with pytest.raises(InputError, match=rf"metadata\.csv: .*{message}"):
+    with pytest.raises(InputError, match=rf"metadata\.csv: .*{message}") as caught:
         read(text)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="ab./", min_size=1, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_no_name_leads_out_of_the_root(name):
+    root = Path("/data/root")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "metadata.csv").write_text(f"filename,labels\n{name},\n")
+        try:
+            clip = read_manifest(DataConfig(root=folder))[0]
+        except InputError:
+            assert not Path(os.path.normpath(root / name)).is_relative_to(root) or name.startswith("/")
+        else:
+            assert Path(os.path.normpath(root / clip.name)).is_relative_to(root)
 
 
 def test_a_manifest_in_another_encoding_is_named(read):
-    with pytest.raises(InputError, match=r"metadata\.csv"):
-        read("filename,labels,split\na.wav,bébé,train\n", encoding="latin-1")
+    for encoding in ("latin-1", "utf-16"):
+        with pytest.raises(InputError, match=r"metadata\.csv: expected a table in UTF-8"):
+            read("filename,labels,split\na.wav,bébé,train\n", encoding=encoding)
 
 
 def test_no_root_and_no_manifest(tmp_path):
     with pytest.raises(InputError, match=r"data\.root: expected the folder that holds metadata\.csv"):
         read_manifest(DataConfig())
-    with pytest.raises(InputError, match=r"data\.root: expected a manifest at .*list\.tsv, found none"):
+    with pytest.raises(InputError, match=r"data\.root: expected a table at .*list\.tsv, found none"):
         read_manifest(DataConfig(root=str(tmp_path), manifest="list.tsv"))
 
 
