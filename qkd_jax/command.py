@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,10 +71,18 @@ def _wide_terminal() -> Iterator[None]:
 
 
 def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run a command; what a person can mend ends in one line on stderr and status 2."""
+    """Run a command and return its status: 0; 2 for what a person can mend, 130 for being stopped.
+
+    Either is said in plain words on stderr.
+    """
+    # A scheduler's SIGTERM is a Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(arguments)
-    except InputError as error:
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

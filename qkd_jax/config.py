@@ -28,6 +28,7 @@ def check_bits(bits: int) -> int:
 
 Bits = Annotated[int, AfterValidator(check_bits)]
 Count = Annotated[int, Field(ge=1)]
+TRAINED = "trained"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -174,12 +175,17 @@ class AugmentConfig:
     mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 for off."""
 
+    @property
+    def on(self) -> bool:
+        """Whether anything happens."""
+        return bool(self.time_shift or self.time_masks or self.mel_masks or self.mixup)
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DistillConfig:
     """The distillation objective (eq. 1 and 2) and who teaches."""
 
-    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = ("trained",)
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAINED,)
     """Whose logits are averaged: `trained` for the run's own teacher, or files of logits keyed by clip."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the teacher's term against the labels'."""
@@ -232,6 +238,12 @@ class Config:
     def __post_init__(self) -> None:
         for taken in {"teacher", "data"} & self.students.keys():
             raise ValueError(f"students: {taken!r} is a folder of every run, choose another name")
+        foreign = [name for name in self.distill.teachers if name != TRAINED]
+        if self.augment.on and foreign:
+            raise ValueError(
+                f"distill.teachers: expected {TRAINED!r} alone, as a teacher must see the augmented clip, "
+                f"got {foreign[0]!r}"
+            )
         if self.frames < 1:
             raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
 

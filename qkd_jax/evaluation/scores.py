@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from qkd_jax.data.batches import windows
-from qkd_jax.data.features import Dataset
+from qkd_jax.data.dataset import Dataset
 from qkd_jax.models.build import Model
 from qkd_jax.progress import track
 

@@ -15,8 +15,12 @@ from qkd_jax.train.state import TrainState
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last, and the best by the metric `auc`."""
+def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in `folder`: the last, and the best by the metric `auc`.
+
+    To write, what a killed run left half-written is cleared away first; `read_only` leaves a run
+    that is training alone.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(
@@ -25,6 +29,7 @@ def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
         best_fn=lambda metrics: metrics["auc"],
         # A state is donated to the next step: it must be on disk before that.
         enable_async_checkpointing=False,
+        read_only=read_only,
     )
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
     try:
@@ -33,9 +38,19 @@ def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
         manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float]) -> None:
-    """Keep `state` under its own step, with the validation metrics it reached."""
-    manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
+def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None) -> None:
+    """Keep `state` under its own step, with the validation metrics it reached; None within an epoch.
+
+    Raises InputError if it can't be written; what was kept before stands.
+    """
+    step = int(state.step)
+    try:
+        manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{manager.directory}/{step}: could not write the checkpoint: {str(error).splitlines()[0]}; "
+            f"step {manager.latest_step() or 0} stands, and the same command goes on from there"
+        ) from None
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
@@ -54,7 +69,7 @@ def best_model(folder: Path, like: TrainState) -> Any:
     """The variables, for the model's `apply`, of the best checkpoint in `folder`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected checkpoints, found none; train.py goes on with the run")
-    with open_checkpoints(folder) as manager:
+    with open_checkpoints(folder, read_only=True) as manager:
         step = manager.best_step()
         if step is None:
             raise InputError(

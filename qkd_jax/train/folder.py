@@ -1,24 +1,32 @@
-"""A run's folder: its settings, and what its models are.
+"""A run's folder: its settings, its recordings, and what its models are.
 
-RUN/config.json               the settings, with root and events resolved
+RUN/config.json               the settings, with paths and events resolved
+RUN/clips.jsonl               the recordings, with labels and split
+RUN/left-out.txt              those that could not be used, and why
 RUN/MODEL/checkpoints/STEP    the last and the best state of the teacher and each student
-RUN/MODEL/log.jsonl           losses and validation figures
+RUN/MODEL/log.jsonl           losses and validation figures, and the same for TensorBoard
 RUN/MODEL/logits-SPLIT.npz    logits keyed by clip
-RUN/results.json, .png        the table and the curves of the test split
+RUN/results.json, .png        the figures and the curves of the test split
+RUN/report.html               all of it to look at
 """
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from filelock import FileLock, Timeout
 
-from qkd_jax.config import Config, InputError, from_json, to_json, with_data
-from qkd_jax.data.clips import Clip
-from qkd_jax.data.source import read_clips
+from qkd_jax.config import TRAINED, Config, InputError, from_json, to_json, with_data
+from qkd_jax.data.clips import SPLITS, Clip, read_clip_list, summary, with_splits, write_clips
+from qkd_jax.data.dataset import check_split
+from qkd_jax.data.source import usable_clips
+from qkd_jax.files import whole_file
 from qkd_jax.models.build import Model, build_model
 from qkd_jax.train import checkpoint
 from qkd_jax.train.state import TrainState, init_state, make_optimizer
@@ -28,15 +36,26 @@ TEACHER = "teacher"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run in `folder`; `config` has its root and events resolved."""
+    """A run in `folder`; `config` has its paths and events resolved."""
 
     folder: Path
     config: Config
 
     @property
     def names(self) -> list[str]:
-        """The teacher and the students, in the order they train."""
-        return [TEACHER, *self.config.students]
+        """The teacher, if the run has its own, and the students, in the order they train."""
+        own = [TEACHER] if TRAINED in self.config.distill.teachers else []
+        return [*own, *self.config.students]
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The recordings that the run began with."""
+        return read_clip_list(self.folder / "clips.jsonl", Path(self.config.data.root or ""))
+
+    @property
+    def cache(self) -> Path:
+        """Where features are kept."""
+        return Path(self.config.cache or self.folder.parent / ".features")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,7 +70,10 @@ class Run:
     def new_state(self, name: str, norm: tuple[np.ndarray, np.ndarray]) -> TrainState:
         """The state before the first step, with features normalised by `norm`."""
         optimizer = make_optimizer(self.config.train)
-        return init_state(self.model(name), optimizer, self.shape, norm, self.config.train.seed)
+        average = name != TEACHER and self.config.students[name].ema_decay > 0
+        return init_state(
+            self.model(name), optimizer, self.shape, norm, self.config.train.seed, average=average
+        )
 
     def best_variables(self, name: str) -> Any:
         """The variables of the state that did best on validation; raises InputError if there is none."""
@@ -60,35 +82,48 @@ class Run:
         return checkpoint.best_model(self.folder / name / "checkpoints", shapes)
 
 
-def open_run(config: Config) -> tuple[Run, list[Clip]]:
-    """Begin the run of `config`, or go on with it; also the clips of its source.
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[Run]:
+    """Begin the run of `config`, or go on with it; nobody else can until the block ends.
 
-    Raises InputError if the folder holds a run of other settings.
+    Settings and recordings bind from the first checkpoint on.  Raises InputError if the folder
+    holds a run of other settings, if another process is at it, or if the recordings won't do.
     """
     folder = Path(config.runs) / config.name
-    if config.data.source == "demo":
-        home = _demo_root(folder)
-        if config.data.root not in (None, home):
-            raise InputError(
-                f"data.root: the demo makes its own recordings in {home}, got {config.data.root}; "
-                "for recordings of yours: python train.py paper --data.root DIR"
-            )
-        config = with_data(config, root=home)
-    elif config.data.root is not None:
-        config = with_data(config, root=str(Path(config.data.root).absolute()))
-    clips = read_clips(config.data, config.features)
-    if not config.data.events:
-        events = sorted(set().union(*(clip.labels for clip in clips)))
-        if not events:
-            raise InputError(f"{config.data.root}/{config.data.manifest}: expected labels, found none")
-        config = with_data(config, events=tuple(events))
-    path = folder / "config.json"
-    if path.is_file():
-        _check_same(load_run(folder).config, config, path)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(config) + "\n")
-    return Run(folder, config), clips
+    config = _resolved(config, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another process trains this run; give another --name") from None
+    with lock:
+        if any(folder.glob("*/checkpoints/*")):
+            before = load_run(folder).config
+            if not config.data.events:
+                config = with_data(config, events=before.data.events)
+            _check_same(before, config, folder / "config.json")
+            yield Run(folder, config)
+        else:
+            yield _begin(Run(folder, config))
+
+
+def _begin(run: Run) -> Run:
+    clips, bad = usable_clips(run.config, run.cache)
+    events = run.config.data.events or tuple(sorted(set().union(*(clip.labels for clip in clips))))
+    if not events:
+        raise InputError(f"{run.config.data.root}: expected recordings with labels, found none")
+    config = with_data(run.config, events=events)
+    clips = with_splits(clips, events)
+    for split in SPLITS:
+        check_split(config.data, clips, split)
+    print(summary(clips, events), flush=True)
+    if bad:
+        with whole_file(run.folder / "left-out.txt", "w") as file:
+            file.writelines(f"{reason}\n" for reason in bad)
+    write_clips(run.folder / "clips.jsonl", clips)
+    with whole_file(run.folder / "config.json", "w") as file:
+        file.write(to_json(config) + "\n")
+    return Run(run.folder, config)
 
 
 def load_run(folder: Path) -> Run:
@@ -102,13 +137,35 @@ def load_run(folder: Path) -> Run:
     return Run(folder, config)
 
 
+def _resolved(config: Config, folder: Path) -> Config:
+    """`config` with absolute paths, so that the run goes on from wherever it is called."""
+    root = config.data.root
+    if config.data.source == "demo":
+        home = _demo_root(folder)
+        if root not in (None, home):
+            raise InputError(
+                f"data.root: the demo makes its own recordings in {home}, got {root}; "
+                "for recordings of yours: python train.py paper --data.root DIR"
+            )
+        root = home
+    elif root is not None:
+        root = str(Path(root).absolute())
+    teachers = tuple(
+        name if name == TRAINED else str(Path(name).absolute()) for name in config.distill.teachers
+    )
+    distill = dataclasses.replace(config.distill, teachers=teachers)
+    cache = config.cache and str(Path(config.cache).absolute())
+    return with_data(dataclasses.replace(config, distill=distill, cache=cache), root=root)
+
+
 def _demo_root(folder: Path) -> str:
     return str((folder / "data").absolute())
 
 
 def _check_same(old: Config, new: Config, path: Path) -> None:
-    # The folder is the same, however it is spelled.
-    before, after = _fields(old), _fields(dataclasses.replace(new, name=old.name, runs=old.runs))
+    # The folder is the same, however it is spelled, and features are the same wherever they are kept.
+    new = dataclasses.replace(new, name=old.name, runs=old.runs, cache=old.cache)
+    before, after = _fields(old), _fields(new)
     for field in before | after:
         if before.get(field) != after.get(field):
             raise InputError(

@@ -1,4 +1,4 @@
-"""A run's record: JSON lines, one for each step and one for each epoch."""
+"""A model's record: JSON lines, one for each step and one for each epoch, and the same for TensorBoard."""
 
 import contextlib
 import json
@@ -6,29 +6,45 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qkd_jax.files import whole_file
+
+LOG = "log.jsonl"
+
+
+def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The records in a model's `folder` up to `last_step`, without the half line of a killed run."""
+    path, records = folder / LOG, []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if last_step is None or record["step"] <= last_step]
+
 
 @contextlib.contextmanager
-def json_lines(path: Path, step: int) -> Iterator[Callable[..., None]]:
-    """A function that appends its keywords to `path` as one line, handed to the system at once.
+def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
+    """A function that adds its keywords, `step` among them, as one record, handed to the system at once.
 
-    Lines of steps after `step`, which a killed run wrote before it could save, are dropped.
+    Records of steps after `step`, which a killed run wrote before it could save, are dropped.
     """
-    kept = []
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(line + "\n" for line in kept))
-    with open(path, "a") as file:
+    from tensorboardX import SummaryWriter
+
+    kept = read_log(folder, step)
+    for events in folder.glob("events.out.tfevents.*"):
+        events.unlink()
+    with whole_file(folder / LOG, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+    with open(folder / LOG, "a") as file, SummaryWriter(str(folder)) as board:
+
+        def show(record: dict[str, Any]) -> None:
+            for name, value in (record | record.get("valid", {})).items():
+                if name not in ("step", "valid"):
+                    board.add_scalar(name, value, record["step"])
 
         def write(**record: Any) -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
+            show(record)
 
+        for record in kept:
+            show(record)
         yield write
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:  # the half line of a killed run
-        return float("inf")

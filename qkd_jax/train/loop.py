@@ -8,8 +8,9 @@ from typing import Any
 from qkd_jax.config import InputError
 from qkd_jax.progress import track
 from qkd_jax.train import checkpoint
-from qkd_jax.train.log import json_lines
+from qkd_jax.train.log import open_log, read_log
 from qkd_jax.train.state import TrainState
+from qkd_jax.train.stop import stop_requests
 
 
 def fit(
@@ -21,27 +22,37 @@ def fit(
     folder: Path,
     epochs: int,
     epoch_steps: int,
+    patience: int | None = None,
 ) -> None:
     """Train to `epochs` epochs, going on from the last checkpoint in `folder` if there is one.
 
     `batches_from(step)` are the batches from that step on.  After each epoch:
     `validate(variables)` gives `auc` and `eer`, a line goes to the log and the terminal, and
-    the newest and the best state are kept.  Raises InputError on a non-finite loss or gradient;
-    what was saved stays.
+    the newest and the best state are kept; after `patience` epochs that were not the best,
+    training ends.  Asked to stop, it finishes the step, keeps the state and raises
+    KeyboardInterrupt.  Raises InputError on a non-finite loss or gradient; what was saved stays.
     """
     name, last_step = folder.name, epochs * epoch_steps
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
+    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints, stop_requests() as asked_to_stop:
+
+        def out_of_patience(step: int) -> bool:
+            best = checkpoints.best_step()
+            return patience is not None and best is not None and step - best >= patience * epoch_steps
+
         latest = checkpoints.latest_step()
         if latest is not None:
             state = checkpoint.restore(checkpoints, latest, state)
         first_step = int(state.step)
-        if first_step >= last_step:
+        if first_step >= last_step or out_of_patience(first_step):
             return
         if first_step:
-            print(f"{name}: going on from epoch {first_step // epoch_steps} of {epochs}", flush=True)
+            at = f"epoch {first_step // epoch_steps} of {epochs}"
+            print(f"{name}: going on from step {first_step}, {at}", flush=True)
 
-        with json_lines(folder / "log.jsonl", first_step) as log:
-            losses: list[float] = []
+        with open_log(folder, first_step) as log:
+            begun = first_step - first_step % epoch_steps
+            # Those of this epoch, of which a run that was stopped within it has the first.
+            losses = [record["loss"] for record in read_log(folder) if record["step"] > begun]
 
             def record(step: int, metrics: Any) -> None:
                 values = {key: float(value) for key, value in metrics.items()}
@@ -62,17 +73,25 @@ def fit(
                 if running is not None:
                     record(*running)
                 running = (step, metrics)
-                if step % epoch_steps:
+                ends_epoch = step % epoch_steps == 0
+                if not ends_epoch and not asked_to_stop():
                     continue
                 record(*running)
                 running = None
-                valid = validate(state.model)
-                loss, epoch = sum(losses) / len(losses), step // epoch_steps
-                losses.clear()
-                log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
+                valid = None
+                if ends_epoch:
+                    valid = validate(state.model)
+                    loss, epoch = sum(losses) / len(losses), step // epoch_steps
+                    losses.clear()
+                    log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
+                    print(
+                        f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
+                        f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",
+                        flush=True,
+                    )
                 checkpoint.save(checkpoints, state, valid)
-                print(
-                    f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
-                    f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",
-                    flush=True,
-                )
+                if asked_to_stop():
+                    raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")
+                if out_of_patience(step):
+                    print(f"{name}: no better for {patience} epochs, done", flush=True)
+                    return

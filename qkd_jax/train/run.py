@@ -1,7 +1,6 @@
 """A whole run: recordings and labels in, a teacher, its students and a table out."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.config import Config, InputError
-from qkd_jax.data.batches import from_step, train_batches
-from qkd_jax.data.features import Dataset, mean_and_std
-from qkd_jax.data.logits import read_logits, write_logits
-from qkd_jax.data.source import load_split
+from qkd_jax.data.batches import Batch, from_step, train_batches
+from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.dataset import Dataset, load_split
+from qkd_jax.data.features import mean_and_std
 from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
@@ -22,33 +21,30 @@ from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
 from qkd_jax.train.state import make_optimizer
 from qkd_jax.train.step import make_train_step
+from qkd_jax.train.teachers import foreign_logits, make_augment, mean_logits
 
 
 def train(config: Config) -> Path:
     """Run `config`, or go on with it where it stopped; returns the run's folder.
 
-    The teacher trains on the labels (eq. 1); its logits on the unaugmented training clips are
-    kept with the run; each student trains on both (eq. 2), or on the labels alone.  At the end
-    the best state of each is scored on the test split.  Raises InputError.
+    The teacher trains on the labels (eq. 1); its logits on the training clips, and those of
+    teachers from files, are kept or read; each student trains on both (eq. 2), or on the labels
+    alone.  At the end the best state of each is scored on the test split.  Raises InputError,
+    and KeyboardInterrupt when asked to stop.
     """
-    run, clips = open_run(config)
-    data = {split: load_split(run.config, clips, split) for split in ("train", "valid")}
-    norm = mean_and_std(data["train"].features)
-    _train_model(run, TEACHER, data, norm, None)
-    for name, student in run.config.students.items():
-        logits = _teacher_logits(run, data["train"]) if student.distill else None
-        _train_model(run, name, data, norm, logits)
-    score_run(run)
-    return run.folder
+    with open_run(config) as run:
+        clips = run.clips
+        # The test split too, for what is wrong with it shall not show after the training.
+        data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
+        foreign_logits(run, data["train"])  # nor shall what is wrong with a file
+        norm = mean_and_std(data["train"].features)
+        for name in run.names:
+            _train_model(run, name, data, norm)
+        score_run(run)
+        return run.folder
 
 
-def _train_model(
-    run: Run,
-    name: str,
-    data: dict[str, Dataset],
-    norm: tuple[np.ndarray, np.ndarray],
-    teacher_logits: np.ndarray | None,
-) -> None:
+def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.ndarray, np.ndarray]) -> None:
     settings, frames = run.config.train, run.config.frames
     clips = len(data["train"].names)
     if clips < settings.batch_size:
@@ -56,31 +52,46 @@ def _train_model(
             f"train.batch_size: expected at most the {clips} training clips, got {settings.batch_size}"
         )
     model = run.model(name)
+    student = None if name == TEACHER else run.config.students[name]
+    taught = student is not None and student.distill
     predict = make_predict(model)
 
     def validate(variables: Any) -> dict[str, float]:
         logits = clip_logits(predict, variables, data["valid"], frames, settings.batch_size)
         return evaluate(data["valid"].targets, logits, data["valid"].events)["average"]
 
-    batches = train_batches(
-        data["train"], teacher_logits, frames=frames, batch_size=settings.batch_size, seed=settings.seed
-    )
-    loss = _objective(run.config, data["train"], distill=teacher_logits is not None)
     fit(
-        make_train_step(model, make_optimizer(settings), loss),
+        make_train_step(
+            model,
+            make_optimizer(settings),
+            _objective(run.config, data["train"], taught=taught),
+            ema_decay=student.ema_decay if student else 0.0,
+        ),
         run.new_state(name, norm),
-        partial(from_step, batches),
+        _batches_from(run, data["train"], taught=taught),
         validate,
         folder=run.folder / name,
-        epochs=settings.teacher_epochs if name == TEACHER else settings.student_epochs,
+        epochs=settings.student_epochs if student else settings.teacher_epochs,
         epoch_steps=clips // settings.batch_size,
+        patience=settings.patience,
     )
 
 
-def _objective(config: Config, data: Dataset, *, distill: bool) -> Callable[[jax.Array, Any], jax.Array]:
+def _batches_from(run: Run, data: Dataset, *, taught: bool) -> Callable[[int], Iterator[Batch]]:
+    """The function step -> the batches from that step on, each a pure function of (seed, step)."""
+    settings, changed = run.config.train, run.config.augment.on
+    logits = mean_logits(run, data) if taught and not changed else None
+    batches = train_batches(
+        data, logits, frames=run.config.frames, batch_size=settings.batch_size, seed=settings.seed
+    )
+    augment = make_augment(run, taught=taught) if changed else lambda step, batch: batch
+    return lambda first: (augment(step, batch) for step, batch in enumerate(from_step(batches, first), first))
+
+
+def _objective(config: Config, data: Dataset, *, taught: bool) -> Callable[[jax.Array, Any], jax.Array]:
     settings = config.distill
     weight = jnp.asarray(positive_weights(data.targets, settings.positive_weight))
-    if not distill:
+    if not taught:
         return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
     return lambda logits, batch: distillation_loss(
         logits,
@@ -91,13 +102,3 @@ def _objective(config: Config, data: Dataset, *, distill: bool) -> Callable[[jax
         positive_weight=weight,
         form=settings.form,
     )
-
-
-def _teacher_logits(run: Run, data: Dataset) -> np.ndarray:
-    """The best teacher's logits on the training clips, computed once."""
-    path = run.folder / TEACHER / "logits-train.npz"
-    if not path.is_file():
-        predict, variables = make_predict(run.model(TEACHER)), run.best_variables(TEACHER)
-        logits = clip_logits(predict, variables, data, run.config.frames, run.config.train.batch_size)
-        write_logits(path, data.names, data.events, logits)
-    return read_logits(path, data.names, data.events)

@@ -1,20 +1,26 @@
-"""Scoring a run's models on a split: figures, logits, table and curves."""
+"""Scoring a run's models on a split: figures, logits, table, curves and report."""
 
 import dataclasses
+import importlib.metadata
 import json
+import platform
 from typing import Any
 
-from qkd_jax.config import DataConfig, InputError, with_data
-from qkd_jax.data.features import Dataset
+from qkd_jax.config import DataConfig, InputError, to_json, with_data
+from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.data.logits import write_logits
-from qkd_jax.data.manifest import read_manifest
-from qkd_jax.data.source import load_split, read_clips
+from qkd_jax.data.source import usable_clips
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.plots import plot_curves
+from qkd_jax.evaluation.report import write_report
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.evaluation.table import print_table
+from qkd_jax.files import whole_file
 from qkd_jax.train.folder import TEACHER, Run
+from qkd_jax.train.log import read_log
+
+_LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
 def score_run(
@@ -22,9 +28,9 @@ def score_run(
 ) -> dict[str, Any]:
     """Score the best state of each model, or of `only` one, on a split; print and return the table.
 
-    On the run's own data the logits go to each model's folder, and figures and curves of the
-    whole run to results.json and results.png (results-SPLIT for other splits).  On other `data`
-    they are printed and not kept.  Raises InputError.
+    On the run's own data the logits go to each model's folder, and figures, curves and report of
+    the whole run to results.json, results.png and report.html (results-SPLIT, report-SPLIT for
+    other splits).  On other `data` figures are printed and not kept.  Raises InputError.
     """
     config = run.config
     if only is not None and only not in run.names:
@@ -33,30 +39,51 @@ def score_run(
     states = {name: run.best_variables(name) for name in names}
     other = None if data == config.data else data
     own = other is None
-    dataset = _own(run, split) if other is None else _other(run, other, split)
+    dataset = load_split(config, run.clips, split, run.cache) if other is None else _other(run, other, split)
 
-    models, curves = {}, {}
+    models, scores = {}, {}
     for name in names:
         model, variables = run.model(name), states[name]
         logits = clip_logits(make_predict(model), variables, dataset, config.frames, config.train.batch_size)
         quant = None if name == TEACHER else config.students[name].quant
         cost = model_cost(model, variables, run.shape, quant)
         models[name] = {"metrics": evaluate(dataset.targets, logits, dataset.events), **cost}
-        curves[name] = logits
+        scores[name] = logits
         if own:
             write_logits(run.folder / name / f"logits-{split}.npz", dataset.names, dataset.events, logits)
     results = {"split": split, "clips": len(dataset.names), "models": models}
     print_table(results)
     if own and only is None:
-        stem = run.folder / ("results" if split == "test" else f"results-{split}")
-        stem.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        plot_curves(stem.with_suffix(".png"), dataset.targets, curves, dataset.events)
-        print(f"{stem}.json and .png hold the figures and the curves")
+        _keep(run, results, dataset, scores)
     return results
 
 
-def _own(run: Run, split: str) -> Dataset:
-    return load_split(run.config, read_clips(run.config.data, run.config.features), split)
+def _keep(run: Run, results: dict[str, Any], dataset: Dataset, scores: dict[str, Any]) -> None:
+    suffix = "" if results["split"] == "test" else f"-{results['split']}"
+    figures, curves, report = (
+        run.folder / f"{stem}{suffix}.{kind}"
+        for stem, kind in (("results", "json"), ("results", "png"), ("report", "html"))
+    )
+    with whole_file(figures, "w") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
+    plot_curves(curves, dataset.targets, scores, dataset.events)
+    paths = {clip.name: clip.path for clip in run.clips}
+    write_report(
+        report,
+        results,
+        title=run.folder.absolute().name,
+        targets=dataset.targets,
+        logits=scores,
+        clips={name: paths[name] for name in dataset.names},
+        history={
+            name: [record for record in read_log(run.folder / name) if "epoch" in record] for name in scores
+        },
+        config_json=to_json(run.config),
+        versions={"python": platform.python_version()}
+        | {library: importlib.metadata.version(library) for library in _LIBRARIES},
+        teacher=TEACHER,
+    )
+    print(f"{report} shows them; {figures} has the figures")
 
 
 def _other(run: Run, data: DataConfig, split: str) -> Dataset:
@@ -67,7 +94,9 @@ def _other(run: Run, data: DataConfig, split: str) -> Dataset:
             raise InputError(
                 f"data.{field}: a run's models have {getattr(fixed, field)}, got {getattr(data, field)}"
             )
-    # Whatever made the run's recordings, these are there already.
-    config = with_data(dataclasses.replace(run.config, data=data), source="manifest")
-    clips = [dataclasses.replace(clip, split=clip.split or split) for clip in read_manifest(config.data)]
-    return load_split(config, clips, split)
+    config = dataclasses.replace(run.config, data=data)
+    if data.source == "demo":  # they are there already
+        config = with_data(config, source="manifest")
+    clips, _ = usable_clips(config, run.cache)
+    clips = [dataclasses.replace(clip, split=clip.split or split) for clip in clips]
+    return load_split(config, clips, split, run.cache)

@@ -16,25 +16,28 @@ from qkd_jax.models.common import with_norm
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "variables", "opt_state"],
+    data_fields=["step", "params", "average", "variables", "opt_state"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """`step` counts updates; `variables` are the model's other collections (statistics, norm).
 
-    The leaves are arrays, or whatever a transformation puts in their place.
+    `average` is the moving average of `params`, or None without one.  The leaves are arrays, or
+    whatever a transformation puts in their place.
     """
 
     step: Any
     params: Any
+    average: Any
     variables: Any
     opt_state: Any
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the model's `apply` takes."""
-        return {"params": self.params, **self.variables}
+        """What the model's `apply` takes, with the averaged parameters if there are any."""
+        params = self.params if self.average is None else self.average
+        return {"params": params, **self.variables}
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -51,11 +54,21 @@ def init_state(
     shape: tuple[int, int],
     norm: tuple[np.ndarray, np.ndarray],
     seed: int,
+    *,
+    average: bool = False,
 ) -> TrainState:
-    """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels]."""
+    """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels].
+
+    With `average` it carries a moving average of the parameters.
+    """
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
     params = variables.pop("params")
     variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, variables=variables, opt_state=optimizer.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the buffers of a state are donated, and each only once.
+        average=jax.tree.map(jnp.copy, params) if average else None,
+        variables=variables,
+        opt_state=optimizer.init(params),
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from qkd_jax.models.build import Model
@@ -13,12 +14,14 @@ Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, loss: Loss
+    model: Model, optimizer: optax.GradientTransformation, loss: Loss, *, ema_decay: float = 0.0
 ) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted update (state, batch) -> (state, metrics); the state's buffers are donated.
 
     `loss(logits, batch)` is a scalar; `batch` holds `features` [batch, frames, mels] and what
-    the loss reads.  Metrics: `loss`, and `grad_norm` before clipping.
+    the loss reads.  Metrics: `loss`, and `grad_norm` before clipping.  A state that carries an
+    average of the parameters has it moved by `ema_decay`, less in the first steps: step t by at
+    most (1 + t) / (10 + t), so that initial values are soon forgotten.
     """
 
     def train_step(state, batch):
@@ -30,9 +33,14 @@ def make_train_step(
 
         (value, updated), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params, average = optax.apply_updates(state.params, updates), state.average
+        if average is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
         new = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
+            average=average,
             variables=state.variables | updated,
             opt_state=opt_state,
         )

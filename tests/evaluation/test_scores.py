@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qkd_jax.config import StudentConfig
-from qkd_jax.data.features import Dataset
+from qkd_jax.data.dataset import Dataset
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.models.build import build_model
 

@@ -10,7 +10,11 @@ from qkd_jax.train.state import TrainState
 
 def state_at(step):
     return TrainState(
-        step=jnp.asarray(step, jnp.int32), params={"w": jnp.zeros(2) + step}, variables={}, opt_state=()
+        step=jnp.asarray(step, jnp.int32),
+        params={"w": jnp.zeros(2) + step},
+        average=None,
+        variables={},
+        opt_state=(),
     )
 
 

@@ -22,6 +22,8 @@ from qkd_jax.config import (
     TrainConfig,
     with_data,
 )
+from qkd_jax.data import features as features_module
+from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.train import checkpoint
@@ -82,10 +84,8 @@ def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
 
 
 def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
-    from qkd_jax.data.source import load_split, read_clips
-
     run = load_run(finished)
-    data = load_split(run.config, read_clips(run.config.data, run.config.features), "train")
+    data = load_split(run.config, run.clips, "train", run.cache)
     kept = read_logits(finished / "teacher" / "logits-train.npz", data.names, data.events)
     model, variables = run.model("teacher"), run.best_variables("teacher")
     np.testing.assert_allclose(kept, model.apply(variables, jnp.stack(data.features)), rtol=1e-4, atol=1e-5)
@@ -120,13 +120,14 @@ def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys,
     header, *rows = table.read_text().splitlines()
     kept = [row for row in rows if not row.startswith("audio/test-0000")]
     table.write_text("\n".join([header.replace("split", column), *kept]) + "\n")
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "checkpoints"}
     arguments = [finished, "--data.root", tmp_path / "other", "--json", tmp_path / "figures.json"]
     command("eval", arguments)
     # Without a split column they are all there to score.
     count = 10 if column == "split" else len(kept)
     assert f"test: {count} clips" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "checkpoints"}
+    assert after == before
     # The figures are those of the kept logits on the clips that stayed.
     if column == "split":
         names = [row.split(",")[0] for row in kept if row.endswith(",test")]
@@ -169,6 +170,7 @@ def test_a_teacher_with_more_blocks_than_its_features_have_rows(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "from_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(features_module, "recording_features", lambda *_: pytest.fail("computed again"))
     before = (finished / "results.json").read_text()
     logits = finished / "teacher" / "logits-train.npz"
     computed = logits.stat().st_mtime_ns
@@ -279,7 +281,8 @@ def test_a_mistake_ends_in_one_line_and_status_2(name, arguments, said, capsys, 
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ([".lock"] if arguments == ["paper"] else [])
 
 
 def test_with_data_changes_nothing_else():

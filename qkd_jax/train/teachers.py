@@ -1,0 +1,57 @@
+"""What the students are taught: logits of the run's own teacher, of others from files, or their mean."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from qkd_jax.audio.augment import augment
+from qkd_jax.config import TRAINED
+from qkd_jax.data.batches import Batch
+from qkd_jax.data.dataset import Dataset
+from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.train.folder import TEACHER, Run
+
+
+def foreign_logits(run: Run, data: Dataset) -> list[np.ndarray]:
+    """The logits of each teacher that is a file, on the training clips; raises InputError."""
+    files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
+    return [read_logits(file, data.names, data.events) for file in files]
+
+
+def own_logits(run: Run, data: Dataset) -> np.ndarray:
+    """The best own teacher's logits on the unaugmented training clips, computed once."""
+    path = run.folder / TEACHER / "logits-train.npz"
+    if not path.is_file():
+        predict, variables = make_predict(run.model(TEACHER)), run.best_variables(TEACHER)
+        logits = clip_logits(predict, variables, data, run.config.frames, run.config.train.batch_size)
+        write_logits(path, data.names, data.events, logits)
+    return read_logits(path, data.names, data.events)
+
+
+def mean_logits(run: Run, data: Dataset) -> np.ndarray:
+    """The mean of all teachers' logits on the training clips, float32 [clips, events]."""
+    own = [own_logits(run, data)] if TRAINED in run.config.distill.teachers else []
+    return np.mean([*own, *foreign_logits(run, data)], axis=0)
+
+
+def make_augment(run: Run, *, taught: bool) -> Callable[[int, Batch], Batch]:
+    """The function (step, batch) -> augmented batch, the same for each model of the run.
+
+    If the model is `taught`, its teacher sees the augmented clips: the batch gets the own
+    teacher's logits on them.
+    """
+    settings, seed = run.config.augment, run.config.train.seed
+    teacher = run.model(TEACHER)
+    variables = run.best_variables(TEACHER) if taught else None
+
+    @jax.jit
+    def augmented(variables, step, batch):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        features, labels = augment(key, batch["features"], batch["labels"], settings)
+        batch = {"features": features, "labels": labels}
+        return batch | {"teacher_logits": teacher.apply(variables, features)} if taught else batch
+
+    return lambda step, batch: augmented(variables, step, batch)
