@@ -80,7 +80,7 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     try:
         main(arguments)
     except KeyboardInterrupt as stop:
-        print(f"{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        print(f"{str(stop) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

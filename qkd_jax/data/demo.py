@@ -6,6 +6,7 @@ it is, so that none of these tells which event it is or whether there is one.
 """
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,10 @@ def make_demo(config: DataConfig) -> None:
         rng = np.random.default_rng([SPLITS.index(split), index])
         samples, labels = make_clip(rng, _SAMPLE_RATE, config.clip_seconds)
         name = f"audio/{split}-{index:05}.wav"
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(root / name, samples, _SAMPLE_RATE, subtype="PCM_16")
+        encoded = io.BytesIO()
+        soundfile.write(encoded, samples, _SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        with whole_file(root / name) as file:
+            file.write(encoded.getbuffer())
         rows.append([name, config.label_separator.join(labels), split])
     with whole_file(manifest, "w") as file:
         writer = csv.writer(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")

@@ -1,6 +1,7 @@
 """Log-mel energies of recordings, each computed once and kept in a file of its own."""
 
 import hashlib
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,8 +121,11 @@ def _in_parallel(
             features = recording_features(clip.path, config)
         except InputError as error:
             return str(error)
+        # Into a file itself, NumPy would not notice that the disk is full.
+        buffer = io.BytesIO()
+        np.save(buffer, features)
         with whole_file(entries[clip.name]) as file:
-            np.save(file, features)
+            file.write(buffer.getbuffer())
         return ""
 
     # Not all at once, so that two million clips do not wait in memory.

@@ -1,7 +1,9 @@
 """Checkpoints: the newest and the best; the one file that knows Orbax."""
 
 import contextlib
+import io
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from qkd_jax.config import InputError
 from qkd_jax.train.state import TrainState
 
 
+_OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
+
+
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints in `folder`: the last, and the best by the metric `auc`.
@@ -21,12 +26,11 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
     To write, what a killed run left half-written is cleared away first; `read_only` leaves a run
     that is training alone.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised as well
+    best = BestN(get_metric_fn=_auc, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(
-            [LatestN(1), BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)]
-        ),
-        best_fn=lambda metrics: metrics["auc"],
+        preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+        best_fn=_auc,
         # A state is donated to the next step: it must be on disk before that.
         enable_async_checkpointing=False,
         read_only=read_only,
@@ -38,17 +42,26 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
         manager.close()
 
 
+def _auc(metrics: dict[str, float]) -> float:
+    return metrics["auc"]
+
+
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None) -> None:
     """Keep `state` under its own step, with the validation metrics it reached; None within an epoch.
 
     Raises InputError if it can't be written; what was kept before stands.
     """
     step = int(state.step)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
     try:
-        manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+        # Orbax finds out too, in many threads, each with much to say.
+        if (free := shutil.disk_usage(manager.directory).free) < needed:
+            raise OSError(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+        with contextlib.redirect_stderr(io.StringIO()):
+            manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{manager.directory}/{step}: could not write the checkpoint: {str(error).splitlines()[0]}; "
+            f"{manager.directory}/{step}: could not be written: {str(error).split(': ')[-1]}; "
             f"step {manager.latest_step() or 0} stands, and the same command goes on from there"
         ) from None
 

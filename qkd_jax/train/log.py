@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qkd_jax.config import InputError
 from qkd_jax.files import whole_file
 
 LOG = "log.jsonl"
@@ -41,8 +42,11 @@ def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
                     board.add_scalar(name, value, record["step"])
 
         def write(**record: Any) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+            try:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+            except OSError as error:
+                raise InputError(f"{folder / LOG}: could not be written: {error.strerror}") from None
             show(record)
 
         for record in kept:

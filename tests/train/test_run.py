@@ -11,17 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import (
-    Config,
-    DataConfig,
-    FeatureConfig,
-    InputError,
-    QuantConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrainConfig,
-    with_data,
-)
+from qkd_jax.config import Config, InputError, TeacherConfig, TrainConfig, with_data
 from qkd_jax.data import features as features_module
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
@@ -33,28 +23,6 @@ from qkd_jax.train.run import train
 from qkd_jax.train.score import score_run
 
 ROOT = Path(__file__).parents[2]
-
-
-def settings(folder, **changes):
-    config = Config(
-        name="tiny",
-        runs=str(folder),
-        features=FeatureConfig(n_mels=8),
-        data=DataConfig(source="demo", clip_seconds=0.4, demo_clips=(24, 16, 20)),
-        teacher=TeacherConfig(blocks=(1, 1), growth=4, stem=4),
-        students={
-            "plain": StudentConfig(units=4, distill=False),
-            "four": StudentConfig(units=4, quant=QuantConfig.paper(4)),
-        },
-        train=TrainConfig(batch_size=8, teacher_epochs=2, student_epochs=2),
-    )
-    return dataclasses.replace(config, **changes)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One finished run, for tests that only look at it."""
-    return train(settings(tmp_path_factory.mktemp("runs")))
 
 
 def command(name, arguments):
@@ -120,13 +88,13 @@ def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys,
     header, *rows = table.read_text().splitlines()
     kept = [row for row in rows if not row.startswith("audio/test-0000")]
     table.write_text("\n".join([header.replace("split", column), *kept]) + "\n")
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "checkpoints"}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     arguments = [finished, "--data.root", tmp_path / "other", "--json", tmp_path / "figures.json"]
     command("eval", arguments)
     # Without a split column they are all there to score.
     count = 10 if column == "split" else len(kept)
     assert f"test: {count} clips" in capsys.readouterr().out
-    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "checkpoints"}
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert after == before
     # The figures are those of the kept logits on the clips that stayed.
     if column == "split":
@@ -162,8 +130,8 @@ def test_a_run_may_be_moved_and_is_gone_on_with_under_another_spelling(finished,
     assert ours == theirs
 
 
-def test_a_teacher_with_more_blocks_than_its_features_have_rows(tmp_path):
-    config = settings(tmp_path, teacher=TeacherConfig(blocks=(1, 1, 1, 1, 1), growth=4, stem=4))
+def test_a_teacher_with_more_blocks_than_its_features_have_rows(tmp_path, tiny_config):
+    config = tiny_config(tmp_path, teacher=TeacherConfig(blocks=(1, 1, 1, 1, 1), growth=4, stem=4))
     with pytest.raises(InputError, match=r"teacher\.blocks: 5 blocks halve features of 38 x 8 to nothing"):
         train(config)
 
@@ -180,8 +148,8 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
 
 
 @pytest.mark.parametrize("killed_at", ["teacher", "four"])
-def test_a_killed_run_goes_on_and_ends_bit_identical(finished, tmp_path, monkeypatch, killed_at):
-    config = settings(tmp_path)
+def test_a_killed_run_goes_on_and_ends_bit_identical(finished, tmp_path, monkeypatch, killed_at, tiny_config):
+    config = tiny_config(tmp_path)
     save = checkpoint.save
 
     def killed(manager, state, metrics):
@@ -225,15 +193,15 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
         train(fewer)
 
 
-def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path):
-    config = settings(tmp_path)
+def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path, tiny_config):
+    config = tiny_config(tmp_path)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e38))
     with pytest.raises(InputError, match=r"teacher: \w+ became \w+ at step \d+; try a lower train\.le"):
         train(config)
 
 
-def test_too_few_clips_for_a_batch(tmp_path):
-    config = settings(tmp_path, train=TrainConfig(batch_size=64))
+def test_too_few_clips_for_a_batch(tmp_path, tiny_config):
+    config = tiny_config(tmp_path, train=TrainConfig(batch_size=64))
     with pytest.raises(InputError, match=r"train\.batch_size: expected at most the 24 training clips"):
         train(config)
 
