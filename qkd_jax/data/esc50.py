@@ -2,7 +2,7 @@
 
 from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.table import data_root, read_table
+from qkd_jax.data.table import data_root, inside, read_table
 
 _TABLE = "meta/esc50.csv"
 _SPLITS = {"1": "train", "2": "train", "3": "train", "4": "valid", "5": "test"}
@@ -21,7 +21,7 @@ def read_esc50(config: DataConfig) -> list[Clip]:
     for line, row in read_table(root / _TABLE, columns, setting="data.root"):
         if row["fold"] not in _SPLITS:
             raise InputError(f"{root / _TABLE}: row {line}: fold: expected 1 to 5, got {row['fold']!r}")
-        name = f"audio/{row['filename']}"
+        name = inside(f"audio/{row['filename']}", f"{root / _TABLE}: row {line}: filename")
         clips.append(
             Clip(
                 name=name,

@@ -1,10 +1,8 @@
 """The source for one's own recordings: a folder and a table of its files."""
 
-import os
-
 from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import SPLITS, Clip
-from qkd_jax.data.table import data_root, read_table
+from qkd_jax.data.table import data_root, inside, read_table
 
 
 def read_manifest(config: DataConfig) -> list[Clip]:
@@ -20,14 +18,10 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     clips: list[Clip] = []
     lines: dict[str, int] = {}
     for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter):
-        name = os.path.normpath(row[config.filename_column]) if row[config.filename_column] else ""
-        where = f"{path}: row {line}: {config.filename_column}:"
-        if not name or "\0" in name:
-            raise InputError(f"{where} expected a path, got {row[config.filename_column]!r}")
-        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
-            raise InputError(f"{where} expected a path within {root}, got {row[config.filename_column]}")
+        where = f"{path}: row {line}: {config.filename_column}"
+        name = inside(row[config.filename_column], where)
         if name in lines:
-            raise InputError(f"{where} {name} is listed already, in row {lines[name]}")
+            raise InputError(f"{where}: {name} is listed already, in row {lines[name]}")
         lines[name] = line
         split = row.get(config.split_column)
         if split not in (None, *SPLITS):

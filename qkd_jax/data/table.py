@@ -1,6 +1,7 @@
 """Tables of sources: comma- or tab-separated text, read row by row, each fault said in one line."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,14 @@ def data_root(config: DataConfig, holds: str) -> Path:
     if config.root is None:
         raise InputError(f"data.root: expected the folder that holds {holds}, got none")
     return Path(config.root)
+
+
+def inside(name: str, where: str) -> str:
+    """`name`, a path within the root, in its shortest form; raises InputError if it leads elsewhere."""
+    normal = os.path.normpath(name) if name else ""
+    if not normal or "\0" in normal or os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
+        raise InputError(f"{where}: expected a path within data.root, got {name!r}")
+    return normal
 
 
 def read_table(

@@ -2,7 +2,7 @@
 
 from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.table import data_root, read_table
+from qkd_jax.data.table import data_root, inside, read_table
 
 _TABLE = "metadata/UrbanSound8K.csv"
 _SPLITS = {str(fold): "train" for fold in range(1, 9)} | {"9": "valid", "10": "test"}
@@ -22,7 +22,10 @@ def read_urbansound8k(config: DataConfig) -> list[Clip]:
     for line, row in read_table(root / _TABLE, columns, setting="data.root"):
         if row["fold"] not in _SPLITS:
             raise InputError(f"{root / _TABLE}: row {line}: fold: expected 1 to 10, got {row['fold']!r}")
-        name = f"audio/fold{row['fold']}/{row['slice_file_name']}"
+        name = inside(
+            f"audio/fold{row['fold']}/{row['slice_file_name']}",
+            f"{root / _TABLE}: row {line}: slice_file_name",
+        )
         clips.append(
             Clip(
                 name=name,

@@ -11,13 +11,27 @@ def eer(targets: np.ndarray, scores: np.ndarray) -> float:
     `targets` are 0 or 1, `scores` any order-preserving numbers, both [clips].  Between two
     points of the DET curve the crossing is interpolated.
     """
+    return _equal_errors(targets, scores)[0]
+
+
+def eer_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
+    """The score at the equal error rate (see `eer`), interpolated like it between two clips' scores."""
+    return _equal_errors(targets, scores)[1]
+
+
+def _equal_errors(targets: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     from sklearn.metrics import roc_curve
 
-    false_positive, true_positive, _ = roc_curve(targets, scores, drop_intermediate=False)
+    false_positive, true_positive, thresholds = roc_curve(targets, scores, drop_intermediate=False)
+    thresholds[0] = thresholds[1]  # the first is infinite, for no clip to be an event
     gap = (1 - true_positive) - false_positive  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
     share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1]))
+    rate, threshold = (
+        float(values[after - 1] + share * (values[after] - values[after - 1]))
+        for values in (false_positive, thresholds)
+    )
+    return rate, threshold
 
 
 def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, float]]:

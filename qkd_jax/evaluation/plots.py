@@ -1,11 +1,53 @@
-"""ROC and DET curves as pictures."""
+"""Pictures: ROC and DET as PNG beside a run's figures, and the plots of its report as SVG."""
 
-from collections.abc import Sequence
+import io
+import itertools
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkd_jax.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Styles = dict[str, dict[str, Any]]
+"""Keywords for each model's lines, under its name."""
+
+PALETTE = (
+    ("#24292f", "#e6e9ed"),
+    ("#278aeb", "#5299ce"),
+    ("#cc8346", "#d37731"),
+    ("#28695a", "#88d49b"),
+    ("#73169e", "#e2b3ff"),
+    ("#8c6907", "#d7b049"),
+    ("#037a9e", "#73b4c4"),
+    ("#8d1b0a", "#e9847c"),
+)
+"""Colours of the models on light and on dark ground: a contrast of 3 to it, and apart from each other
+also for the colour-blind (simulated after Machado et al. 2009)."""
+
+_DASHES = ("solid", "dashed", "dotted")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
+_GREY = "#8a9099"
+_LOOK: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _GREY,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+}
 
 
 def plot_curves(
@@ -15,33 +57,183 @@ def plot_curves(
 
     `targets` and each model's `logits` are [clips, events].
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(events), 8), layout="constrained")
+    axes = figure.subplots(2, len(events), squeeze=False)
+    styles = {name: {"label": name} for name in logits}
+    for column, event in enumerate(events):
+        roc, det = axes[:, column]
+        scores = {name: values[:, column] for name, values in logits.items()}
+        _draw_curves(roc, det, targets[:, column], scores, styles)
+        roc.set_title(event)
+    axes[0, 0].legend(loc="lower right")
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=100, format="png")
+
+
+def model_styles(names: Sequence[str]) -> Styles:
+    """A colour of `PALETTE` for each model and, from the ninth on, a dash."""
+    return {
+        name: {
+            "color": PALETTE[index % len(PALETTE)][0],
+            "linestyle": _DASHES[index // len(PALETTE) % len(_DASHES)],
+        }
+        for index, name in enumerate(names)
+    }
+
+
+def curve_figures(
+    truth: np.ndarray, scores: dict[str, np.ndarray], styles: Styles
+) -> tuple["Figure", "Figure"]:
+    """ROC and DET of one event; `truth` and each model's `scores` are [clips]."""
+    (roc_figure, roc), (det_figure, det) = _panel(3.4, 3.4), _panel(3.4, 3.4)
+    _draw_curves(roc, det, truth, scores, styles)
+    return roc_figure, det_figure
+
+
+def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, styles: Styles) -> "Figure":
+    """A point for each model, at its bytes (logarithmic) and its value, with its name beside it."""
+    height = 3.0
+    figure, axis = _panel(4.6, height)
+    x, y = np.log10(list(sizes.values())), np.array(list(values.values()))
+    margin = max(0.12 * np.ptp(y), 0.5)
+    bottom, top = y.min() - margin, y.max() + margin
+    left, right = x.min() - 0.15, x.max() + 0.35 + 0.2 * np.ptp(x)  # the last name needs room
+    axis.set(xlim=(left, right), ylim=(bottom, top), xlabel="bytes", ylabel=label)
+    ticks = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
+    inside = [tick for tick in ticks if left <= np.log10(tick) <= right]
+    axis.set_xticks(np.log10(inside), [size(tick) for tick in inside])
+    line = (top - bottom) * 0.16 / height  # of text
+    heights = _spread(x, y, line, 0.25 * (right - left))
+    for name, point, beside in zip(sizes, zip(x, y), heights):
+        axis.plot(*point, "o", color=styles[name]["color"])
+        axis.annotate(
+            name,
+            point,
+            (point[0] + 0.02 * (right - left), beside),
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            parse_math=False,
+        )
+    return figure
+
+
+def history_figure(
+    history: dict[str, list[dict[str, Any]]],
+    value: Callable[[dict[str, Any]], float],
+    styles: Styles,
+) -> "Figure":
+    """A `value` of each model's epochs; a dot where AUC on validation is best."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axis = _panel(3.4, 2.5)
+    for name, epochs in history.items():
+        numbers, values = [epoch["epoch"] for epoch in epochs], [value(epoch) for epoch in epochs]
+        best = max(range(len(epochs)), key=lambda index: (epochs[index]["valid"]["auc"], index))
+        axis.plot(numbers, values, marker="o", markersize=4, markevery=[best], **styles[name])
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def histogram_figure(
+    truth: np.ndarray, scores: np.ndarray, threshold: float, style: dict[str, Any]
+) -> "Figure":
+    """Scores of clips with the event (in the model's colour) and without (grey), each in percent of theirs.
+
+    `truth` and `scores` are [clips]; `threshold` is drawn.
+    """
+    figure, axis = _panel(3.4, 2.1)
+    edges = np.histogram_bin_edges(scores, 40)
+    for label, color in ((0, _GREY), (1, style["color"])):
+        counts, _ = np.histogram(scores[truth == label], edges)
+        shares = 100 * counts / counts.sum()
+        axis.stairs(shares, edges, fill=True, alpha=0.3, color=color)
+        axis.stairs(shares, edges, linewidth=1.2, color=color)
+    axis.axvline(threshold, color="black", linewidth=1, linestyle="--")
+    axis.set(xlabel="logit", ylabel="clips, %", xlim=(edges[0], edges[-1]))
+    return figure
+
+
+def to_svg(figure: "Figure", key: str) -> str:
+    """`figure` as an `<svg>` for an HTML page, with ids that no other `key` has.
+
+    Texts are texts, in the page's font and colour; the palette's colours are the page's variables
+    --model-0, --model-1, ...
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :])
+    # Names of parts that nothing refers to, and looks that are the page's to say.
+    svg = re.sub(r' id="[\w.]+_\d+"| font-family: [^;]*;|<style.*?</style>', "", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d+", _short, path[0]), svg)
+    for index, (light, _) in enumerate(PALETTE):
+        svg = svg.replace(light, f"var(--model-{index})")
+    return svg.replace("#000000", "currentColor")
+
+
+def size(count: int) -> str:
+    """Bytes to three digits: 892 B, 171 kB, 9.22 MB."""
+    rounded = float(f"{count:.3g}")
+    power = min(int(np.log10(max(rounded, 1))) // 3, 3)
+    return f"{rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _short(number: re.Match[str]) -> str:
+    """A hundredth of a point is more than a screen shows."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _panel(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """Axes in a figure of `width` x `height` inches, with the same margins whatever is drawn."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    left, bottom, rest = 0.52, 0.4, 0.12
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(width, height))
+        box = (left / width, bottom / height, 1 - (left + rest) / width, 1 - (bottom + rest) / height)
+        return figure, figure.add_axes(box)
+
+
+def _draw_curves(
+    roc: "Axes", det: "Axes", truth: np.ndarray, scores: dict[str, np.ndarray], styles: Styles
+) -> None:
     from scipy.stats import norm
     from sklearn.metrics import roc_curve
 
-    figure = Figure(figsize=(4.2 * len(events), 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(events), squeeze=False)
-    for column, event in enumerate(events):
-        roc, det = axes[:, column]
-        for name, scores in logits.items():
-            false_positive, true_positive, _ = roc_curve(targets[:, column], scores[:, column])
-            roc.plot(100 * false_positive, 100 * true_positive, label=name)
-            inside = (false_positive > 0) & (true_positive < 1)
-            det.plot(norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), label=name)
-        roc.set(
-            title=event, xlabel="false positives, %", ylabel="true positives, %", xlim=(0, 100), ylim=(0, 100)
-        )
-        ticks = norm.ppf(_RATES)
-        names = [f"{100 * rate:g}" for rate in _RATES]
-        det.set_xticks(ticks, names)
-        det.set_yticks(ticks, names)
-        edges = (ticks[0], ticks[-1])
-        det.plot(edges, edges, color="0.7", linestyle=":", linewidth=1)  # the EER lies on it
-        det.set(xlabel="false positives, %", ylabel="false negatives, %", xlim=edges, ylim=edges)
-        for axis in (roc, det):
-            axis.grid(alpha=0.3)
-            axis.set_aspect("equal")
-    axes[0, 0].legend(loc="lower right")
-    figure.savefig(path, dpi=100)
+    for name, values in scores.items():
+        false_positive, true_positive, _ = roc_curve(truth, values)
+        roc.plot(100 * false_positive, 100 * true_positive, **styles[name])
+        inside = (false_positive > 0) & (true_positive < 1)
+        det.plot(norm.ppf(false_positive[inside]), norm.ppf(1 - true_positive[inside]), **styles[name])
+    roc.set(xlabel="false positives, %", ylabel="true positives, %", xlim=(0, 100), ylim=(0, 100))
+    ticks = norm.ppf(_RATES)
+    names = [f"{100 * rate:g}" for rate in _RATES]
+    det.set_xticks(ticks, names)
+    det.set_yticks(ticks, names)
+    edges = (ticks[0], ticks[-1])
+    det.plot(edges, edges, color="0.7", linestyle=":", linewidth=1)  # the EER lies on it
+    det.set(xlabel="false positives, %", ylabel="false negatives, %", xlim=edges, ylim=edges)
+    for axis in (roc, det):
+        axis.grid(alpha=0.3)
+        axis.set_aspect("equal")
+
+
+def _spread(x: np.ndarray, y: np.ndarray, gap: float, near: float) -> np.ndarray:
+    """`y` moved so that points less than `near` apart in `x` are at least `gap` apart."""
+    moved = y.copy()
+    order = np.argsort(x, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(x[order]) >= near) + 1):
+        rising = group[np.argsort(y[group], kind="stable")]
+        for below, above in itertools.pairwise(rising):
+            moved[above] = max(y[above], moved[below] + gap)
+        moved[rising] -= (moved[rising] - y[rising]).mean()
+    return moved

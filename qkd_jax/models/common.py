@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 _NAME = "normalize"
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 class Normalize(nn.Module):
@@ -27,3 +28,33 @@ def normalize(x: jax.Array) -> jax.Array:
 def with_norm(variables: dict[str, Any], mean: jax.Array, std: jax.Array) -> dict[str, Any]:
     """`variables` of a model that begins with `normalize`, with `mean` and `std` [mels] in it."""
     return variables | {"norm": {_NAME: {"mean": mean, "std": std}}}
+
+
+def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
+    """Convolution of x [batch, time, mel, channel], `size` x `size` without bias, in x's type."""
+    he = nn.initializers.he_normal()
+    settings: dict[str, Any] = {"use_bias": False, "dtype": x.dtype, "kernel_init": he, "precision": _EXACT}
+    if size == 1:  # the same product, faster on a CPU
+        return nn.Dense(channels, **settings)(x[:, ::stride, ::stride])
+    return nn.Conv(channels, (size, size), (stride, stride), **settings)(x)
+
+
+def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0) -> jax.Array:
+    """Batch-norm of x [..., channel] in x's type: by the batch's statistics, or the running ones."""
+    scale_init = nn.initializers.constant(initial_scale)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=x.dtype, scale_init=scale_init)(x)
+
+
+def stem(features: jax.Array, channels: int, dtype: str, *, train: bool) -> jax.Array:
+    """A teacher's head: features [batch, time, mel] to [batch, time / 4, mel / 4, channel], rounded up.
+
+    `normalize`, and from there in `dtype`: 7x7/2 convolution, batch-norm, ReLU, 3x3/2 max-pool.
+    """
+    x = normalize(features)[..., None].astype(dtype)
+    x = nn.relu(batch_norm(conv(x, channels, 7, 2), train=train))
+    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+def pooled_logits(x: jax.Array, events: int) -> jax.Array:
+    """A teacher's tail: mean of x [batch, time, mel, channel] over time and mel, one float32 linear layer."""
+    return nn.Dense(events, precision=_EXACT)(x.astype(jnp.float32).mean(axis=(1, 2)))

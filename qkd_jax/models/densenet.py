@@ -1,14 +1,12 @@
 """DenseNet (Huang et al. 2017, the bottleneck variant) over log-mel energies."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import InputError, TeacherConfig
-from qkd_jax.models.common import normalize
+from qkd_jax.models.common import batch_norm, conv, pooled_logits, stem
 
 
 class DenseNet(nn.Module):
@@ -25,24 +23,12 @@ class DenseNet(nn.Module):
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
-        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        batch_norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype)
+        config = self.config
 
         def norm_relu(x: jax.Array) -> jax.Array:
-            return nn.relu(batch_norm()(x))
+            return nn.relu(batch_norm(x, train=train))
 
-        he, exact = nn.initializers.he_normal(), jax.lax.Precision.HIGHEST
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=dtype, kernel_init=he, precision=exact)
-        spatial = functools.partial(nn.Conv, use_bias=False, dtype=dtype, kernel_init=he, precision=exact)
-
-        def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
-            if size == 1:  # the same product, faster on a CPU
-                return dense(channels)(x)
-            return spatial(channels, (size, size), (stride, stride))(x)
-
-        x = normalize(features)[..., None].astype(dtype)
-        x = norm_relu(conv(x, config.stem, 7, 2))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = stem(features, config.stem, config.compute_dtype, train=train)
         for block, layers in enumerate(config.blocks):
             if block:
                 x = conv(norm_relu(x), x.shape[-1] // 2, 1)
@@ -56,5 +42,4 @@ class DenseNet(nn.Module):
             raise InputError(
                 f"teacher.blocks: {len(config.blocks)} blocks halve features of {frames} x {mels} to nothing"
             )
-        pooled = norm_relu(x).astype(jnp.float32).mean(axis=(1, 2))
-        return nn.Dense(self.events, precision=jax.lax.Precision.HIGHEST)(pooled)
+        return pooled_logits(norm_relu(x), self.events)

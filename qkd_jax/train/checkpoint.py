@@ -15,7 +15,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from qkd_jax.config import InputError
 from qkd_jax.train.state import TrainState
 
-
 _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
 
 

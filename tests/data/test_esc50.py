@@ -52,6 +52,10 @@ def test_the_published_layout(read, tmp_path, encoding):
         (HEADER + ROWS + "a.wav,6,0,dog,True,1,A\n", "row 7: fold: expected 1 to 5, got '6'"),
         (HEADER + "a.wav,one,0,dog,True,1,A\n", "row 2: fold: expected 1 to 5, got 'one'"),
         (HEADER + ROWS + "a.wav,1,0\n", "row 7: expected 7 fields, got 3"),
+        (
+            HEADER + "../../a.wav,1,0,dog,True,1,A\n",
+            "row 2: filename: expected a path within data.root, got 'audio/../../a.wav'",
+        ),
     ],
 )
 def test_errors_say_where_and_what_was_found(read, tmp_path, text, message):

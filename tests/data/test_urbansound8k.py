@@ -54,6 +54,10 @@ def test_eight_folds_are_for_training(read):
         (HEADER + ROWS + "a.wav,1,0,4,1,0,8,siren\n", "row 6: fold: expected 1 to 10, got '0'"),
         (HEADER + "a.wav,1,0,4,1,fold1,8,siren\n", "row 2: fold: expected 1 to 10, got 'fold1'"),
         (HEADER + "a.wav,1,0,4,1,1,8,siren,x\n", "row 2: expected 8 fields, got 9"),
+        (
+            HEADER + "../../../a.wav,1,0,4,1,1,8,siren\n",
+            "row 2: slice_file_name: expected a path within data.root, got 'audio/fold1/../../../a.wav'",
+        ),
     ],
 )
 def test_errors_say_where_and_what_was_found(read, tmp_path, text, message):

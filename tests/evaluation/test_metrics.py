@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.evaluation.metrics import eer, evaluate
+from qkd_jax.evaluation.metrics import eer, eer_threshold, evaluate
 
 
 def crossing(targets, scores):
-    """EER in exact fractions: where the DET polygon meets the line of equal errors."""
+    """EER in exact fractions: where the DET polygon meets the line of equal errors; and the threshold there.
+
+    No score is higher than the highest, so up to the first point of the polygon the threshold is that.
+    """
     positives = [score for target, score in zip(targets, scores) if target]
     negatives = [score for target, score in zip(targets, scores) if not target]
     thresholds = [max(scores) + 1, *sorted(set(scores), reverse=True)]  # an event where score >= threshold
@@ -21,11 +24,12 @@ def crossing(targets, scores):
         )
         for threshold in thresholds
     ]
-    for (x, y), (next_x, next_y) in pairwise(points):
+    heights = [Fraction(score) for score in (thresholds[1], *thresholds[1:])]
+    for ((x, y), height), ((next_x, next_y), next_height) in pairwise(zip(points, heights)):
         if next_x >= next_y:
             # x + t (next_x - x) = y + t (next_y - y)
             t = (y - x) / ((next_x - x) - (next_y - y))
-            return x + t * (next_x - x)
+            return x + t * (next_x - x), height + t * (next_height - height)
     raise AssertionError("the last point, where everything is an event, has no misses")
 
 
@@ -52,7 +56,9 @@ def scored_clips(draw):
 def test_eer_and_auc_are_those_of_a_direct_count(clips):
     targets, scores = clips
     row = evaluate(targets[:, None], scores[:, None], ["bell"])["bell"]
-    assert row["eer"] == pytest.approx(100 * float(crossing(targets.tolist(), scores.tolist())), abs=1e-9)
+    rate, threshold = crossing(targets.tolist(), scores.tolist())
+    assert row["eer"] == pytest.approx(100 * float(rate), abs=1e-9)
+    assert eer_threshold(targets, scores) == pytest.approx(float(threshold), abs=1e-9)
     assert row["auc"] == pytest.approx(100 * pairwise_auc(targets, scores), abs=1e-9)
 
 
@@ -63,6 +69,27 @@ def test_only_the_order_of_scores_counts(clips):
     expected = eer(targets, scores)
     for same_order in (np.exp(scores), 3 * scores + 7, scores**3, 1 / (1 + np.exp(-scores))):
         assert eer(targets, same_order) == pytest.approx(expected, abs=1e-12)
+
+
+@given(scored_clips())
+@settings(max_examples=50, deadline=None)
+def test_errors_change_sides_at_the_threshold(clips):
+    """Above it there are at least as many misses as false alarms; with the score just below it, at most."""
+    targets, scores = clips
+    threshold = eer_threshold(targets, scores)
+    assert np.isfinite(threshold)
+    found = scores > threshold + 1e-9
+    assert (~found[targets == 1]).mean() >= found[targets == 0].mean()
+    found = scores >= scores[scores <= threshold + 1e-9].max()
+    assert (~found[targets == 1]).mean() <= found[targets == 0].mean()
+
+
+@given(scored_clips(), st.floats(0.1, 9), st.floats(-9, 9))
+@settings(max_examples=50, deadline=None)
+def test_the_threshold_moves_with_the_scores(clips, factor, shift):
+    targets, scores = clips
+    expected = factor * eer_threshold(targets, scores) + shift
+    assert eer_threshold(targets, factor * scores.astype(float) + shift) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,14 @@ def tiny():
     return {**variables, "batch_stats": apply(variables, FEATURES, train=True)[1]}, apply
 
 
+def test_densenet_121_has_the_parameters_of_torchvisions():
+    model = build_model(TeacherConfig(blocks=(6, 12, 24, 16)), events=3)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 998, 64)))["params"]
+    # torchvision's 7,978,856 with a stem of one channel instead of three, and three events instead of 1000.
+    expected = 7_978_856 - 2 * 64 * 7 * 7 - (1024 * 1000 + 1000) + (1024 * 3 + 3)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected == 6_950_659
+
+
 def test_training_moves_the_statistics_and_evaluation_does_not():
     variables, apply = tiny()
     before = variables["batch_stats"]

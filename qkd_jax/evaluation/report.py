@@ -1,0 +1,214 @@
+"""A run's report: one HTML file that needs nothing but itself, and the recordings to listen to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qkd_jax.evaluation.metrics import eer_threshold
+from qkd_jax.evaluation.plots import (
+    PALETTE,
+    Styles,
+    curve_figures,
+    histogram_figure,
+    history_figure,
+    model_styles,
+    size,
+    size_figure,
+    to_svg,
+)
+from qkd_jax.files import whole_file
+
+_WORST = 5
+
+
+def write_report(
+    path: Path,
+    results: dict[str, Any],
+    *,
+    title: str,
+    targets: np.ndarray,
+    logits: dict[str, np.ndarray],
+    clips: dict[str, Path],
+    history: dict[str, list[dict[str, Any]]],
+    config_json: str,
+    versions: dict[str, str],
+    teacher: str = "teacher",
+) -> None:
+    """Write the report of the run `title` to `path`, an HTML file; the same input gives the same bytes.
+
+    `results` is what `print_table` prints; `targets` and each model's `logits` are [clips, events],
+    and `clips` has the name and the path of each recording in that order.  `history` has each model's
+    epochs: `epoch`, `epoch_loss` and, under `valid`, `auc` and `eer` in percent; models without any
+    may be missing.  Students are compared with the model `teacher`, if there is one.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    models = results["models"]
+    events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
+    students = [name for name in models if name != teacher] or list(models)
+    smallest = min(
+        students, key=lambda name: (models[name]["bytes"], models[name]["metrics"]["average"]["eer"])
+    )
+    styles = model_styles(list(models))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        results=results,
+        events=events,
+        palette=PALETTE,
+        swatches=_swatches(styles),
+        smallest=smallest,
+        tiles=_tiles(models, smallest, teacher),
+        table=_table(models, events, students),
+        sizes=_sizes(models, styles),
+        curves=_curves(targets, logits, styles),
+        learning=_learning(history, styles),
+        # What would be shipped comes first.
+        errors={
+            name: _errors(targets, logits[name], events, clips, styles[name], f"scores-{index}")
+            for index, name in enumerate(sorted(models, key=lambda name: name != smallest))
+        },
+        config=config_json,
+        versions=versions,
+    )
+    with whole_file(path) as file:
+        # A file's name need not be text.
+        file.write(page.encode("utf-8", "xmlcharrefreplace"))
+
+
+def _swatches(styles: Styles) -> dict[str, str]:
+    """CSS of a line that looks like each model's."""
+    return {
+        name: f"{style['linestyle']} var(--model-{index % len(PALETTE)})"
+        for index, (name, style) in enumerate(styles.items())
+    }
+
+
+def _tiles(models: dict[str, Any], name: str, teacher: str) -> list[tuple[str, str, str]]:
+    """What is said first of the model `name`: label, figure, and what it compares with."""
+    row, other = models[name], models.get(teacher) if name != teacher else None
+    figures, others = row["metrics"]["average"], other and other["metrics"]["average"]
+    tiles = [
+        ("size", size(row["bytes"]), f"{row['parameters']:,} parameters"),
+        ("average AUC", f"{figures['auc']:.2f} %", f"teacher {others['auc']:.2f} %" if others else ""),
+        ("average EER", f"{figures['eer']:.2f} %", f"teacher {others['eer']:.2f} %" if others else ""),
+    ]
+    if other and other["bytes"] > row["bytes"]:
+        ratio = other["bytes"] / row["bytes"]
+        tiles.insert(1, ("smaller by", f"{ratio:,.1f} ×", f"teacher {size(other['bytes'])}"))
+    return tiles
+
+
+def _table(
+    models: dict[str, Any], events: Sequence[str], students: Sequence[str]
+) -> dict[str, list[tuple[str, bool]]]:
+    """The cells of each model's row: text, and whether no student is better and some are worse."""
+    figures = {
+        name: [row["metrics"][event][key] for event in ("average", *events) for key in ("auc", "eer")]
+        + [row["bytes"], row["parameters"], row["multiply_adds"] / 1e6]
+        for name, row in models.items()
+    }
+    formats = ["{:.2f}"] * (2 + 2 * len(events)) + ["{:,}", "{:,}", "{:,.1f} M"]
+    ranges = []
+    for column in range(len(formats)):
+        values = [figures[name][column] for name in students]
+        is_auc = column < 2 + 2 * len(events) and column % 2 == 0
+        ranges.append((max(values), min(values)) if is_auc else (min(values), max(values)))
+    return {
+        name: [
+            (form.format(value), name in students and value == best != worst)
+            for value, form, (best, worst) in zip(row, formats, ranges)
+        ]
+        for name, row in figures.items()
+    }
+
+
+def _sizes(models: dict[str, Any], styles: Styles) -> dict[str, str]:
+    """Average EER and AUC against bytes, as SVG."""
+    sizes = {name: row["bytes"] for name, row in models.items()}
+    plots = {}
+    for key, label in (("eer", "average EER, %"), ("auc", "average AUC, %")):
+        values = {name: row["metrics"]["average"][key] for name, row in models.items()}
+        plots[label] = to_svg(size_figure(sizes, values, label, styles), f"size-{key}")
+    return plots
+
+
+def _curves(targets: np.ndarray, logits: dict[str, np.ndarray], styles: Styles) -> list[tuple[str, str]]:
+    """ROC and DET of each event, as SVG."""
+    plots = []
+    for column, truth in enumerate(targets.T):
+        scores = {name: logits[name][:, column] for name in styles}
+        roc, det = curve_figures(truth, scores, styles)
+        plots.append((to_svg(roc, f"roc-{column}"), to_svg(det, f"det-{column}")))
+    return plots
+
+
+def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[str, str]:
+    """Loss, AUC and EER by epoch, as SVG; nothing if no model has epochs."""
+    epochs = {name: history[name] for name in styles if history.get(name)}
+    if not epochs:
+        return {}
+    values = {
+        "training loss": lambda epoch: epoch["epoch_loss"],
+        "validation AUC, %": lambda epoch: epoch["valid"]["auc"],
+        "validation EER, %": lambda epoch: epoch["valid"]["eer"],
+    }
+    return {
+        label: to_svg(history_figure(epochs, value, styles), label.replace(" ", "-"))
+        for label, value in values.items()
+    }
+
+
+def _errors(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    events: Sequence[str],
+    clips: dict[str, Path],
+    style: dict[str, Any],
+    key: str,
+) -> list[dict[str, Any]]:
+    """What a model gets wrong of each event: its scores as SVG, their threshold, and the worst clips."""
+    found = []
+    for column, event in enumerate(events):
+        truth, scores = targets[:, column], logits[:, column]
+        threshold = eer_threshold(truth, scores)
+        rising, falling = np.argsort(scores, kind="stable"), np.argsort(-scores, kind="stable")
+        worst = {
+            "False alarms": falling[truth[falling] == 0][:_WORST],
+            "Misses": rising[truth[rising] == 1][:_WORST],
+        }
+        found.append(
+            {
+                "event": event,
+                "plot": to_svg(histogram_figure(truth, scores, threshold, style), f"{key}-{column}"),
+                "threshold": threshold,
+                "worst": {
+                    kind: [_clip(clip, targets, scores, events, clips) for clip in chosen.tolist()]
+                    for kind, chosen in worst.items()
+                },
+            }
+        )
+    return found
+
+
+def _clip(
+    index: int, targets: np.ndarray, scores: np.ndarray, events: Sequence[str], clips: dict[str, Path]
+) -> dict[str, Any]:
+    from scipy.special import expit
+
+    name, path = list(clips.items())[index]
+    return {
+        "name": name,
+        "uri": path.absolute().as_uri(),
+        "labels": [event for event, there in zip(events, targets[index]) if there],
+        "logit": float(scores[index]),
+        "probability": float(expit(scores[index])),
+    }

@@ -1,0 +1,450 @@
+import json
+import re
+import shutil
+import subprocess
+import threading
+import wave
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from qkd_jax.evaluation.metrics import eer_threshold, evaluate
+from qkd_jax.evaluation.plots import PALETTE, size
+from qkd_jax.evaluation.report import write_report
+
+MODELS = {"teacher": (169_060, 42_265, 2.0), "plain": (47_212, 11_803, 1.0), "small-4": (6_892, 11_803, 1.5)}
+EVENTS = ("bell", "knock")
+HOSTILE = [
+    "<script>alert(1)</script>.wav",
+    "\"quoted\" & 'single'.wav",
+    "naïve 鳥 🐦.wav",
+    "# 100%41 ?a=b.wav",
+    "javascript:alert(1).wav",
+    "</table></details><img src=x onerror=alert(1)>.wav",
+    "no text \udcff.wav",
+    "a_very_long_name_without_a_blank_" * 8 + ".wav",
+]
+
+
+def example(events=EVENTS, models=MODELS, clips=60, names=None, epochs=3, folder=Path("/recordings"), seed=0):
+    """Arguments of `write_report` for made-up models; the third figure of each is its separation."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((clips, len(events))) < 0.4).astype(np.float32)
+    targets[0], targets[1] = 0, 1
+    # Rounded, so that clips tie.
+    logits = {
+        name: np.round(rng.normal(separation * targets), 1).astype(np.float32)
+        for name, (_, _, separation) in models.items()
+    }
+    rows = {
+        name: {
+            "metrics": evaluate(targets, logits[name], events),
+            "parameters": parameters,
+            "multiply_adds": 200 * parameters,
+            "bytes": count,
+        }
+        for name, (count, parameters, _) in models.items()
+    }
+    names = names or [f"{index:03}.wav" for index in range(clips)]
+    return {
+        "results": {"split": "test", "clips": clips, "models": rows},
+        "title": "demo",
+        "targets": targets,
+        "logits": logits,
+        "clips": {name: folder / name for name in names},
+        "history": {
+            name: [
+                {"epoch": epoch, "epoch_loss": 1 / epoch, "valid": {"auc": 70.0 + epoch, "eer": 30.0 - epoch}}
+                for epoch in range(1, epochs + 1)
+            ]
+            for name in models
+            if epochs
+        },
+        "config_json": '{"name": "demo"}',
+        "versions": {"jax": "0.10.2"},
+    }
+
+
+def hostile_example(folder):
+    """Names of recordings, events, models and the run that mean something in HTML, SVG or a URI."""
+    events = ("<b>bell</b>", "\"a\" & 'b'", "long_event_name_without_a_blank_" * 5)
+    models = {"teacher": MODELS["teacher"], "</svg><script>alert(2)</script>$x$": MODELS["small-4"]}
+    # So few that each is among the worst of something.
+    found = example(events, models, len(HOSTILE), HOSTILE, folder=folder)
+    return found | {"title": "<script>alert(3)</script>", "config_json": "</pre><script>alert(4)</script>"}
+
+
+def write(path, arguments):
+    write_report(path, **arguments)
+    return path.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """The page's tables as lists of rows of (text, marked), all its tags, links, and the text outside SVG."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tables, self.tags, self.links, self.text, self.labels = [], [], [], "", []
+        self.cell, self.marked = None, False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.cell, self.marked = "", False
+        elif tag == "mark":
+            self.marked = True
+        elif tag == "a":
+            self.links.append(dict(attributes)["href"])
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append((self.cell.strip(), self.marked))
+            self.cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell += data
+
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def texts(row):
+    return [text for text, _ in row]
+
+
+def test_the_table_of_results(tmp_path):
+    arguments = example()
+    heads, subheads, *rows = Page(write(tmp_path / "report.html", arguments)).tables[0]
+    assert texts(heads) == ["model", "average", "bell", "knock", "bytes", "parameters", "MACs"]
+    assert texts(subheads) == ["AUC", "EER"] * 3
+    assert [texts(row)[0] for row in rows] == list(MODELS)
+    for row, (name, model) in zip(rows, arguments["results"]["models"].items()):
+        figures = [model["metrics"][event][key] for event in ("average", *EVENTS) for key in ("auc", "eer")]
+        count, parameters, _ = MODELS[name]
+        sizes = [f"{count:,}", f"{parameters:,}", f"{200 * parameters / 1e6:.1f} M"]
+        assert texts(row)[1:] == [f"{figure:.2f}" for figure in figures] + sizes
+
+
+def test_the_best_student_of_a_column_is_marked(tmp_path):
+    """And nothing where students are alike; the teacher, best of all, never."""
+    arguments = example()
+    models = arguments["results"]["models"]
+    models["plain"]["metrics"] = {event: {"auc": 80.0, "eer": 20.0} for event in (*EVENTS, "average")}
+    models["small-4"]["metrics"] = {
+        "bell": {"auc": 81.0, "eer": 21.0},
+        "knock": {"auc": 80.0, "eer": 19.0},
+        "average": {"auc": 80.5, "eer": 20.0},
+    }
+    _, _, teacher, plain, small = Page(write(tmp_path / "report.html", arguments)).tables[0]
+    assert not any(marked for _, marked in teacher)
+    assert [text for text, marked in plain if marked] == ["20.00"]
+    assert plain[4] == ("20.00", True)  # EER of bell
+    # AUC on average and of bell, EER of knock, bytes; parameters and MACs are equal.
+    assert [column for column, (_, marked) in enumerate(small) if marked] == [1, 3, 6, 7]
+
+
+def test_the_smallest_student_comes_first(tmp_path):
+    text = " ".join(Page(write(tmp_path / "report.html", example())).text.split())
+    head = text[: text.index("AUC and EER in percent")]
+    assert "test: 60 clips · 2 events · 3 models" in head
+    assert "The smallest: small-4" in head
+    assert "6.89 kB" in head and "24.5 ×" in head and "teacher 169 kB" in head
+    alone = " ".join(
+        Page(write(tmp_path / "alone.html", example(models={"one": (512, 128, 1.0)}))).text.split()
+    )
+    assert "512 B" in alone and "teacher" not in alone and "1 model AUC" not in alone
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (171_020, "171 kB"),
+        (999_600, "1 MB"),
+        (9_220_252, "9.22 MB"),
+    ],
+)
+def test_sizes_to_three_digits(count, text):
+    assert size(count) == text
+
+
+def test_the_worst_clips_in_their_order(tmp_path):
+    arguments = example()
+    targets, names = arguments["targets"], list(arguments["clips"])
+    page = Page(write(tmp_path / "report.html", arguments))
+    tables = iter(page.tables[1:])
+    for model in ("small-4", "teacher", "plain"):  # the smallest first
+        for column, event in enumerate(EVENTS):
+            scores = arguments["logits"][model][:, column]
+            for label, sign in ((0, -1), (1, 1)):
+                clips = [clip for clip in range(len(names)) if targets[clip, column] == label]
+                worst = sorted(clips, key=lambda clip: (sign * scores[clip], clip))[:5]
+                _, *rows = next(tables)
+                for (name, probability, logit), clip in zip(map(texts, rows), worst, strict=True):
+                    held = [EVENTS[index] for index in np.flatnonzero(targets[clip])]
+                    assert name == names[clip] + (", ".join(held) or "none")
+                    assert (event in held) == (label == 1)
+                    assert probability == f"{100 / (1 + np.exp(-scores[clip])):.1f} %"
+                    assert logit == f"{scores[clip]:.2f}"
+            figure = arguments["results"]["models"][model]["metrics"][event]["eer"]
+            threshold = eer_threshold(targets[:, column], scores)
+            assert f"EER {figure:.2f} % at a logit of {threshold:.2f}" in page.text
+    assert next(tables, None) is None
+
+
+def test_hostile_names_are_text_and_their_links_lead_to_the_files(tmp_path):
+    folder = tmp_path / "a folder #1 %20"
+    arguments = hostile_example(folder)
+    html = write(tmp_path / "report.html", arguments)
+    page = Page(html)
+    assert html.count("<script") == html.count("</script") == 1
+    assert {tag for tag, _ in page.tags}.isdisjoint({"img", "iframe", "link", "object"})
+    for name in arguments["results"]["models"] | arguments["results"]["models"]["teacher"]["metrics"]:
+        assert name in page.text
+    assert "<script>alert(3)</script>" in page.text and "</pre><script>alert(4)</script>" in page.text
+    files = {link for link in page.links if not link.startswith("#")}
+    assert all(urlsplit(link).scheme == "file" and not urlsplit(link).fragment for link in files)
+    decoded = {unquote(urlsplit(link).path, errors="surrogateescape") for link in files}
+    assert decoded == {str(folder / name) for name in HOSTILE}
+    for name in HOSTILE:
+        assert name.replace("\udcff", "\ufffd") in page.text
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    html = write(tmp_path / "report.html", example())
+    page = Page(html)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html.replace("file:///", ""))
+    assert page.attributes("src") == []
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(ids)
+    assert set(re.findall(r"url\(#(\w+)\)", html)) <= set(ids)
+    # Every plot says what it shows, and every head of a table what it heads.
+    assert [tag for tag, _ in page.tags].count("svg") == 2 + 2 * 2 + 3 + 3 * 2
+    assert (
+        sum(attributes.get("role") == "img" and bool(attributes["aria-label"]) for _, attributes in page.tags)
+        == 15
+    )
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    first, second = tmp_path / "first.html", tmp_path / "second.html"
+    write_report(first, **example())
+    write_report(second, **example())
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".html"] == []
+
+
+def drawn(html, label):
+    """The SVG of the plot with this label."""
+    return re.search(rf'aria-label="{label}[^"]*"><svg.*?</svg>', html, re.DOTALL)[0]
+
+
+def test_points_lie_at_their_bytes_and_errors(tmp_path):
+    arguments = example()
+    svg = drawn(write(tmp_path / "report.html", arguments), "average EER")
+    uses = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: var\(--model-(\d)\)', svg)
+    assert [int(model) for _, _, model in uses] == [0, 1, 2]
+    x, y = np.array([(float(x), float(y)) for x, y, _ in uses]).T
+    sizes = np.log10([count for count, _, _ in MODELS.values()])
+    eers = [model["metrics"]["average"]["eer"] for model in arguments["results"]["models"].values()]
+    for found, expected, sign in ((x, sizes, 1), (y, eers, -1)):  # SVG's y grows downwards
+        slope, start = np.polyfit(expected, found, 1)
+        assert sign * slope > 0
+        np.testing.assert_allclose(slope * np.array(expected) + start, found, atol=0.01)
+    assert all(f">{name}</text>" in svg for name in MODELS)
+
+
+@pytest.mark.parametrize("label", ["ROC curves for bell", "DET curves for knock", "validation AUC"])
+def test_a_line_a_model_in_its_colour(tmp_path, label):
+    svg = drawn(write(tmp_path / "report.html", example()), label)
+    lines = re.findall(r"<path [^>]*stroke: var\(--model-(\d)\); stroke-width: 1.5", svg)
+    assert lines == ["0", "1", "2"]
+
+
+def test_models_without_epochs_are_left_out(tmp_path):
+    arguments = example()
+    arguments["history"]["teacher"] = []
+    del arguments["history"]["plain"]
+    svg = drawn(write(tmp_path / "report.html", arguments), "training loss")
+    assert set(re.findall(r"var\(--model-(\d)\)", svg)) == {"2"}
+
+
+MANY = {f"model-{index}": (10_000 - index, 2_500, 1.0) for index in range(len(PALETTE) + 2)}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        dict(events=("bell",)),
+        dict(events=[f"event {index}" for index in range(10)], clips=40),
+        dict(models={"teacher": MODELS["teacher"]}),
+        dict(models={"one": MODELS["small-4"]}, events=("bell",), epochs=0),
+        dict(models=MANY),
+        dict(models={name: (1000, 250, 1.0) for name in ("teacher", "a", "b")}),
+        dict(epochs=0),
+        dict(epochs=1),
+        dict(clips=2),
+        dict(models={name: (*row[:2], 50.0) for name, row in MODELS.items()}),
+    ],
+    ids=[
+        "one event",
+        "ten events",
+        "one model",
+        "one of everything",
+        "more models than colours",
+        "equal bytes",
+        "no history",
+        "one epoch",
+        "two clips",
+        "no errors",
+    ],
+)
+def test_whatever_a_run_holds(tmp_path, choices):
+    arguments = example(**choices)
+    html = write(tmp_path / "report.html", arguments)
+    page = Page(html)
+    models, events = arguments["results"]["models"], arguments["targets"].shape[1]
+    assert len(page.tables) == 1 + 2 * len(models) * events
+    plots = 2 + (2 + len(models)) * events + (3 if arguments["history"] else 0)
+    assert [tag for tag, _ in page.tags].count("svg") == plots
+    assert ('id="learning"' in html) == bool(arguments["history"])
+    assert "nan" not in html.lower()
+
+
+def test_equal_scores_have_a_histogram_too(tmp_path):
+    arguments = example()
+    arguments["logits"]["plain"][:] = -0.5
+    assert "at a logit of -0.50" in write(tmp_path / "report.html", arguments)
+
+
+def test_a_page_of_thousands_of_clips_stays_small(tmp_path):
+    models = {f"model-{index}": (1000 * index, 250, 1.0 + index / 5) for index in range(1, 6)}
+    write_report(tmp_path / "report.html", **example(("a", "b", "c"), models, clips=3000, epochs=12))
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH")
+
+
+def chromium(tmp_path, page, *flags):
+    """The command that opens a file in Chromium without a window, its console on stderr."""
+    return [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",  # which root can't have
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        *flags,
+        page.as_uri(),
+    ]
+
+
+def browse(tmp_path, page, *flags):
+    """What Chromium prints for a file, and the messages of its console."""
+    command = chromium(tmp_path, page, *flags)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, re.findall(r":CONSOLE.*", done.stderr)
+
+
+@pytest.fixture
+def report(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, **hostile_example(tmp_path))
+    return path
+
+
+@needs_browser
+def test_a_browser_shows_the_table_and_complains_of_nothing(tmp_path, report):
+    dom, console = browse(tmp_path, report, "--dump-dom")
+    assert console == []
+    # As the browser understood it.
+    rows = Page(dom).tables[0]
+    assert rows == Page(report.read_text(encoding="utf-8")).tables[0]
+    assert len(rows) == 2 + 2
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_the_page_in_light_and_dark(tmp_path, report, scheme):
+    picture = tmp_path / "page.png"
+    preferred = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    browse(tmp_path, report, f"--screenshot={picture}", "--window-size=1280,3000", preferred)
+    pixels = (255 * matplotlib.image.imread(picture)[..., :3]).round() @ [65536, 256, 1]
+    assert pixels.shape == (3000, 1280)
+    colours, counts = np.unique(pixels, return_counts=True)
+    assert len(colours) > 100
+    assert (colours[counts.argmax()] > 0x808080) == (scheme == "light")
+    for pair in PALETTE[:2]:  # both models have ink
+        colour = pair[scheme == "dark"]
+        assert counts[colours == int(colour[1:], 16)].sum() > 200
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_is_wider_than_the_screen(tmp_path, report, width):
+    # A window of less than 500 Chromium does not make, but a frame.
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe src="report.html" style="width: {width}px; border: 0"></iframe><p></p><script>'
+        "onload = () => {"
+        " const inner = document.querySelector('iframe').contentDocument;"
+        " inner.querySelectorAll('details').forEach(item => item.open = true);"
+        " const {clientWidth, scrollWidth} = inner.documentElement;"
+        " document.querySelector('p').textContent = JSON.stringify({clientWidth, scrollWidth,"
+        "  table: inner.querySelector('table').getBoundingClientRect().height}); }"
+        "</script>"
+    )
+    dom, _ = browse(tmp_path, outer, "--dump-dom", "--window-size=1400,900", "--allow-file-access-from-files")
+    found = json.loads(re.search(r"<p>(.*?)</p>", dom)[1])
+    assert found["clientWidth"] == found["scrollWidth"] == width
+    assert found["table"] > 100
+
+
+@needs_browser
+def test_a_link_plays_its_recording(tmp_path):
+    folder = tmp_path / "a folder #1 %20"
+    folder.mkdir()
+    arguments = example(clips=4, names=["naïve 鳥#?.wav", "b%41.wav", "c.wav", "d.wav"], folder=folder)
+    for path in arguments["clips"].values():
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.zeros(4000, np.int16).tobytes())
+    copy = tmp_path / "copy.html"
+    listen = (
+        "<script>const links = [...document.querySelectorAll('a.clip')].slice(0, 4);"
+        "const next = () => links.length ? links.pop().click() : console.log('done');"
+        "audio.onplaying = () => { console.log('playing', audio.duration); next(); };"
+        "next();</script></body>"
+    )
+    copy.write_text(write(tmp_path / "report.html", arguments).replace("</body>", listen), encoding="utf-8")
+    command = chromium(tmp_path, copy, "--autoplay-policy=no-user-gesture-required")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        said = []
+        for line in process.stderr:
+            said += re.findall(r':CONSOLE.*?"(.*?)"', line)
+            if said[-1:] == ["done"]:
+                break
+        process.kill()
+        watchdog.cancel()
+    assert said == ["playing 0.5"] * 4 + ["done"]
