@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
-from qkd_jax.command import load_preset, override
+from qkd_jax.command import load_preset, override, run_command
 from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError, TrainConfig
 
 PRESETS = Path(__file__).parents[1] / "configs"
@@ -64,3 +65,40 @@ def test_presets_are_found_by_name_and_checked(tmp_path):
     (tmp_path / "wrong.py").write_text("from qkd_jax.config import Config\nconfig = Config(nam='x')\n")
     with pytest.raises(InputError, match=r"wrong\.py: nam: Unexpected keyword argument"):
         load_preset("wrong", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (None, 0, ""),
+        (InputError("a.wav: not there"), 2, "error: a.wav: not there\n"),
+        (
+            PermissionError(13, "Permission denied", "runs"),
+            2,
+            "error: [Errno 13] Permission denied: 'runs'\n",
+        ),
+        (
+            KeyboardInterrupt("teacher: stopped"),
+            130,
+            "teacher: stopped; the same command goes on from there\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from there\n"),
+    ],
+)
+def test_a_command_ends_in_a_status_and_a_line(error, status, said, capsys):
+    def main(arguments):
+        assert arguments == ["x"]
+        if error is not None:
+            raise error
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_command(main, ["x"]) == status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_mistake_in_the_library_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda arguments: 1 / 0, [])

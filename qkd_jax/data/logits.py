@@ -37,4 +37,4 @@ def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.n
     chosen = logits[np.ix_([row[name] for name in names], [column[event] for event in events])]
     if not np.isfinite(chosen).all():
         raise InputError(f"{path}: expected finite logits, found NaN or infinity")
-    return chosen
+    return chosen.astype(np.float32)

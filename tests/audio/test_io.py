@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qkd_jax.audio.io import read_audio
+from qkd_jax.audio.io import audio_blocks, read_audio
 from qkd_jax.config import InputError
 
 SECONDS, PITCH = 0.5, 1000.0
@@ -69,3 +69,67 @@ def test_a_recording_without_samples_is_named(tmp_path, rate):
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), rate)
     with pytest.raises(InputError, match=r"nothing\.wav: expected samples, found none"):
         read_audio(tmp_path / "nothing.wav")
+
+
+def noise(seconds, rate=16_000):
+    return np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_a_long_recording_comes_in_blocks_that_join_to_the_whole(tmp_path, rate):
+    path, samples = tmp_path / "long.wav", noise(70, rate)
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    blocks = list(audio_blocks(path))
+    assert len(blocks) >= 3 and max(map(len, blocks)) <= 31 * 16_000
+    whole = samples
+    if rate != 16_000:
+        whole = librosa.resample(samples, orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+    np.testing.assert_allclose(np.concatenate(blocks), whole, atol=1e-6)
+    np.testing.assert_array_equal(read_audio(path), np.concatenate(blocks))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_recording_that_is_cut_off_is_named(tmp_path, suffix, share):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, noise(4), 16_000)
+    assert len(read_audio(path)) == 4 * 16_000
+    content = path.read_bytes()
+    path.write_bytes(content[: round(share * len(content))])
+    with pytest.raises(
+        InputError, match=rf"cut\.{suffix}: (cut off|expected a recording that libsndfile reads)"
+    ):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFFFFF, 0xFFFFFFFF], ids=["0", "2 GB", "4 GB"])
+def test_a_length_that_a_pipe_could_not_know_is_no_fault(tmp_path, length):
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, noise(1), 16_000, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"data")
+    content[start + 4 : start + 8] = length.to_bytes(4, "little")
+    content[4:8] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    if length:
+        assert len(read_audio(path)) == 16_000
+    else:  # libsndfile takes it at its word
+        with pytest.raises(InputError, match=r"piped\.wav: expected samples, found none"):
+            read_audio(path)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_are_named(tmp_path, wrong, rate):
+    samples = noise(1, rate)
+    samples[rate // 2] = wrong
+    soundfile.write(tmp_path / "broken.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"broken\.wav: expected finite samples, found NaN or infinity"):
+        read_audio(tmp_path / "broken.wav")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.25])
+def test_a_silent_recording_is_named(tmp_path, value):
+    soundfile.write(tmp_path / "silent.wav", np.full((40 * 8000, 2), value), 8000, subtype="FLOAT")
+    with pytest.raises(InputError, match=rf"silent\.wav: silent: all 320000 samples are {value:g}"):
+        read_audio(tmp_path / "silent.wav")

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.data.clips import SPLITS, Clip, divide, targets
+from qkd_jax.config import InputError
+from qkd_jax.data.clips import (
+    SPLITS,
+    Clip,
+    divide,
+    read_clip_list,
+    summary,
+    targets,
+    with_splits,
+    write_clips,
+)
 
 
 def clip(name, labels=(), group=None):
@@ -66,3 +77,74 @@ def test_division_is_the_same_in_every_process_and_differs_by_seed():
     # Written down: a run that resumes must find the splits it began with.
     assert "".join(c.split[1] for c in divide(clips)) == "raeerrrrrerrerrrarrr"
     assert divide(clips, seed=1) != divide(clips)
+
+
+def test_only_the_events_count_in_a_division():
+    # Every clip has a label of its own beside the event: by whole label sets there is nothing to balance.
+    clips = [
+        clip(str(index), {"dog"} & {"dog" if index % 5 == 0 else ""} | {f"x{index}"}) for index in range(500)
+    ]
+    divided = divide(clips, ("dog",))
+    dogs = [c.split for c in divided if "dog" in c.labels]
+    assert [dogs.count(split) for split in SPLITS] == [70, 10, 20]
+    assert {c.labels for c in divided} == {c.labels for c in clips}
+
+
+def test_splits_that_are_there_are_kept_and_may_not_part_a_group():
+    clips = [
+        dataclasses.replace(clip(name, group=group), split=split)
+        for name, group, split in (("a", "s1", "train"), ("b", "s2", "valid"), ("c", "s1", "train"))
+    ]
+    assert with_splits(clips, ()) == clips
+    clips.append(dataclasses.replace(clip("d", group="s1"), split="test"))
+    with pytest.raises(InputError, match="group 's1' in one split, found a in train and d in test"):
+        with_splits(clips, ())
+
+
+def test_clips_without_splits_are_divided():
+    clips = scenes(0, 4)
+    assert with_splits(clips, ("dog",)) == divide(clips, ("dog",))
+
+
+def test_a_list_of_clips_survives_its_file(tmp_path):
+    clips = [
+        Clip(name=name, path=tmp_path / name, labels=frozenset(labels), group=group, split=split)
+        for name, labels, group, split in (
+            ("a b.wav", {"Baby cry, infant cry", "Hund; läut"}, "s1", "train"),
+            ("ü/\n.wav", set(), "犬", None),
+            ("c\u2028.wav", {"x"}, "g", "test"),
+        )
+    ]
+    write_clips(tmp_path / "clips.jsonl", clips)
+    assert read_clip_list(tmp_path / "clips.jsonl", tmp_path) == clips
+    moved = read_clip_list(tmp_path / "clips.jsonl", Path("/elsewhere"))
+    assert moved[0].path == Path("/elsewhere/a b.wav")
+
+
+@pytest.mark.parametrize("text", ["{", "[]\n", '{"name": "a"}\n', '{"name": 1, "labels": [], "group": ""}\n'])
+def test_what_is_no_list_of_clips_is_named(tmp_path, text):
+    (tmp_path / "clips.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"clips\.jsonl: expected the list of a run's recordings"):
+        read_clip_list(tmp_path / "clips.jsonl", tmp_path)
+
+
+def test_the_summary_counts_events_and_names_what_is_none():
+    clips = [
+        dataclasses.replace(clip(str(index), labels), split=split)
+        for index, (labels, split) in enumerate(
+            [
+                ({"dog"}, "train"),
+                ({"dog", "cat"}, "train"),
+                ({"dgo"}, "valid"),
+                (set(), "test"),
+                ({"cat"}, "test"),
+            ]
+        )
+    ]
+    assert summary(clips, ("dog",)).splitlines() == [
+        "recordings: 2 train, 1 valid, 2 test",
+        "  dog: 2 train, 0 valid, 0 test",
+        "  labels that are no event, so negatives: cat (2), dgo (1)",
+    ]
+    many = [dataclasses.replace(clip(str(index), {f"label {index}"}), split="test") for index in range(12)]
+    assert summary(many, ()).endswith("label 9 (1) and 2 more")

@@ -193,6 +193,41 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(finished):
         train(fewer)
 
 
+def test_settings_and_recordings_bind_from_the_first_checkpoint_on(tiny_config, tmp_path):
+    config = tiny_config(tmp_path)
+    with pytest.raises(InputError, match=r"train\.batch_size: expected at most the 24"):
+        train(dataclasses.replace(config, train=TrainConfig(batch_size=64)))
+    assert load_run(tmp_path / "tiny").config.train.batch_size == 64
+    folder = train(config)
+    with pytest.raises(InputError, match=r"train\.batch_size = 8, now it is 4"):
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=4)))
+    # What comes into the folder of the recordings later is no part of the run.
+    before, table = load_run(folder).clips, folder / "data" / "metadata.csv"
+    table.write_text(table.read_text() + "audio/new.wav,bell,test\n")
+    train(config)
+    assert load_run(folder).clips == before and len(before) == 60
+    (folder / "data" / "audio" / "test-00003.wav").unlink()
+    with pytest.raises(InputError, match=r"1 of 20 recordings can't be used:\n.*test-00003\.wav: not there"):
+        train(config)
+
+
+def test_recordings_that_are_left_out_are_listed_in_the_folder(finished, tiny_config, tmp_path):
+    root = tmp_path / "recordings"
+    shutil.copytree(finished / "data", root)
+    (root / "audio" / "train-00002.wav").write_bytes(b"")
+    config = with_data(tiny_config(tmp_path), source="manifest", root=str(root))
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, teacher_epochs=1), students={}
+    )
+    with pytest.raises(InputError, match=r"1 of 60 recordings can't be used"):
+        train(config)
+    folder = train(with_data(config, skip_bad=True))
+    (line,) = (folder / "left-out.txt").read_text().splitlines()
+    assert line.startswith(f"{root / 'audio' / 'train-00002.wav'}: expected a recording")
+    assert len(load_run(folder).clips) == 59
+    assert json.loads((folder / "results.json").read_text())["clips"] == 20
+
+
 def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path, tiny_config):
     config = tiny_config(tmp_path)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e38))

@@ -117,3 +117,35 @@ def test_learns_what_can_be_learned():
         state, metrics = train_step(state, batch)
         values.append(float(metrics["loss"]))
     assert values[-1] < 0.3 * values[0]
+
+
+def test_the_average_follows_the_parameters_by_its_decay():
+    model, optimizer = build_model(MODELS["float"], 2), make_optimizer(TrainConfig(learning_rate=0.1))
+    state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
+    batch = setup("float")[3]
+    average = jax.tree.map(np.array, state.params)
+    train_step = make_train_step(model, optimizer, loss, ema_decay=0.3)
+    for step in range(6):
+        state, _ = train_step(state, batch)
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), average, state.params)
+        for got, wanted in zip(*map(jax.tree.leaves, (state.average, average))):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+    # What is validated and kept is the average.
+    for got, wanted in zip(*map(jax.tree.leaves, (state.model["params"], state.average))):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_average_changes_nothing_of_the_training():
+    plain, averaged = (
+        init_state(setup("4-bit")[0], make_optimizer(TrainConfig()), (24, 8), NORM, 0, average=average)
+        for average in (False, True)
+    )
+    model, optimizer, _, batch = setup("4-bit")
+    for _ in range(3):
+        plain, metrics = make_train_step(model, optimizer, loss)(plain, batch)
+        averaged, others = make_train_step(model, optimizer, loss, ema_decay=0.9)(averaged, batch)
+        np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
+    assert plain.average is None
+    for got, wanted in zip(*map(jax.tree.leaves, (averaged.params, plain.params))):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
