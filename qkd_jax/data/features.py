@@ -1,5 +1,6 @@
 """Log-mel energies of recordings, each computed once and kept in a file of its own."""
 
+import functools
 import hashlib
 import io
 import itertools
@@ -54,8 +55,7 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
         frames = config.frames(len(samples))
         # Whole seconds, so that recordings of many lengths share few compiled shapes.
         padded = np.pad(samples, (0, -len(samples) % rate))
-        # A frame at a time is nothing for an accelerator.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(_host()):
             pieces.append(np.asarray(log_mel(jnp.asarray(padded), config))[:frames])
         samples = samples[frames * config.hop_length :]
     features = np.concatenate(pieces)
@@ -87,6 +87,15 @@ def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     # A band that never changes says nothing; it must not become infinite.
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+@functools.cache
+def _host() -> jax.Device | None:
+    """The CPU, as a frame at a time is nothing for an accelerator; None if JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def _entry(recording: Path, settings: str) -> Path:

@@ -12,10 +12,9 @@ from qkd_jax.config import Config, DataConfig, InputError
 from qkd_jax.data.audioset import read_audioset
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.demo import read_demo
-from qkd_jax.data.esc50 import read_esc50
 from qkd_jax.data.features import cached_features
+from qkd_jax.data.folds import read_esc50, read_urbansound8k
 from qkd_jax.data.manifest import read_manifest
-from qkd_jax.data.urbansound8k import read_urbansound8k
 
 SOURCES = {
     "manifest": read_manifest,

@@ -229,3 +229,16 @@ def test_a_constant_band_stays_finite_when_normalized():
     normalized = (features - mean) / std
     assert np.isfinite(normalized).all()
     assert np.abs(normalized[:, 1]).max() < 1
+
+
+def test_features_do_without_a_cpu_backend(record, monkeypatch):
+    path = record("a.wav", noise(16_000)).path
+    expected = recording_features(path, CONFIG)
+
+    def no_cpu(**backend):
+        raise RuntimeError("Unknown backend cpu")
+
+    features_module._host.cache_clear()
+    monkeypatch.setattr(features_module.jax, "local_devices", no_cpu)
+    np.testing.assert_array_equal(recording_features(path, CONFIG), expected)
+    features_module._host.cache_clear()

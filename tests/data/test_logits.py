@@ -34,7 +34,7 @@ def test_a_write_that_fails_leaves_the_old_file(path):
         def __array__(self, dtype=None, copy=None):
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"logits\.npz: could not be written: disk full"):
         write_logits.__wrapped__(path, NAMES, EVENTS, Broken())
     np.testing.assert_array_equal(read_logits(path, NAMES, EVENTS), LOGITS)
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from qkd_jax.command import load_preset
 from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError, with_data
+from qkd_jax.data.clips import SPLITS, with_splits
 from qkd_jax.data.source import SOURCES, read_clips, usable_clips
 
 
@@ -107,3 +109,33 @@ def test_the_demo_is_made_and_read_like_any_recordings(tmp_path):
     clips = read_clips(data)
     assert [clip.split for clip in clips] == ["train"] * 12 + ["valid"] + ["test"] * 2
     assert read_clips(dataclasses.replace(data, source="manifest")) == clips
+
+
+def test_the_papers_subset_of_audioset(tmp_path):
+    """400 segments: three events, one clip in ten without a recording, half of the negatives wanted."""
+    preset = load_preset("audioset", Path(__file__).parents[2] / "configs")
+    assert preset.data.negatives == 36_036  # of 13,460 + 2,313 + 4,083 positives beside them
+    mids = dict(zip(("/m/0bt9lr", "/t/dd00002", "/m/032s66", "/m/04rlf"), (*preset.data.events, "Music")))
+    (tmp_path / "class_labels_indices.csv").write_text(
+        "index,mid,display_name\n"
+        + "".join(f'{i},{mid},"{name}"\n' for i, (mid, name) in enumerate(mids.items()))
+    )
+    segments, (dog, baby, gun, music) = [], mids
+    for index in range(400):
+        held = [music] + [dog] * (index < 120) + [baby] * (100 <= index < 140) + [gun] * (140 <= index < 160)
+        segments.append(f'{index:011}, 30.000, 40.000, "{",".join(held)}"')
+        if index % 10:
+            (tmp_path / "audio").mkdir(exist_ok=True)
+            (tmp_path / "audio" / f"Y{index:011}.wav").touch()
+    (tmp_path / "unbalanced_train_segments.csv").write_text("# Segments\n" + "\n".join(segments) + "\n")
+    data = dataclasses.replace(preset.data, root=str(tmp_path), negatives=100)
+    clips = with_splits(read_clips(data), data.events)
+    counts = {
+        event: [sum(event in clip.labels and clip.split == split for clip in clips) for split in SPLITS]
+        for event in data.events
+    }
+    assert {event: sum(splits) for event, splits in counts.items()} == dict(zip(data.events, (108, 36, 18)))
+    negatives = [clip.split for clip in clips if clip.labels.isdisjoint(data.events)]
+    assert [negatives.count(split) for split in SPLITS] == [70, 10, 20]
+    for splits in counts.values():
+        np.testing.assert_allclose(splits, sum(splits) * np.array([0.7, 0.1, 0.2]), atol=2)

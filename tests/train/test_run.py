@@ -6,7 +6,6 @@ import runpy
 import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from qkd_jax.data import features as features_module
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
 from qkd_jax.evaluation.metrics import evaluate
-from qkd_jax.train import checkpoint
 from qkd_jax.train import run as run_module
 from qkd_jax.train.folder import load_run
 from qkd_jax.train.run import train
@@ -27,11 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 def command(name, arguments):
     return runpy.run_path(str(ROOT / f"{name}.py"))["main"]([str(argument) for argument in arguments])
-
-
-def variables_of(folder):
-    run = load_run(folder)
-    return {name: run.best_variables(name) for name in run.names}
 
 
 def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
@@ -147,31 +140,6 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     assert logits.stat().st_mtime_ns == computed
 
 
-@pytest.mark.parametrize("killed_at", ["teacher", "four"])
-def test_a_killed_run_goes_on_and_ends_bit_identical(finished, tmp_path, monkeypatch, killed_at, tiny_config):
-    config = tiny_config(tmp_path)
-    save = checkpoint.save
-
-    def killed(manager, state, metrics):
-        save(manager, state, metrics)
-        if manager.directory.parent.name == killed_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(checkpoint, "save", save)
-    # What a kill leaves in the log after the last checkpoint: whole lines and half a line.
-    log = tmp_path / "tiny" / killed_at / "log.jsonl"
-    log.write_text(log.read_text() + '{"step": 4, "loss": 0}\n{"step": 5, "lo')
-    folder = train(config)
-
-    jax.tree.map(np.testing.assert_array_equal, variables_of(folder), variables_of(finished))
-    assert log.read_text() == (finished / killed_at / "log.jsonl").read_text()
-    ours, theirs = (json.loads((path / "results.json").read_text()) for path in (folder, finished))
-    assert ours == theirs
-
-
 def test_log_has_a_line_for_each_step_and_each_epoch(finished):
     lines = [json.loads(line) for line in (finished / "plain" / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -266,7 +234,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("train", ["papr"], "error: no preset 'papr'; there are: demo, paper\n"),
+        ("train", ["papr"], "error: no preset 'papr'; there are: audioset, demo, paper\n"),
         ("train", ["paper"], "error: data.root: expected the folder that holds metadata.csv, got none\n"),
         (
             "eval",
