@@ -35,6 +35,8 @@ def cached_features(
     settings = f"{_FORMAT} {to_json(config)}"
     entries = {clip.name: cache / _entry(clip.path, settings) for clip in clips}
     lacking = [clip for clip in clips if not _is_whole(entries[clip.name], config)]
+    if lacking:
+        print(f"features: {len(lacking)} of {len(clips)} recordings to read", flush=True)
     bad = {}
     for clip, reason in _in_parallel(lacking, config, entries):
         if reason:

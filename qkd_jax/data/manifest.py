@@ -17,7 +17,8 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter):
+    hint = "; data.filename_column and data.labels_column say which to read"
+    for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter, hint=hint):
         where = f"{path}: row {line}: {config.filename_column}"
         name = inside(row[config.filename_column], where)
         if name in lines:

@@ -24,7 +24,13 @@ def inside(name: str, where: str) -> str:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], *, setting: str, delimiter: str = ",", header: bool = True
+    path: Path,
+    columns: Sequence[str],
+    *,
+    setting: str,
+    delimiter: str = ",",
+    header: bool = True,
+    hint: str = "",
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of the table at `path`, one by one: number of its line, and fields by column.
 
@@ -33,7 +39,7 @@ def read_table(
     are all that it has, and lines that begin with # are comments.
 
     Raises InputError as it reads: there is no file (names `setting`), the encoding, a column
-    that is missing, a row with too few or too many fields, a quote that isn't closed, no rows.
+    that is missing (adds `hint`), a row with too few or too many fields, a quote that isn't closed, no rows.
     """
     if not path.is_file():
         raise InputError(f"{setting}: expected a table at {path}, found none")
@@ -46,7 +52,7 @@ def read_table(
             found = next(rows, []) if header else list(columns)
             if not set(columns) <= set(found):
                 raise InputError(
-                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}"
+                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}{hint}"
                 )
             row = None
             for row in rows:

@@ -133,7 +133,8 @@ def history_figure(
         numbers, values = [epoch["epoch"] for epoch in epochs], [value(epoch) for epoch in epochs]
         best = max(range(len(epochs)), key=lambda index: (epochs[index]["valid"]["auc"], index))
         axis.plot(numbers, values, marker="o", markersize=4, markevery=[best], **styles[name])
-    axis.set_xlabel("epoch")
+    longest = max(epochs[-1]["epoch"] for epochs in history.values())
+    axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
