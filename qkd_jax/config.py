@@ -226,7 +226,7 @@ class Config:
     runs: str = "runs"
     """Folder of all runs."""
     cache: str | None = None
-    """Folder where computed features are kept for all runs; `runs`/cache if none is given."""
+    """Folder where computed features are kept for all runs; `runs`/.features if none is given."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -13,6 +13,14 @@ def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
         yield from items
         return
     from rich.console import Console
-    from rich.progress import track as bar
+    from rich.progress import Progress
 
-    yield from bar(items, description=title, total=count, console=Console(stderr=True), transient=True)
+    # What is printed stays on stdout, which may be a file.
+    bar = Progress(
+        *Progress.get_default_columns(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        yield from bar.track(items, total=count, description=title)

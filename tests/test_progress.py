@@ -27,3 +27,10 @@ def test_bars_show_on_a_terminal_one_within_the_other(monkeypatch):
     assert nested() == [(a, b) for a in range(3) for b in range(2)]
     assert "outer" in sys.stderr.getvalue()
     assert "inner" in sys.stderr.getvalue()
+
+
+def test_what_is_printed_meanwhile_goes_to_its_file(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for item in track(range(2), 2, "bar"):
+        print(f"item {item}")
+    assert capsys.readouterr().out == "item 0\nitem 1\n"

@@ -14,6 +14,7 @@ ROOMS = (
     "command",
     "progress",
     "files",
+    "stop",
     "quant",
     "nn",
     "audio",

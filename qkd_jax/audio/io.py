@@ -34,7 +34,8 @@ def audio_blocks(path: str | Path, sample_rate: int = 16_000) -> Iterator[np.nda
             _check_whole(path, file.extra_info)
             resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
             while len(block := file.read(_BLOCK_SECONDS * file.samplerate, "float32", always_2d=True)):
-                mono = block.mean(axis=1)
+                with np.errstate(over="ignore", invalid="ignore"):  # named below
+                    mono = block.mean(axis=1)
                 count += len(mono)
                 low, high = min(low, mono.min()), max(high, mono.max())
                 if not (np.isfinite(low) and np.isfinite(high)):
@@ -54,7 +55,9 @@ def audio_blocks(path: str | Path, sample_rate: int = 16_000) -> Iterator[np.nda
 
 
 def _check_whole(path: str | Path, log: str) -> None:
-    """Raise InputError where libsndfile's log says that a chunk of samples ends beyond the file."""
-    found = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if found and int(found[2]) < int(found[1]) < _UNKNOWN:
-        raise InputError(f"{path}: cut off: expected {found[1]} bytes of samples, found {found[2]}")
+    """Raise InputError where libsndfile's log says that samples end beyond the file."""
+    # In the words for WAV, AIFF, W64, RF64 and AU.
+    sizes = r"^ *(?:data|SSND|riff|Riff size|Data Size) *: (\d+) \(should be (\d+)\)"
+    for promised, found in re.findall(sizes, log, re.MULTILINE):
+        if int(found) < int(promised) < _UNKNOWN:
+            raise InputError(f"{path}: cut off: expected {promised} bytes, found {found}")

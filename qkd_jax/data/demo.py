@@ -7,6 +7,7 @@ it is, so that none of these tells which event it is or whether there is one.
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.manifest import read_manifest
 from qkd_jax.files import whole_file
 from qkd_jax.progress import track
+from qkd_jax.stop import stop_if_asked
 
 EVENTS = ("siren", "bell", "knock")
 _DISTRACTORS = ("tone", "hiss", "hum")
@@ -30,20 +32,29 @@ def read_demo(config: DataConfig) -> list[Clip]:
 
 
 def make_demo(config: DataConfig) -> None:
-    """Write `config.demo_clips` recordings and the manifest under `config.root`, unless it is there.
+    """Write `config.demo_clips` recordings and the manifest under `config.root`, unless they are there.
 
-    Deterministic.  The manifest is written last: a folder that has one is complete.
+    Deterministic.  The manifest is written last: a folder that has one is complete.  Recordings
+    made with other settings are made anew.
     """
     import soundfile
 
     assert config.root is not None
     root = Path(config.root)
-    manifest = root / config.manifest
+    manifest, made_with = root / config.manifest, root / "made-with.json"
+    settings = json.dumps(
+        [config.demo_clips, config.clip_seconds, config.label_separator, _columns(config)], indent=2
+    )
+    if not made_with.is_file() or made_with.read_text() != settings:
+        manifest.unlink(missing_ok=True)
+        with whole_file(made_with, "w") as file:
+            file.write(settings)
     if manifest.is_file():
         return
     names = [(split, index) for split, count in zip(SPLITS, config.demo_clips) for index in range(count)]
     rows = []
     for split, index in track(names, len(names), "making recordings"):
+        stop_if_asked()
         rng = np.random.default_rng([SPLITS.index(split), index])
         samples, labels = make_clip(rng, _SAMPLE_RATE, config.clip_seconds)
         name = f"audio/{split}-{index:05}.wav"
@@ -54,8 +65,12 @@ def make_demo(config: DataConfig) -> None:
         rows.append([name, config.label_separator.join(labels), split])
     with whole_file(manifest, "w") as file:
         writer = csv.writer(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
-        writer.writerow([config.filename_column, config.labels_column, config.split_column])
+        writer.writerow(_columns(config))
         writer.writerows(rows)
+
+
+def _columns(config: DataConfig) -> list[str]:
+    return [config.filename_column, config.labels_column, config.split_column]
 
 
 def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tuple[np.ndarray, list[str]]:

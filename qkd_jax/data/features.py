@@ -19,6 +19,7 @@ from qkd_jax.config import FeatureConfig, InputError, to_json
 from qkd_jax.data.clips import Clip
 from qkd_jax.files import whole_file
 from qkd_jax.progress import track
+from qkd_jax.stop import stop_if_asked
 
 _FORMAT = 1  # to be raised when the same settings come to give other features
 
@@ -39,6 +40,7 @@ def cached_features(
         print(f"features: {len(lacking)} of {len(clips)} recordings to read", flush=True)
     bad = {}
     for clip, reason in _in_parallel(lacking, config, entries):
+        stop_if_asked()
         if reason:
             bad[clip.name] = reason
             del entries[clip.name]
@@ -63,6 +65,8 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     features = np.concatenate(pieces)
     if not len(features):
         raise InputError(f"{path}: expected at least {config.win_length} samples at {rate} Hz, found {count}")
+    if not np.isfinite(features).all():
+        raise InputError(f"{path}: expected samples of a full scale of 1, found values beyond all measure")
     return features
 
 
@@ -130,7 +134,7 @@ def _in_parallel(
             if not clip.path.is_file():
                 raise InputError(f"{clip.path}: not there")
             features = recording_features(clip.path, config)
-        except InputError as error:
+        except (InputError, OSError) as error:
             return str(error)
         # Into a file itself, NumPy would not notice that the disk is full.
         buffer = io.BytesIO()

@@ -34,6 +34,9 @@ def read_clips(data: DataConfig) -> list[Clip]:
     if data.source not in SOURCES:
         raise InputError(f"data.source: expected one of {', '.join(SOURCES)}, got {data.source!r}")
     clips = SOURCES[data.source](data)
+    for name, count in Counter(clip.name for clip in clips).most_common(1):
+        if count > 1:
+            raise InputError(f"{data.root}: expected each recording once, found {name} {count} times")
     counts = Counter(label for clip in clips for label in clip.labels)
     for event in data.events:
         if event not in counts:
@@ -55,7 +58,9 @@ def usable_clips(config: Config, cache: Path) -> tuple[list[Clip], list[str]]:
     """
     clips = read_clips(config.data)
     _, bad = cached_features(clips, config.features, cache)
-    if bad and not (config.data.skip_bad and len(bad) < len(clips)):
+    if len(bad) == len(clips):
+        raise InputError(list_bad(bad, len(clips)))
+    if bad and not config.data.skip_bad:
         raise InputError(f"{list_bad(bad, len(clips))}\n--data.skip-bad leaves them out")
     if bad:
         print(f"left out: {list_bad(bad, len(clips))}", flush=True)

@@ -50,6 +50,8 @@ def read_table(
         rows = filter(None, reader)
         try:
             found = next(rows, []) if header else list(columns)
+            if len(set(found)) < len(found):
+                raise InputError(f"{path}: expected each column once, found {', '.join(found)}")
             if not set(columns) <= set(found):
                 raise InputError(
                     f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}{hint}"

@@ -34,6 +34,7 @@ also for the colour-blind (simulated after Machado et al. 2009)."""
 _DASHES = ("solid", "dashed", "dotted")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 _GREY = "#8a9099"
+_ACROSS = 6  # events beside each other in the picture
 _LOOK: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -59,14 +60,19 @@ def plot_curves(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(events), 8), layout="constrained")
-    axes = figure.subplots(2, len(events), squeeze=False)
+    columns = min(len(events), _ACROSS)
+    rows = -(-len(events) // columns)
+    figure = Figure(figsize=(4.2 * columns, 8 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
     styles = {name: {"label": name} for name in logits}
-    for column, event in enumerate(events):
-        roc, det = axes[:, column]
-        scores = {name: values[:, column] for name, values in logits.items()}
-        _draw_curves(roc, det, targets[:, column], scores, styles)
+    for index, event in enumerate(events):
+        row, column = divmod(index, columns)
+        roc, det = axes[2 * row : 2 * row + 2, column]
+        scores = {name: values[:, index] for name, values in logits.items()}
+        _draw_curves(roc, det, targets[:, index], scores, styles)
         roc.set_title(event)
+    for blank in axes[-2:, len(events) - columns * (rows - 1) :].flat:
+        blank.axis("off")
     axes[0, 0].legend(loc="lower right")
     with whole_file(path) as file:
         figure.savefig(file, dpi=100, format="png")

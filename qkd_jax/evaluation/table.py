@@ -1,28 +1,46 @@
 """Results as a table on the terminal."""
 
 import sys
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     """One row a model: AUC / EER in percent on average and for each event, then size and work.
 
     `results` holds `split`, `clips` and, under `models`, each model's `metrics` (see `evaluate`),
-    `bytes`, `parameters` and `multiply_adds`; `file` is stdout by default.
+    `bytes`, `parameters` and `multiply_adds`; `file` is stdout by default.  On a terminal, events for
+    which there is no room are left out.
     """
-    from rich import box
     from rich.console import Console
+
+    file = file or sys.stdout
+    events = [event for event in next(iter(results["models"].values()))["metrics"] if event != "average"]
+    # Where there is no terminal of some width nothing needs to be folded.
+    console = Console(file=file, width=None if file.isatty() else 100 + 40 * len(events), highlight=False)
+    shown, unbound = len(events), console.options.update(width=10_000)
+    while shown and console.measure(_table(results, events[:shown]), options=unbound).minimum > console.width:
+        shown -= 1
+    console.print(_table(results, events[:shown]))
+    if shown < len(events):
+        console.print(f"{len(events) - shown} of {len(events)} events are left out for want of width")
+
+
+def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
+    from rich import box
     from rich.table import Table
 
-    models = results["models"]
-    events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
-    table = Table(
-        title=f"{results['split']}: {results['clips']} clips, AUC / EER in percent", box=box.SIMPLE_HEAD
-    )
+    title = f"{results['split']}: {results['clips']} clips, AUC / EER in percent"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    for column in ("average", *events, "bytes", "parameters", "MACs"):
-        table.add_column(column, justify="right")
-    for name, row in models.items():
+    for column in ("average", *events):
+        table.add_column(column, justify="right", min_width=7)  # 97.56 / on one line, 7.30 on the next
+    for column in ("bytes", "parameters", "MACs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in results["models"].items():
         figures = (row["metrics"][event] for event in ("average", *events))
         table.add_row(
             name,
@@ -31,6 +49,4 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
             f"{row['parameters']:,}",
             f"{row['multiply_adds'] / 1e6:,.1f} M",
         )
-    file = file or sys.stdout
-    # Where there is no terminal of some width nothing needs to be folded.
-    Console(file=file, width=None if file.isatty() else 1000).print(table)
+    return table

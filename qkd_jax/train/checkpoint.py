@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -20,7 +21,7 @@ _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last, and the best by the metric `auc`.
+    """The checkpoints in `folder`: the last, and the best by the metric `auc`; raises InputError.
 
     To write, what a killed run left half-written is cleared away first; `read_only` leaves a run
     that is training alone.
@@ -34,7 +35,12 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
         enable_async_checkpointing=False,
         read_only=read_only,
     )
-    manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    with _named(folder):
+        manager = ocp.CheckpointManager(
+            folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+        # What these read may be damaged.
+        manager.best_step()
     try:
         yield manager
     finally:
@@ -66,15 +72,23 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    """The state of `step`; `like` (arrays or shapes) says what is expected to be in it."""
+    """The state of `step`; `like` (arrays or shapes) says what is expected to be in it.
+
+    Raises InputError if it is another model's, or damaged.
+    """
+    where = f"{manager.directory}/{step}"
+    with _named(where):
+        kept, expected = _described(manager.item_metadata(step)), _described(like)
+    # Orbax finds out too, in many threads, each with much to say.
+    for name in expected | kept:
+        if kept.get(name) != expected.get(name):
+            raise InputError(
+                f"{where}: expected a checkpoint of this model, with {name} {expected.get(name)}, "
+                f"found {kept.get(name)}"
+            )
     shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
+    with _named(where), contextlib.redirect_stderr(io.StringIO()):
         return manager.restore(step, args=ocp.args.StandardRestore(shapes))
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{manager.directory}/{step}: expected a checkpoint of this model: {reason}"
-        ) from None
 
 
 def best_model(folder: Path, like: TrainState) -> Any:
@@ -88,3 +102,25 @@ def best_model(folder: Path, like: TrainState) -> Any:
                 f"{folder}: expected a finished epoch, found none; train.py goes on with the run"
             )
         return restore(manager, step, like).model
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """Type and shape of each array, by its name."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+@contextlib.contextmanager
+def _named(where: Path | str) -> Iterator[None]:
+    """Says where it is when Orbax meets what it can't read."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
+            "run goes on from the one before, or anew"
+        ) from None

@@ -3,9 +3,11 @@
 RUN/config.json               the settings, with paths and events resolved
 RUN/clips.jsonl               the recordings, with labels and split
 RUN/left-out.txt              those that could not be used, and why
+RUN/norm.npz                  mean and standard deviation of the training features
 RUN/MODEL/checkpoints/STEP    the last and the best state of the teacher and each student
 RUN/MODEL/log.jsonl           losses and validation figures, and the same for TensorBoard
 RUN/MODEL/logits-SPLIT.npz    logits keyed by clip
+RUN/teacher/teaching.npz      those that the students learn from
 RUN/results.json, .png        the figures and the curves of the test split
 RUN/report.html               all of it to look at
 """
@@ -117,6 +119,9 @@ def _begin(run: Run) -> Run:
     for split in SPLITS:
         check_split(config.data, clips, split)
     print(summary(clips, events), flush=True)
+    # What an earlier beginning left.
+    for name in ("left-out.txt", "norm.npz"):
+        (run.folder / name).unlink(missing_ok=True)
     if bad:
         with whole_file(run.folder / "left-out.txt", "w") as file:
             file.writelines(f"{reason}\n" for reason in bad)

@@ -1,7 +1,10 @@
 """A model's record: JSON lines, one for each step and one for each epoch, and the same for TensorBoard."""
 
 import contextlib
+import errno
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,25 +29,18 @@ def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
     """A function that adds its keywords, `step` among them, as one record, handed to the system at once.
 
     Records of steps after `step`, which a killed run wrote before it could save, are dropped.
+    Raises InputError if it can't be written.
     """
-    from tensorboardX import SummaryWriter
-
     kept = read_log(folder, step)
-    for events in folder.glob("events.out.tfevents.*"):
-        events.unlink()
     with whole_file(folder / LOG, "w") as file:
         file.writelines(json.dumps(record) + "\n" for record in kept)
-    with open(folder / LOG, "a") as file, SummaryWriter(str(folder)) as board:
-
-        def show(record: dict[str, Any]) -> None:
-            for name, value in (record | record.get("valid", {})).items():
-                if name not in ("step", "valid"):
-                    board.add_scalar(name, value, record["step"])
+    with open(folder / LOG, "ab", buffering=0) as file, _open_board(folder) as show:
 
         def write(**record: Any) -> None:
+            line = (json.dumps(record) + "\n").encode()
             try:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 raise InputError(f"{folder / LOG}: could not be written: {error.strerror}") from None
             show(record)
@@ -52,3 +48,36 @@ def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
         for record in kept:
             show(record)
         yield write
+
+
+@contextlib.contextmanager
+def _open_board(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds a record's figures to a new file for TensorBoard.
+
+    That is only a copy of the log: that it can't be written is no error.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
+
+    for older in folder.glob("events.out.tfevents.*"):
+        older.unlink()
+    # SummaryWriter would write in a thread, whose errors nobody catches.
+    writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.qkd_jax"))
+    with contextlib.suppress(OSError):
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+
+    def show(record: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            for name, value in (record | record.get("valid", {})).items():
+                if name not in ("step", "valid"):
+                    event = Event(wall_time=time.time(), step=record["step"], summary=scalar(name, value))
+                    writer.write(event.SerializeToString())
+            if "epoch" in record:
+                writer.flush()
+
+    try:
+        yield show
+    finally:
+        with contextlib.suppress(OSError):
+            writer.close()

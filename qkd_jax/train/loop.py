@@ -7,10 +7,10 @@ from typing import Any
 
 from qkd_jax.config import InputError
 from qkd_jax.progress import track
+from qkd_jax.stop import asked_to_stop, stop_requests
 from qkd_jax.train import checkpoint
 from qkd_jax.train.log import open_log, read_log
 from qkd_jax.train.state import TrainState
-from qkd_jax.train.stop import stop_requests
 
 
 def fit(
@@ -33,7 +33,7 @@ def fit(
     KeyboardInterrupt.  Raises InputError on a non-finite loss or gradient; what was saved stays.
     """
     name, last_step = folder.name, epochs * epoch_steps
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints, stop_requests() as asked_to_stop:
+    with stop_requests(), checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
 
         def out_of_patience(step: int) -> bool:
             best = checkpoints.best_step()

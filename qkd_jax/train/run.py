@@ -16,6 +16,8 @@ from qkd_jax.data.features import mean_and_std
 from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.files import whole_file
+from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
@@ -32,16 +34,29 @@ def train(config: Config) -> Path:
     alone.  At the end the best state of each is scored on the test split.  Raises InputError,
     and KeyboardInterrupt when asked to stop.
     """
-    with open_run(config) as run:
+    with stop_requests(), open_run(config) as run:
         clips = run.clips
         # The test split too, for what is wrong with it shall not show after the training.
         data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
         foreign_logits(run, data["train"])  # nor shall what is wrong with a file
-        norm = mean_and_std(data["train"].features)
+        norm = _norm(run, data["train"])
         for name in run.names:
+            stop_if_asked()
             _train_model(run, name, data, norm)
+        stop_if_asked()
         score_run(run)
         return run.folder
+
+
+def _norm(run: Run, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training features, computed once."""
+    path = run.folder / "norm.npz"
+    if not path.is_file():
+        mean, std = mean_and_std(data.features)
+        with whole_file(path) as file:
+            np.savez(file, mean=mean, std=std)
+    with np.load(path) as kept:
+        return kept["mean"], kept["std"]
 
 
 def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.ndarray, np.ndarray]) -> None:

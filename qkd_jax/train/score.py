@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 from qkd_jax.config import DataConfig, InputError, to_json, with_data
@@ -37,9 +38,11 @@ def score_run(
         raise InputError(f"{run.folder}: no model {only!r}; there are: {', '.join(run.names)}")
     names = run.names if only is None else [only]
     states = {name: run.best_variables(name) for name in names}
-    other = None if data == config.data else data
-    own = other is None
-    dataset = load_split(config, run.clips, split, run.cache) if other is None else _other(run, other, split)
+    own = data is None or _resolved(run, data) == config.data
+    if data is None or own:
+        dataset = load_split(config, run.clips, split, run.cache)
+    else:
+        dataset = _other(run, data, split)
 
     models, scores = {}, {}
     for name in names:
@@ -86,8 +89,17 @@ def _keep(run: Run, results: dict[str, Any], dataset: Dataset, scores: dict[str,
     print(f"{report} shows them; {figures} has the figures")
 
 
+def _resolved(run: Run, data: DataConfig) -> DataConfig:
+    """`data` as a run's own settings are written down, what was left out aside."""
+    root = data.root and str(Path(data.root).absolute())
+    return dataclasses.replace(data, root=root, skip_bad=run.config.data.skip_bad)
+
+
 def _other(run: Run, data: DataConfig, split: str) -> Dataset:
-    """The clips of `split` in other recordings; all of them where no column says a split."""
+    """The clips of `split` in other recordings; all of them where no column says a split.
+
+    Recordings that the run knows by name stay in its splits: it may have learned from them.
+    """
     fixed = run.config.data
     for field in ("events", "clip_seconds"):
         if getattr(data, field) != getattr(fixed, field):
@@ -98,5 +110,8 @@ def _other(run: Run, data: DataConfig, split: str) -> Dataset:
     if data.source == "demo":  # they are there already
         config = with_data(config, source="manifest")
     clips, _ = usable_clips(config, run.cache)
-    clips = [dataclasses.replace(clip, split=clip.split or split) for clip in clips]
+    known = {clip.name: clip.split for clip in run.clips}
+    if shared := sum(clip.name in known for clip in clips):
+        print(f"{shared} of {len(clips)} recordings are the run's own by name, and stay in its splits")
+    clips = [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
     return load_split(config, clips, split, run.cache)

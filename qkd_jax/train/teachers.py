@@ -23,7 +23,8 @@ def foreign_logits(run: Run, data: Dataset) -> list[np.ndarray]:
 
 def own_logits(run: Run, data: Dataset) -> np.ndarray:
     """The best own teacher's logits on the unaugmented training clips, computed once."""
-    path = run.folder / TEACHER / "logits-train.npz"
+    # Apart from what eval.py writes, maybe midway through the training.
+    path = run.folder / TEACHER / "teaching.npz"
     if not path.is_file():
         predict, variables = make_predict(run.model(TEACHER)), run.best_variables(TEACHER)
         logits = clip_logits(predict, variables, data, run.config.frames, run.config.train.batch_size)

@@ -88,7 +88,7 @@ def test_a_long_recording_comes_in_blocks_that_join_to_the_whole(tmp_path, rate)
     np.testing.assert_array_equal(read_audio(path), np.concatenate(blocks))
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff", "w64", "rf64", "au", "caf"])
 @pytest.mark.parametrize("share", [0.3, 0.95])
 def test_a_recording_that_is_cut_off_is_named(tmp_path, suffix, share):
     path = tmp_path / f"cut.{suffix}"

@@ -6,7 +6,7 @@ import soundfile
 from sklearn.metrics import roc_auc_score
 
 from qkd_jax.config import DataConfig
-from qkd_jax.data.demo import EVENTS, make_clip, make_demo
+from qkd_jax.data.demo import EVENTS, make_clip, make_demo, read_demo
 from qkd_jax.data.manifest import read_manifest
 
 RATE, SECONDS, COUNT = 8000, 2.0, 1200
@@ -47,11 +47,11 @@ def test_the_demo_is_deterministic_and_made_once(tmp_path):
     config = demo(tmp_path / "two")
     made = contents(tmp_path / "one")
     assert made == contents(tmp_path / "two")
-    # Ten recordings, no two alike, and the manifest: nothing half-written is left.
-    assert len(set(made.values())) == len(made) == 11
+    # Ten recordings, no two alike, the manifest, and what they were made with: nothing half-written is left.
+    assert len(set(made.values())) == len(made) == 12
     (tmp_path / "two" / "audio" / "train-00000.wav").write_bytes(b"changed by hand")
-    make_demo(dataclasses.replace(config, demo_clips=(9, 9, 9)))
-    assert len(contents(tmp_path / "two")) == 11
+    make_demo(dataclasses.replace(config, events=("siren",)))
+    assert len(contents(tmp_path / "two")) == 12
     assert (tmp_path / "two" / "audio" / "train-00000.wav").read_bytes() == b"changed by hand"
 
 
@@ -104,3 +104,14 @@ def test_clips_have_one_length_and_do_not_clip(clips):
     assert np.abs(samples).max() <= 1
     # 1 - (1 - .4 / 3)^3 = .349 of the clips hold an event; four standard errors.
     assert holds.mean(axis=0) == pytest.approx([0.349] * 3, abs=0.055)
+
+
+def test_other_settings_make_other_recordings(tmp_path):
+    demo(tmp_path)
+    before = contents(tmp_path)
+    config = DataConfig(root=str(tmp_path), source="demo", clip_seconds=0.3, demo_clips=(4, 3, 2))
+    clips = read_demo(config)
+    assert [clip.split for clip in clips] == ["train"] * 4 + ["valid"] * 3 + ["test"] * 2
+    assert {soundfile.info(clip.path).frames for clip in clips} == {4800}
+    demo(tmp_path)
+    assert {name: content for name, content in contents(tmp_path).items() if name in before} == before

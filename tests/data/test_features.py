@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig
+from qkd_jax.config import FeatureConfig, InputError
 from qkd_jax.data import features as features_module
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
@@ -242,3 +242,21 @@ def test_features_do_without_a_cpu_backend(record, monkeypatch):
     monkeypatch.setattr(features_module.jax, "local_devices", no_cpu)
     np.testing.assert_array_equal(recording_features(path, CONFIG), expected)
     features_module._host.cache_clear()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("subtype", "value"), [("FLOAT", 3e38), ("DOUBLE", 1e200)])
+def test_samples_beyond_all_measure_are_named(tmp_path, channels, subtype, value):
+    samples = np.tile(noise(16_000)[:, None].astype(np.float64), channels)
+    samples[8000] = value
+    soundfile.write(tmp_path / "loud.wav", samples, 16_000, subtype=subtype)
+    said = r"loud\.wav: expected (samples of a full scale of 1|finite samples)"
+    with pytest.raises(InputError, match=said):
+        recording_features(tmp_path / "loud.wav", CONFIG)
+
+
+def test_a_name_that_the_system_refuses_is_a_bad_recording(record, tmp_path):
+    good, name = record("good.wav", noise(16_000)), 300 * "x" + ".wav"
+    bad = Clip(name=name, path=tmp_path / name, labels=frozenset(), group=name)
+    entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
+    assert list(entries) == ["good.wav"] and "File name too long" in reasons[name]

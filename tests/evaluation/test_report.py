@@ -1,3 +1,4 @@
+import io
 import re
 
 import matplotlib.image
@@ -39,6 +40,37 @@ def test_the_table_has_a_row_a_model(tmp_path):
         ["teacher", "95.12 / 8.50", "94.12 / 9.50", "93.12 / 10.50", "9,220,252", "2,305,063", "9,220.3 M"],
         ["distilled-4", "90.00 / 12.75", "89.00 / 13.75", "88.00 / 14.75", "171,020", "42,755", "171.0 M"],
     ]
+
+
+class Terminal(io.TextIOBase):
+    """Keeps what is printed, and says that it is a terminal."""
+
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+        return len(text)
+
+
+@pytest.mark.parametrize(("width", "shown"), [(300, 12), (130, 7), (80, 2), (62, 0)])
+def test_events_without_room_on_a_terminal_are_left_out_and_nothing_else(monkeypatch, width, shown):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    events, terminal = [f"event-{index:02}" for index in range(12)], Terminal()
+    models = {"teacher": row(95, 8, 9_220_252, events), "distilled-4": row(90, 12, 171_020, events)}
+    print_table.__wrapped__({"split": "test", "clips": 480, "models": models}, terminal)
+    text = re.sub(r"\x1b\[\d*m", "", terminal.text)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(event in text for event in events) == shown
+    for figure in ("9,220,252", "2,305,063", "9,220.3 M", "distilled-4", "95.00 /", "8.00"):
+        assert figure in text
+    said = f"{12 - shown} of 12 events are left out for want of width"
+    assert (said in lines) == (shown < 12)
 
 
 def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):

@@ -51,7 +51,7 @@ def test_going_on_drops_what_was_not_saved_and_half_a_line(tmp_path):
 
 def test_a_failure_to_begin_keeps_the_record(tmp_path, monkeypatch):
     write(tmp_path, RECORDS)
-    monkeypatch.setattr("tensorboardX.SummaryWriter", lambda folder: 1 / 0)
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path, [], step=3)
     assert read_log(tmp_path) == RECORDS

@@ -124,7 +124,7 @@ def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
     done = run(settings, int(number), "plain", 5)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == [
-        "stopping after this step; once more to stop at once",
+        "stopping as soon as all is saved; once more to stop at once",
         "plain: stopped at step 5 and saved; the same command goes on from there",
     ]
     assert (folder / "plain" / "checkpoints" / "5").is_dir()
@@ -135,7 +135,10 @@ def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
 def test_stopped_while_it_computes_features_a_run_goes_on_from_there(settings, tmp_path):
     done = run(settings, int(signal.SIGTERM), "features", 20)
     assert done.returncode == 130
-    assert done.stderr == "stopped; the same command goes on from there\n"
+    assert done.stderr.splitlines() == [
+        "stopping as soon as all is saved; once more to stop at once",
+        "stopped; the same command goes on from there",
+    ]
     assert 19 <= len(list(tmp_path.rglob("*.npy"))) < 60 and not list(tmp_path.rglob("*.part"))
 
 

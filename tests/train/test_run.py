@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -47,7 +50,7 @@ def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
 def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
     run = load_run(finished)
     data = load_split(run.config, run.clips, "train", run.cache)
-    kept = read_logits(finished / "teacher" / "logits-train.npz", data.names, data.events)
+    kept = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
     model, variables = run.model("teacher"), run.best_variables("teacher")
     np.testing.assert_allclose(kept, model.apply(variables, jnp.stack(data.features)), rtol=1e-4, atol=1e-5)
     mean = np.concatenate(data.features).mean(axis=0)
@@ -84,20 +87,41 @@ def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys,
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     arguments = [finished, "--data.root", tmp_path / "other", "--json", tmp_path / "figures.json"]
     command("eval", arguments)
-    # Without a split column they are all there to score.
-    count = 10 if column == "split" else len(kept)
-    assert f"test: {count} clips" in capsys.readouterr().out
+    # With or without a split column, what the models may have learned from is not scored.
+    printed = capsys.readouterr().out
+    assert (
+        f"{len(kept)} of {len(kept)} recordings are the run's own by name, and stay in its splits" in printed
+    )
+    assert "test: 10 clips" in printed
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert after == before
     # The figures are those of the kept logits on the clips that stayed.
-    if column == "split":
-        names = [row.split(",")[0] for row in kept if row.endswith(",test")]
-        labels = {row.split(",")[0]: row.split(",")[1].split(";") for row in kept}
-        events = load_run(finished).config.data.events
-        targets = np.array([[event in labels[name] for event in events] for name in names], np.float32)
-        logits = read_logits(finished / "four" / "logits-test.npz", names, events)
-        figures = json.loads((tmp_path / "figures.json").read_text())["models"]["four"]["metrics"]
-        assert figures == evaluate(targets, logits, events)
+    names = [row.split(",")[0] for row in kept if row.endswith(",test")]
+    labels = {row.split(",")[0]: row.split(",")[1].split(";") for row in kept}
+    events = load_run(finished).config.data.events
+    targets = np.array([[event in labels[name] for event in events] for name in names], np.float32)
+    logits = read_logits(finished / "four" / "logits-test.npz", names, events)
+    figures = json.loads((tmp_path / "figures.json").read_text())["models"]["four"]["metrics"]
+    assert figures == evaluate(targets, logits, events)
+
+
+def test_eval_on_recordings_that_the_run_does_not_know_scores_them_all(finished, tmp_path, capsys):
+    shutil.copytree(finished / "data" / "audio", tmp_path / "other" / "clips")
+    rows = (finished / "data" / "metadata.csv").read_text().splitlines()[1:]
+    rows = [row.replace("audio/", "clips/").rpartition(",")[0] for row in rows]
+    (tmp_path / "other" / "metadata.csv").write_text("\n".join(["filename,labels", *rows]) + "\n")
+    command("eval", [finished, "--data.root", tmp_path / "other"])
+    printed = capsys.readouterr().out
+    assert "test: 60 clips" in printed and "the run's own" not in printed
+
+
+def test_eval_on_the_runs_own_recordings_in_other_words(finished, capsys, monkeypatch):
+    monkeypatch.chdir(finished.parent)
+    before = (finished / "results.json").stat().st_mtime_ns
+    for arguments in (["--data.root", "tiny/data"], ["--data.skip-bad"]):
+        command("eval", [finished, *arguments])
+        assert "test: 20 clips" in capsys.readouterr().out
+    assert (finished / "results.json").stat().st_mtime_ns > before
 
 
 def test_eval_refuses_events_that_the_models_do_not_have(finished, tmp_path):
@@ -133,7 +157,7 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     monkeypatch.setattr(run_module, "from_step", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(features_module, "recording_features", lambda *_: pytest.fail("computed again"))
     before = (finished / "results.json").read_text()
-    logits = finished / "teacher" / "logits-train.npz"
+    logits = finished / "teacher" / "teaching.npz"
     computed = logits.stat().st_mtime_ns
     train(load_run(finished).config)
     assert (finished / "results.json").read_text() == before
@@ -193,6 +217,11 @@ def test_recordings_that_are_left_out_are_listed_in_the_folder(finished, tiny_co
     (line,) = (folder / "left-out.txt").read_text().splitlines()
     assert line.startswith(f"{root / 'audio' / 'train-00002.wav'}: expected a recording")
     assert len(load_run(folder).clips) == 59
+    # An earlier beginning leaves no list behind.
+    shutil.rmtree(folder / "teacher")
+    shutil.copy(finished / "data" / "audio" / "train-00002.wav", root / "audio")
+    train(with_data(config, skip_bad=True))
+    assert not (folder / "left-out.txt").exists() and len(load_run(folder).clips) == 60
     assert json.loads((folder / "results.json").read_text())["clips"] == 20
 
 
@@ -223,12 +252,41 @@ def test_scoring_what_is_not_there(finished, tmp_path):
         score_run(load_run(tmp_path / "begun"))
 
 
-def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+def stderr_of(name, *arguments):
+    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300).stderr
+
+
+def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "plain")
-    shutil.copytree(finished / "teacher", tmp_path / "run" / "plain")
-    with pytest.raises(InputError, match=r"plain/checkpoints/\d+: expected a checkpoint of this model"):
-        score_run(load_run(tmp_path / "run"))
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"units": 4', '"units": 5'))
+    error = stderr_of("eval", tmp_path / "run" / "plain")
+    assert error.count("\n") == 1
+    assert re.match(
+        r"error: .*/plain/checkpoints/\d: expected a checkpoint of this model, with params\.Dense_0\.kernel "
+        r"float32\[5, 3\], found float32\[4, 3\]",
+        error,
+    )
+
+
+@pytest.mark.parametrize("which", ["_METADATA", "metrics/metrics", "default/manifest.ocdbt", "*"])
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(finished, tmp_path, which, tiny_config):
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished, folder)
+    checkpoints = folder / "four" / "checkpoints"
+    last = max(checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
+    for file in last.rglob("*") if which == "*" else [last / which, last / "default" / which]:
+        if file.is_file():
+            file.write_bytes(b"")
+    said = r"four/checkpoints(/6)?: could not be read as a checkpoint: .*if it is damaged, delete it"
+    with pytest.raises(InputError, match=said):
+        train(tiny_config(tmp_path))
+    shutil.rmtree(last)
+    train(tiny_config(tmp_path))
+    assert json.loads((folder / "results.json").read_text()) == json.loads(
+        (finished / "results.json").read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -47,13 +48,21 @@ def foreign(data, tmp_path):
 def test_the_mean_is_over_all_teachers(finished, data, foreign):
     run = load_run(finished)
     run = dataclasses.replace(run, config=with_teachers(run.config, "trained", *map(str, foreign)))
-    own = read_logits(finished / "teacher" / "logits-train.npz", data.names, data.events)
+    own = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
     others = [read_logits(path, data.names, data.events) for path in foreign]
     logits = mean_logits(run, data)
     np.testing.assert_allclose(logits, (own + others[0] + others[1]) / 3, rtol=1e-6, atol=1e-6)
     assert logits.dtype == np.float32
     run = dataclasses.replace(run, config=with_teachers(run.config, str(foreign[1])))
     np.testing.assert_array_equal(mean_logits(run, data), others[1])
+
+
+def test_what_eval_writes_midway_teaches_nobody(finished, data, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    write_logits(tmp_path / "run" / "teacher" / "logits-train.npz", data.names, data.events, 0 * data.targets)
+    (tmp_path / "run" / "teacher" / "teaching.npz").unlink()
+    expected = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
+    np.testing.assert_array_equal(mean_logits(load_run(tmp_path / "run"), data), expected)
 
 
 def test_a_foreign_model_teaches_and_none_is_trained(
@@ -149,4 +158,4 @@ def test_a_run_with_everything_on_stops_and_goes_on_bit_identical(tiny_config, t
     for name in ("teacher", "averaged"):
         assert (cut / name / "log.jsonl").read_text() == (whole / name / "log.jsonl").read_text()
     # The teacher teaches live: there are no logits of clips as they are.
-    assert not (cut / "teacher" / "logits-train.npz").exists()
+    assert not (cut / "teacher" / "teaching.npz").exists()
