@@ -1,5 +1,6 @@
 """The order of operations of the loop, seen with a step that only notes when it is called."""
 
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -157,3 +158,21 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_last_one_stands(tmp_pa
         run(tmp_path, [80.0], epochs=2)
     monkeypatch.undo()
     assert run(tmp_path, [80.0], epochs=2)[0] == "step 4"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+@pytest.mark.parametrize("which", ["default/_METADATA", "metrics/metrics", "default/manifest.ocdbt", "**/*"])
+def test_a_damaged_checkpoint_is_named_and_without_it_training_goes_on_from_the_one_before(tmp_path, which):
+    run(tmp_path, [80.0, 70.0], epochs=2)
+    last = tmp_path / "m" / "checkpoints" / "6"
+    damaged = [path for path in last.glob(which) if path.is_file()]
+    assert damaged
+    for path in damaged:
+        path.write_bytes(b"")
+    said = (
+        r"m/checkpoints(/6)?: could not be read as a checkpoint: .*; if it is damaged, delete it, and the run"
+    )
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, [70.0], epochs=3)
+    shutil.rmtree(last)
+    assert run(tmp_path, [70.0, 60.0], epochs=3)[0] == "step 4"

@@ -270,25 +270,6 @@ def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished, tmp_pat
     )
 
 
-@pytest.mark.parametrize("which", ["_METADATA", "metrics/metrics", "default/manifest.ocdbt", "*"])
-def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(finished, tmp_path, which, tiny_config):
-    folder = tmp_path / "tiny"
-    shutil.copytree(finished, folder)
-    checkpoints = folder / "four" / "checkpoints"
-    last = max(checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
-    for file in last.rglob("*") if which == "*" else [last / which, last / "default" / which]:
-        if file.is_file():
-            file.write_bytes(b"")
-    said = r"four/checkpoints(/6)?: could not be read as a checkpoint: .*if it is damaged, delete it"
-    with pytest.raises(InputError, match=said):
-        train(tiny_config(tmp_path))
-    shutil.rmtree(last)
-    train(tiny_config(tmp_path))
-    assert json.loads((folder / "results.json").read_text()) == json.loads(
-        (finished / "results.json").read_text()
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
