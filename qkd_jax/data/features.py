@@ -71,16 +71,18 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
 
 
 class CachedFeatures(Sequence[np.ndarray]):
-    """Features in files, opened when asked for, so that any number of clips takes no memory."""
+    """Features in files, mapped when asked for, so that any number of clips takes no memory."""
 
     def __init__(self, entries: Sequence[Path]):
         self.entries = entries
+        # Mapping costs more than reading a short clip; a process may have some 65,000 maps.
+        self.map = functools.lru_cache(10_000)(functools.partial(np.load, mmap_mode="r"))
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index):
-        return np.load(self.entries[index], mmap_mode="r")
+        return self.map(self.entries[index])
 
 
 def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
