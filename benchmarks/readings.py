@@ -1,0 +1,101 @@
+"""What the paper leaves open, one change at a time, measured on validation: which default is best.
+
+python -m benchmarks.readings --data DIR --out DIR [--epochs 4] [--only NAME …]
+
+The base is preset `paper`'s distilled float student, taught by the committed logits of the standard
+set's teacher.  Each change is a run of its own below DIR; what is done is skipped.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from pydantic.dataclasses import dataclass
+
+from qkd_jax.command import load_preset, override, run_command
+from qkd_jax.config import Config, InputError, StudentConfig, with_data
+from qkd_jax.train.log import read_log
+from qkd_jax.train.run import train
+
+ROOT = Path(__file__).parents[1]
+CHANGES: dict[str, list[str]] = {
+    "base": [],
+    "learning-rate-3e-3": ["--train.learning-rate", "3e-3"],
+    "learning-rate-1e-2": ["--train.learning-rate", "1e-2"],
+    "batch-32": ["--train.batch-size", "32"],
+    "labels-alone": ["--students.student.no-distill"],
+    "alpha-0.5": ["--distill.alpha", "0.5"],
+    "alpha-0.9": ["--distill.alpha", "0.9"],
+    "temperature-1": ["--distill.temperature", "1"],
+    "temperature-4": ["--distill.temperature", "4"],
+    "form-paper": ["--distill.form", "paper"],
+    "weight-1": ["--distill.positive-weight", "1.0"],
+    "weight-positives-over-negatives": ["--distill.positive-weight", "positives/negatives"],
+    "mean-over-time": ["--students.student.pooling", "mean"],
+    "4-bit": [
+        f"--students.student.quant.{part}={bits}"
+        for part, bits in (("weights", 4), ("activations", 4), ("gates", 4), ("cell", 16))
+    ],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to train on, how long, and which changes."""
+
+    data: str = ""
+    """Folder of the recordings, with their manifest: the standard set."""
+    out: str = "runs/readings"
+    """Folder of the runs."""
+    epochs: int = 4
+    """Passes over the training set for each."""
+    only: tuple[str, ...] = tuple(CHANGES)
+    """Which changes, in this order."""
+
+
+def changed(base: Config, name: str) -> Config:
+    """`base` with the change `name`, as a run of that name."""
+    if name not in CHANGES:
+        raise InputError(f"--only: expected some of {', '.join(CHANGES)}, got {name!r}")
+    return dataclasses.replace(override(base, CHANGES[name]), name=name)
+
+
+def best_epoch(folder: Path) -> dict[str, float]:
+    """`epoch`, `auc` and `eer` of the epoch of the run in `folder` that was best on validation."""
+    epochs = [record for record in read_log(folder / "student") if "epoch" in record]
+    best = max(epochs, key=lambda record: record["valid"]["auc"])
+    return {"epoch": best["epoch"], **best["valid"]}
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """`best_epoch` of each change as Markdown."""
+    lines = ["| change | validation AUC | EER | epoch |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {row['auc']:.2f} | {row['eer']:.2f} | {row['epoch']:.0f} |" for name, row in rows.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Train what is asked for, then print the table."""
+    settings = override(Settings(), arguments, prog="python -m benchmarks.readings", description=__doc__)
+    if not settings.data:
+        raise InputError("--data: expected the folder of the recordings, got none")
+    base = load_preset("paper", ROOT / "configs")
+    base = dataclasses.replace(
+        with_data(base, root=settings.data, events=("dog", "baby_cry", "gunshot")),
+        runs=settings.out,
+        students={"student": StudentConfig()},
+        distill=dataclasses.replace(
+            base.distill, teachers=(str(ROOT / "docs/results/standard/teacher-logits.npz"),)
+        ),
+        train=dataclasses.replace(base.train, student_epochs=settings.epochs),
+    )
+    rows = {}
+    for name in settings.only:
+        rows[name] = best_epoch(train(changed(base, name)))
+        print(table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
