@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, with_data
+from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
+from qkd_jax.command import override, run_command
+from qkd_jax.config import Config, QuantConfig, StudentConfig
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.evaluation.metrics import evaluate
@@ -29,7 +30,6 @@ from qkd_jax.train.folder import TEACHER, Run, load_run
 from qkd_jax.train.run import train
 from qkd_jax.train.teachers import own_logits
 
-ROOT = Path(__file__).parents[1]
 POST_MORTEM = (8, 4)
 
 
@@ -197,19 +197,14 @@ def write_tables(base: Config, students: Mapping[str, StudentConfig], seeds: Seq
 def main(arguments: list[str]) -> None:
     """Train and score what there is time for; the tables are written after each student."""
     settings = override(Settings(), arguments, prog="python -m benchmarks.paper_tables", description=__doc__)
-    if not settings.data:
-        raise InputError("--data: expected the folder of the recordings, got none")
-    base = dataclasses.replace(load_preset("paper", ROOT / "configs"), runs=settings.out, students={})
-    base = with_data(base, root=settings.data, events=("dog", "baby_cry", "gunshot"))
+    base = standard_config(settings.data, settings.out)
     seeds = (0,) if settings.small else (0, 1, 2)
-    teacher = ROOT / "docs/results/standard/teacher-logits.npz"
+    teacher = TEACHER_LOGITS
     if not settings.small:
         run = load_run(train(dataclasses.replace(base, name="teacher")))
         own_logits(run, load_split(run.config, run.clips, "train", run.cache))
         teacher = run.folder / TEACHER / "teaching.npz"
-    base = dataclasses.replace(
-        base, distill=dataclasses.replace(base.distill, teachers=(str(teacher.absolute()),))
-    )
+    base = taught_by(base, teacher)
     for _ in train_cells(base, cells(), seeds):
         write_tables(base, cells(), seeds)
     print(write_tables(base, cells(), seeds))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config import Config, InputError, StudentConfig, with_data
+from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
+from qkd_jax.command import override, run_command
+from qkd_jax.config import Config, InputError, StudentConfig
 from qkd_jax.train.log import read_log
 from qkd_jax.train.run import train
 
-ROOT = Path(__file__).parents[1]
 CHANGES: dict[str, list[str]] = {
     "base": [],
     "learning-rate-3e-3": ["--train.learning-rate", "3e-3"],
@@ -79,16 +79,10 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 def main(arguments: list[str]) -> None:
     """Train what is asked for, then print the table."""
     settings = override(Settings(), arguments, prog="python -m benchmarks.readings", description=__doc__)
-    if not settings.data:
-        raise InputError("--data: expected the folder of the recordings, got none")
-    base = load_preset("paper", ROOT / "configs")
+    base = taught_by(standard_config(settings.data, settings.out), TEACHER_LOGITS)
     base = dataclasses.replace(
-        with_data(base, root=settings.data, events=("dog", "baby_cry", "gunshot")),
-        runs=settings.out,
+        base,
         students={"student": StudentConfig()},
-        distill=dataclasses.replace(
-            base.distill, teachers=(str(ROOT / "docs/results/standard/teacher-logits.npz"),)
-        ),
         train=dataclasses.replace(base.train, student_epochs=settings.epochs),
     )
     rows = {}
