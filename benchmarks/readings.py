@@ -1,9 +1,9 @@
 """What the paper leaves open, one change at a time, measured on validation: which default is best.
 
-python -m benchmarks.readings --data DIR --out DIR [--epochs 4] [--only NAME …]
+python -m benchmarks.readings --data DIR --out DIR [--units 64] [--epochs 12] [--only NAME …]
 
-The base is preset `paper`'s distilled float student, taught by the committed logits of the standard
-set's teacher.  Each change is a run of its own below DIR; what is done is skipped.
+The base is preset `paper`'s distilled float student, of other units, taught by the committed logits of
+the standard set's teacher.  Each change is a run of its own below DIR; what is done is skipped.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from qkd_jax.train.run import train
 
 CHANGES: dict[str, list[str]] = {
     "base": [],
-    "learning-rate-3e-3": ["--train.learning-rate", "3e-3"],
-    "learning-rate-1e-2": ["--train.learning-rate", "1e-2"],
+    "learning-rate-1e-3": ["--train.student-learning-rate", "1e-3"],
+    "learning-rate-1e-2": ["--train.student-learning-rate", "1e-2"],
+    "learning-rate-constant": ["--train.schedule", "constant"],
     "batch-32": ["--train.batch-size", "32"],
     "labels-alone": ["--students.student.no-distill"],
     "alpha-0.5": ["--distill.alpha", "0.5"],
@@ -37,6 +38,7 @@ CHANGES: dict[str, list[str]] = {
         for part, bits in (("weights", 4), ("activations", 4), ("gates", 4), ("cell", 16))
     ],
 }
+CHANGES["4-bit-split"] = [*CHANGES["4-bit"], "--students.student.quant.ranges", "split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Settings:
     """Folder of the recordings, with their manifest: the standard set."""
     out: str = "runs/readings"
     """Folder of the runs."""
-    epochs: int = 4
+    units: int = 64
+    """Units of the student; the paper's main one has 256, and takes six times as long."""
+    epochs: int = 12
     """Passes over the training set for each."""
     only: tuple[str, ...] = tuple(CHANGES)
     """Which changes, in this order."""
@@ -82,7 +86,7 @@ def main(arguments: list[str]) -> None:
     base = taught_by(standard_config(settings.data, settings.out), TEACHER_LOGITS)
     base = dataclasses.replace(
         base,
-        students={"student": StudentConfig()},
+        students={"student": StudentConfig(units=settings.units)},
         train=dataclasses.replace(base.train, student_epochs=settings.epochs),
     )
     rows = {}

@@ -182,11 +182,31 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TaggerConfig:
+    """A pretrained tagger that teaches, as a TOML file says it; paths are relative to that file."""
+
+    file: str
+    """A model in .onnx or .tflite of a float32 waveform, [samples] or [1, samples]."""
+    classes: str
+    """Names of its classes in their order: a name a line, or in a .csv the column `display_name`."""
+    events: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
+    """For each event that it knows, the classes that say so."""
+    output: Literal["probabilities", "logits"] = "probabilities"
+    """What it gives for each class."""
+    sample_rate: Count = 16_000
+    """Samples a second that it wants; recordings at other rates are resampled."""
+    window_seconds: Positive | None = None
+    """What it hears at a time; by default what it is made for, or if it takes any length, all."""
+    hop_seconds: Positive | None = None
+    """From window to window; half a window by default."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DistillConfig:
     """The distillation objective (eq. 1 and 2) and who teaches."""
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAINED,)
-    """Whose logits are averaged: `trained` for the run's own teacher, or files of logits keyed by clip."""
+    """Whose logits are averaged: `trained` for the run's own, logits in an .npz, a tagger in a .toml."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the teacher's term against the labels'."""
     temperature: Positive = 2.0
@@ -205,8 +225,12 @@ class TrainConfig:
     """Seed of initial parameters, order and crops."""
     batch_size: Count = 64
     """Clips a step."""
-    learning_rate: Positive = 1e-3
-    """Adam's learning rate."""
+    teacher_learning_rate: Positive = 1e-3
+    """Adam's learning rate for the teacher, at the start."""
+    student_learning_rate: Positive = 3e-3
+    """Adam's learning rate for each student, at the start."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """The learning rate stays, or falls to zero along half a cosine over all epochs."""
     clip_norm: Positive = 5.0
     """Largest global norm of a gradient."""
     teacher_epochs: Count = 12

@@ -36,7 +36,7 @@ def test_paper_preset_has_the_papers_sizes():
     assert config.students["distilled-4"] == StudentConfig(
         units=256, quant=QuantConfig(weights=4, activations=4, gates=4, cell=16)
     )
-    assert (config.train.batch_size, config.train.learning_rate) == (64, 1e-3)
+    assert (config.train.batch_size, config.train.student_learning_rate) == (64, 3e-3)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_paper_preset_has_the_papers_sizes():
         (lambda: TrainConfig(batch_size=2.0), "batch_size: Input should be a valid integer, got 2.0"),
         (lambda: TrainConfig(seed=True), "seed: Input should be a valid integer, got True"),
         (
-            lambda: TrainConfig(learning_rate="fast"),
-            "learning_rate: Input should be a valid number, got 'fast'",
+            lambda: TrainConfig(teacher_learning_rate="fast"),
+            "teacher_learning_rate: Input should be a valid number, got 'fast'",
         ),
         (lambda: TrainConfig(sed=1), "sed: Unexpected keyword argument, got 1"),
         (lambda: QuantConfig(weights=17), "weights: bits: expected 2 to 16, or 32 for off, got 17"),

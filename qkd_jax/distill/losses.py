@@ -18,9 +18,12 @@ def weighted_bce(
     `targets` are labels or probabilities in [0, 1].  The paper sums; the mean differs by a
     constant factor and makes learning rate and clipping independent of the batch size.
     """
+    return _bce(logits, targets, positive_weight).mean()
+
+
+def _bce(logits: jax.Array, targets: jax.Array, positive_weight: jax.Array | float = 1.0) -> jax.Array:
     weight = jnp.broadcast_to(positive_weight, logits.shape)
-    loss = weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
-    return loss.mean()
+    return weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
 
 
 def distillation_loss(
@@ -28,12 +31,14 @@ def distillation_loss(
     labels: Float[Array, "*batch event"],
     teacher_logits: Float[Array, "*batch event"],
     *,
-    alpha: float,
+    alpha: Float[Array, " event"] | float,
     temperature: float,
     positive_weight: Float[Array, " event"] | float = 1.0,
     form: Literal["hinton", "paper"] = "hinton",
 ) -> Float[Array, ""]:
     """Eq. 2: α T² l(soft) + (1 - α) l(labels), l being `weighted_bce`.
+
+    α in [0, 1] is one number or one for each event: 0 for those that the teacher doesn't know.
 
     Eq. 2 as printed lacks its minus sign and takes the logarithm of logits; both forms mend that.
 
@@ -44,13 +49,14 @@ def distillation_loss(
     """
     soft = jax.nn.sigmoid(teacher_logits / temperature)
     if form == "hinton":
-        taught = weighted_bce(logits / temperature, soft)
+        taught = _bce(logits / temperature, soft)
     elif form == "paper":
-        taught = weighted_bce(logits, soft, positive_weight)
+        taught = _bce(logits, soft, positive_weight)
     else:
         raise ValueError(f"form: expected 'hinton' or 'paper', got {form!r}")
-    told = weighted_bce(logits, labels, positive_weight)
-    return alpha * temperature**2 * taught + (1 - alpha) * told
+    told = _bce(logits, labels, positive_weight)
+    share = jnp.broadcast_to(alpha, logits.shape)
+    return (share * temperature**2 * taught + (1 - share) * told).mean()
 
 
 def positive_weights(

@@ -71,7 +71,7 @@ class Run:
 
     def new_state(self, name: str, norm: tuple[np.ndarray, np.ndarray]) -> TrainState:
         """The state before the first step, with features normalised by `norm`."""
-        optimizer = make_optimizer(self.config.train)
+        optimizer = make_optimizer(self.config.train, 1.0, 1)  # it starts alike for any rate and steps
         average = name != TEACHER and self.config.students[name].ema_decay > 0
         return init_state(
             self.model(name), optimizer, self.shape, norm, self.config.train.seed, average=average

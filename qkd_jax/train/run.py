@@ -69,50 +69,64 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
     model = run.model(name)
     student = None if name == TEACHER else run.config.students[name]
     taught = student is not None and student.distill
+    logits, known = None, None
+    if taught and run.config.augment.on:  # the own teacher teaches live
+        known = np.ones(len(data["train"].events), bool)
+    elif taught:
+        logits, known = mean_logits(run, data["train"])
     predict = make_predict(model)
 
     def validate(variables: Any) -> dict[str, float]:
         logits = clip_logits(predict, variables, data["valid"], frames, settings.batch_size)
         return evaluate(data["valid"].targets, logits, data["valid"].events)["average"]
 
+    if student is None:
+        epochs, rate = settings.teacher_epochs, settings.teacher_learning_rate
+    else:
+        epochs, rate = settings.student_epochs, settings.student_learning_rate
+    epoch_steps = clips // settings.batch_size
     fit(
         make_train_step(
             model,
-            make_optimizer(settings),
-            _objective(run.config, data["train"], taught=taught),
+            make_optimizer(settings, rate, epochs * epoch_steps),
+            _objective(run.config, data["train"], known),
             ema_decay=student.ema_decay if student else 0.0,
         ),
         run.new_state(name, norm),
-        _batches_from(run, data["train"], taught=taught),
+        _batches_from(run, data["train"], logits, taught=taught),
         validate,
         folder=run.folder / name,
-        epochs=settings.student_epochs if student else settings.teacher_epochs,
-        epoch_steps=clips // settings.batch_size,
+        epochs=epochs,
+        epoch_steps=epoch_steps,
         patience=settings.patience,
     )
 
 
-def _batches_from(run: Run, data: Dataset, *, taught: bool) -> Callable[[int], Iterator[Batch]]:
+def _batches_from(
+    run: Run, data: Dataset, logits: np.ndarray | None, *, taught: bool
+) -> Callable[[int], Iterator[Batch]]:
     """The function step -> the batches from that step on, each a pure function of (seed, step)."""
-    settings, changed = run.config.train, run.config.augment.on
-    logits = mean_logits(run, data) if taught and not changed else None
+    settings = run.config.train
     batches = train_batches(
         data, logits, frames=run.config.frames, batch_size=settings.batch_size, seed=settings.seed
     )
-    augment = make_augment(run, taught=taught) if changed else lambda step, batch: batch
+    augment = make_augment(run, taught=taught) if run.config.augment.on else lambda step, batch: batch
     return lambda first: (augment(step, batch) for step, batch in enumerate(from_step(batches, first), first))
 
 
-def _objective(config: Config, data: Dataset, *, taught: bool) -> Callable[[jax.Array, Any], jax.Array]:
+def _objective(
+    config: Config, data: Dataset, known: np.ndarray | None
+) -> Callable[[jax.Array, Any], jax.Array]:
+    """Eq. 2 for the events that a teacher has `known`, eq. 1 for others, or for all without a teacher."""
     settings = config.distill
     weight = jnp.asarray(positive_weights(data.targets, settings.positive_weight))
-    if not taught:
+    if known is None:
         return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
     return lambda logits, batch: distillation_loss(
         logits,
         batch["labels"],
         batch["teacher_logits"],
-        alpha=settings.alpha,
+        alpha=jnp.where(known, settings.alpha, 0.0),
         temperature=settings.temperature,
         positive_weight=weight,
         form=settings.form,

@@ -40,12 +40,12 @@ class TrainState:
         return {"params": params, **self.variables}
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam after clipping the gradient's global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adam(config.learning_rate),
-    )
+def make_optimizer(config: TrainConfig, learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam for `steps` updates in all, after clipping the gradient's global norm."""
+    rate: Any = learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, steps)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
 
 
 def init_state(

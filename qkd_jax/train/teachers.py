@@ -1,4 +1,4 @@
-"""What the students are taught: logits of the run's own teacher, of others from files, or their mean."""
+"""What the students are taught: logits of the run's own teacher, of foreign ones, or their mean."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,24 @@ from qkd_jax.config import TRAINED
 from qkd_jax.data.batches import Batch
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.distill.tagger import tagger_logits
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.train.folder import TEACHER, Run
 
 
 def foreign_logits(run: Run, data: Dataset) -> list[np.ndarray]:
-    """The logits of each teacher that is a file, on the training clips; raises InputError."""
-    files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
-    return [read_logits(file, data.names, data.events) for file in files]
+    """The logits of each foreign teacher on the training clips; raises InputError.
+
+    A file of logits holds all events; a tagger's are NaN for events that it doesn't know.
+    """
+    clips = [clip for clip in run.clips if clip.split == "train"]
+
+    def logits(file: Path) -> np.ndarray:
+        if file.suffix == ".toml":
+            return tagger_logits(file, clips, data.events, run.cache)
+        return read_logits(file, data.names, data.events)
+
+    return [logits(Path(name)) for name in run.config.distill.teachers if name != TRAINED]
 
 
 def own_logits(run: Run, data: Dataset) -> np.ndarray:
@@ -32,10 +42,17 @@ def own_logits(run: Run, data: Dataset) -> np.ndarray:
     return read_logits(path, data.names, data.events)
 
 
-def mean_logits(run: Run, data: Dataset) -> np.ndarray:
-    """The mean of all teachers' logits on the training clips, float32 [clips, events]."""
+def mean_logits(run: Run, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the teachers' logits on the training clips, float32 [clips, events], and what they know.
+
+    The mean is over those who know an event; the second array, bool [events], is False where
+    nobody does, and the logits are 0.
+    """
     own = [own_logits(run, data)] if TRAINED in run.config.distill.teachers else []
-    return np.mean([*own, *foreign_logits(run, data)], axis=0)
+    logits = np.array([*own, *foreign_logits(run, data)])
+    knows = ~np.isnan(logits).any(axis=1, keepdims=True)  # [teachers, 1, events]
+    total = np.where(knows, logits, 0).sum(axis=0) / np.maximum(knows.sum(axis=0), 1)
+    return total.astype(np.float32), knows.any(axis=(0, 1))
 
 
 def make_augment(run: Run, *, taught: bool) -> Callable[[int, Batch], Batch]:

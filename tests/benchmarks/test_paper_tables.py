@@ -1,113 +1,183 @@
-"""A small cell of the paper's tables: trained, scored quantized after it, tabled, and not trained again."""
+"""Small cells of the paper's tables: trained, scored quantized after it, kept, and not trained again."""
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import paper_tables
-from benchmarks.paper_tables import cells, gather, tables, train_cells, write_tables
+from benchmarks.paper_tables import adopt_teacher, scored_as, students, train_students, train_teacher
+from benchmarks.standard import cell_path, read_cells, taught_by
 from qkd_jax.command import run_command
 from qkd_jax.config import (
     Config,
     DataConfig,
-    DistillConfig,
     FeatureConfig,
     QuantConfig,
     StudentConfig,
+    TeacherConfig,
     TrainConfig,
 )
+from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.demo import EVENTS, read_demo
-from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.data.logits import read_logits
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.models.build import build_model
+from qkd_jax.train.checkpoint import open_checkpoints
 from qkd_jax.train.folder import load_run
+from qkd_jax.train.log import read_log
 
 STUDENTS = {"distilled-6": StudentConfig(units=6), "plain-6": StudentConfig(units=6, distill=False)}
+NAMES = ["distilled-6", "distilled-6-pm4", "distilled-6-pm8", "plain-6", "teacher"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     data = DataConfig(source="demo", root=str(folder / "data"), clip_seconds=0.4, demo_clips=(16, 16, 20))
-    names = [clip.name for clip in read_demo(data) if clip.split == "train"]
-    logits = np.random.default_rng(0).normal(0, 2, (16, 3)).astype(np.float32)
-    write_logits(folder / "teacher.npz", names, EVENTS, logits)
+    read_demo(data)
     config = Config(
         runs=str(folder / "runs"),
         features=FeatureConfig(n_mels=8),
         data=dataclasses.replace(data, source="manifest", events=EVENTS),
-        distill=DistillConfig(teachers=(str(folder / "teacher.npz"),)),
-        train=TrainConfig(batch_size=8, student_epochs=1),
+        teacher=TeacherConfig(blocks=(1,), growth=4, stem=4),
+        train=TrainConfig(batch_size=8, student_epochs=2, teacher_epochs=1),
     )
-    assert list(train_cells(config, STUDENTS, (0,))) == ["distilled-6-seed0", "plain-6-seed0"]
+    teacher = cell_path(folder / "runs/cells", "teacher", 0)
+    train_teacher(config, teacher)
+    config = taught_by(config, teacher.with_suffix(".npz"))
+    train_students(config, STUDENTS, (0,))
     return config
 
 
-def test_the_cells_are_those_of_the_paper():
-    students = cells()
-    assert len(students) == 1 + 3 * 3 + 2
-    assert list(students)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
-    assert students["plain-256"] == StudentConfig(distill=False)
-    assert students["distilled-64-8"] == StudentConfig(units=64, quant=QuantConfig.paper(8))
-    assert students["plain-3x256"] == StudentConfig(layers=3, distill=False)
+def split_of(base, run_name, split):
+    run = load_run(Path(base.runs) / run_name)
+    return run, load_split(run.config, run.clips, split, run.cache)
 
 
-def test_a_float_student_is_scored_quantized_after_training(base):
-    run = load_run(Path(base.runs) / "distilled-6-seed0")
-    data = load_split(run.config, run.clips, "test", run.cache)
-    for bits in (8, 4):
-        path = run.folder / "distilled-6" / f"logits-test-pm{bits}.npz"
-        logits = read_logits(path, data.names, data.events)
-        model = build_model(StudentConfig(units=6, quant=QuantConfig.paper(bits)), 3)
-        expected = model.apply(run.best_variables("distilled-6"), jnp.stack(list(data.features)))
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    assert not list((run.folder.parent / "plain-6-seed0").rglob("*pm*"))
+def kept_logits(base, name, data):
+    path = cell_path(Path(base.runs) / "cells", name, 0).with_suffix(".npz")
+    return read_logits(path, data.names, data.events)
 
 
-def test_the_tables_hold_what_follows_from_the_logits(base):
-    text = write_tables(base, STUDENTS, (0,))
-    found = json.loads((Path(base.runs) / "tables.json").read_text())
-    assert list(found) == ["distilled-6", "distilled-6-pm4", "distilled-6-pm8", "plain-6"]
-    run = load_run(Path(base.runs) / "distilled-6-seed0")
-    data = load_split(run.config, run.clips, "test", run.cache)
-    for name, file in (("distilled-6", "logits-test"), ("distilled-6-pm4", "logits-test-pm4")):
-        logits = read_logits(run.folder / "distilled-6" / f"{file}.npz", data.names, data.events)
-        figures = evaluate(data.targets, logits, data.events)
-        assert found[name]["seeds"]["0"] == figures
-        assert f"{figures['average']['auc']:.2f} / {figures['average']['eer']:.2f}" in text
-    assert found["distilled-6"]["bytes"] == 4 * ((8 + 6) * 24 + 24 + 6 * 3 + 3)
-    (row,) = [line for line in text.splitlines() if line.startswith("| distilled |")]
-    assert row.endswith("| 1 | 95.41 / 11.16 |")
-    (row,) = [line for line in text.splitlines() if line.startswith("| distilled, 4 bits |")]
-    assert row.count("–") == 5
-
-
-def test_what_is_done_is_skipped(base, monkeypatch):
-    monkeypatch.setattr(paper_tables, "train", lambda config: pytest.fail("trained again"))
-    monkeypatch.setattr(paper_tables, "clip_logits", lambda *_: pytest.fail("scored again"))
-    assert len(list(train_cells(base, STUDENTS, (0,)))) == 2
-
-
-def test_several_seeds_are_a_mean_and_half_their_range():
-    rows = {
-        seed: {"average": {"auc": 80.0 + seed, "eer": 20.0}, "dog": {"auc": 70.0, "eer": 30.0 + 4 * seed}}
-        for seed in (0, 1, 2)
+def test_the_students_are_those_of_the_paper():
+    found = students()
+    assert len(found) == 1 + 3 * 3 + 2
+    assert list(found)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
+    assert found["plain-256"] == StudentConfig(distill=False)
+    assert found["distilled-64-8"] == StudentConfig(units=64, quant=QuantConfig.paper(8))
+    assert found["plain-3x256"] == StudentConfig(layers=3, distill=False)
+    cells = [cell for name, student in found.items() for cell in scored_as(name, student)]
+    assert len(cells) == len(found) + 3 * 2
+    assert {cell for cell in cells if "pm" in cell} == {
+        f"distilled-{units}-pm{bits}" for units in (256, 128, 64) for bits in (8, 4)
     }
-    found = {"plain-256": {"bytes": 12, "parameters": 3, "multiply_adds": 1, "seeds": rows}}
-    (row,) = [line for line in tables(found).splitlines() if line.startswith("| LSTM, 1 layer |")]
-    assert row.split(" | ")[1:] == [
-        "81.00 ± 1.00 / 20.00 ± 0.00",
-        "70.00 ± 0.00 / 34.00 ± 4.00",
-        "12",
-        "3",
-        "92.10 / 15.08 |",
+
+
+def test_each_model_leaves_a_cell_and_a_float_student_is_scored_quantized_too(base):
+    assert sorted(read_cells(Path(base.runs) / "cells")) == NAMES
+    for name, bits in (("distilled-6", 32), ("distilled-6-pm8", 8), ("distilled-6-pm4", 4)):
+        run, data = split_of(base, "distilled-6-seed0", "test")
+        quant = QuantConfig() if bits == 32 else QuantConfig.paper(bits)
+        model = build_model(StudentConfig(units=6, quant=quant), 3)
+        expected = model.apply(run.best_variables("distilled-6"), jnp.stack(list(data.features)))
+        np.testing.assert_allclose(kept_logits(base, name, data), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cell_says_what_its_model_is(base):
+    cells = {name: seeds[0] for name, seeds in read_cells(Path(base.runs) / "cells").items()}
+    weights, others = (8 + 6) * 24, 24 + 6 * 3 + 3
+    for name, cell in cells.items():
+        run = name if name == "teacher" else f"{name.split('-pm')[0]}-seed0"
+        folder = Path(base.runs) / run / name.split("-pm")[0]
+        with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            step = checkpoints.best_step()
+        (best,) = [record for record in read_log(folder) if record["step"] == step and "epoch" in record]
+        assert (cell.valid, cell.best_epoch) == (best["valid"], best["epoch"])
+        assert cell.epochs == (1 if name == "teacher" else 2)
+        assert cell.scenes == 16
+        assert cell.teacher == ("teacher-seed0.npz" if name.startswith("distilled") else "")
+        assert cell.seconds > 0
+        _, data = split_of(base, run, "test")
+        assert cell.metrics == evaluate(data.targets, kept_logits(base, name, data), EVENTS)
+    assert cells["distilled-6"].parameters == cells["distilled-6-pm4"].parameters == weights + others
+    assert cells["distilled-6"].bytes == cells["plain-6"].bytes == 4 * (weights + others)
+    assert cells["distilled-6-pm8"].bytes == weights + 4 * others
+    assert cells["distilled-6-pm4"].bytes == weights // 2 + 4 * others
+
+
+def test_the_teachers_cell_has_its_logits_on_all_scenes(base):
+    for split in SPLITS:
+        run, data = split_of(base, "teacher", split)
+        variables = run.best_variables("teacher")
+        expected = run.model("teacher").apply(variables, jnp.stack(list(data.features)))
+        np.testing.assert_allclose(kept_logits(base, "teacher", data), expected, rtol=1e-4, atol=1e-4)
+    (cell,) = read_cells(Path(base.runs) / "cells")["teacher"].values()
+    assert cell.bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def test_a_teacher_from_a_file_is_the_one_that_was_trained(base, tmp_path):
+    trained = cell_path(Path(base.runs) / "cells", "teacher", 0)
+    adopted = cell_path(tmp_path, "teacher", 0)
+    adopt_teacher(base, trained.with_suffix(".npz"), adopted)
+    (cell,), (expected,) = (read_cells(path.parent)["teacher"].values() for path in (adopted, trained))
+    assert cell == dataclasses.replace(expected, best_epoch=None, epochs=None, seconds=None)
+    for split in SPLITS:
+        _, data = split_of(base, "teacher", split)
+        logits = read_logits(adopted.with_suffix(".npz"), data.names, data.events)
+        np.testing.assert_array_equal(logits, kept_logits(base, "teacher", data))
+
+
+def test_cells_alone_are_enough_to_skip_their_training(base, tmp_path, monkeypatch):
+    shutil.copytree(Path(base.runs) / "cells", tmp_path / "cells")
+    monkeypatch.setattr(paper_tables, "train", lambda config: pytest.fail("trained again"))
+    train_students(dataclasses.replace(base, runs=str(tmp_path)), STUDENTS, (0,))
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
+
+
+def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
+    cells = Path(base.runs) / "cells"
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
+    lost = cell_path(cells, "distilled-6-pm4", 0)
+    lost.unlink()
+    train_students(base, STUDENTS, (0,))
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {lost.name, lost.with_suffix(".npz").name}
+    was, now = (json.loads(files[lost.name][0]) for files in (before, after))
+    assert now == was | {"seconds": None}  # they are not known any more
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_it_says_what_is_left_seed_after_seed(base, tmp_path, monkeypatch, capsys):
+    wanted = {
+        "plain-24": StudentConfig(units=24, distill=False),
+        "plain-8": StudentConfig(units=8, distill=False),
+    }
+    clock = [0.0]
+
+    def pretend(config, name, cells):
+        clock[0] += 60 * wanted[name].units * (wanted[name].units + 8) / 64  # as the work is
+        assert config.train.seed == int(config.name[-1])
+
+    monkeypatch.setattr(paper_tables, "_train_and_keep", pretend)
+    monkeypatch.setattr(paper_tables.time, "monotonic", lambda: clock[0])
+    cells = tmp_path / "cells"
+    shutil.copytree(Path(base.runs) / "cells", cells)
+    for kind in ("json", "npz"):
+        shutil.copy(cells / f"plain-6-seed0.{kind}", cells / f"plain-8-seed0.{kind}")
+    train_students(dataclasses.replace(base, runs=str(tmp_path)), wanted, (0, 1))
+    assert capsys.readouterr().out.split("\n\n") == [
+        "\nplain-24-seed0: 1 of 4",
+        "plain-24-seed1: 3 of 4, at most 14 minutes left",
+        "plain-8-seed1: 4 of 4, at most 2 minutes left\n",
     ]
-    assert gather(Config(runs="nowhere"), cells(), (0,)) == {}
 
 
 def test_the_command_asks_for_its_data(capsys):

@@ -26,6 +26,9 @@ def test_each_change_changes_what_it_names_and_nothing_else(base):
     assert differ.pop("4-bit") == {
         f"students.student.quant.{part}" for part in vars(QuantConfig.paper(4))
     } - {"students.student.quant.ranges"}
+    assert differ.pop("4-bit-split") == {
+        f"students.student.quant.{part}" for part in vars(QuantConfig.paper(4))
+    }
     assert all(len(fields) == 1 for fields in differ.values())
     # No two changes are one.
     assert len({repr(changed(base, name).students) + repr(changed(base, name)) for name in CHANGES}) == len(

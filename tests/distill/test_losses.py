@@ -65,6 +65,21 @@ def test_distillation_loss_is_equation_2(form, alpha, temperature):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("form", ["hinton", "paper"])
+def test_each_event_may_have_its_own_alpha(form):
+    z, y, teacher, alpha = logits(0, 6, 3), labels(6, 3), logits(1, 6, 3), [0.7, 0.0, 1.0]
+    loss = distillation_loss(
+        *f32(z, y, teacher),
+        alpha=jnp.asarray(alpha),
+        temperature=2.0,
+        positive_weight=jnp.asarray(WEIGHTS, jnp.float32),
+        form=form,
+    )
+    columns = zip(z.T, y.T, teacher.T, WEIGHTS, alpha)
+    expected = [equation_2(*column, 2.0, form) for column in columns]
+    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
+
+
 def test_hinton_is_the_default_form():
     arguments, settings = (
         f32(logits(0, 6, 3), labels(6, 3), logits(1, 6, 3)),

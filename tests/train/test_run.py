@@ -227,7 +227,7 @@ def test_recordings_that_are_left_out_are_listed_in_the_folder(finished, tiny_co
 
 def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path, tiny_config):
     config = tiny_config(tmp_path)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=1e38))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, student_learning_rate=1e38))
     with pytest.raises(InputError, match=r"teacher: \w+ became \w+ at step \d+; try a lower train\.le"):
         train(config)
 

@@ -25,7 +25,10 @@ def loss(logits, batch):
 
 
 def setup(name, seed=0):
-    model, optimizer = build_model(MODELS[name], 2), make_optimizer(TrainConfig())
+    model, optimizer = (
+        build_model(MODELS[name], 2),
+        make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+    )
     state = init_state(model, optimizer, (24, 8), NORM, seed)
     rng = np.random.default_rng(seed)
     batch = {
@@ -53,7 +56,9 @@ def test_step_equals_adam_by_hand(name):
         lambda p, g: p - 1e-3 * shrink * g / (jnp.abs(shrink * g) + 1e-8), state.params, gradient
     )
     before = jax.tree.map(np.array, state.variables["norm"])
-    new, metrics = make_train_step(model, make_optimizer(TrainConfig()), loss)(state, batch)
+    new, metrics = make_train_step(model, make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100), loss)(
+        state, batch
+    )
 
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
@@ -70,7 +75,7 @@ def test_step_equals_adam_by_hand(name):
 
 
 def test_gradient_norm_is_clipped_before_adam():
-    optimizer = make_optimizer(TrainConfig(clip_norm=1.0))
+    optimizer = make_optimizer(TrainConfig(schedule="constant", clip_norm=1.0), 1e-3, 100)
     params = {"w": jnp.zeros(2)}
     state = optimizer.init(params)
     for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):
@@ -81,6 +86,19 @@ def test_gradient_norm_is_clipped_before_adam():
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
     expected = -1e-3 * (m / (1 - 0.9**2)) / (np.sqrt(v / (1 - 0.999**2)) + 1e-8)
     np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_learning_rate_stays_or_falls_to_zero_over_all_steps(schedule):
+    optimizer = make_optimizer(TrainConfig(schedule=schedule), 0.01, 10)
+    params = {"w": jnp.zeros(1)}
+    state, moved = optimizer.init(params), []
+    for _ in range(11):
+        # Of one gradient all along, Adam's step is the learning rate.
+        updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
+        moved.append(-float(updates["w"][0]))
+    expected = {"constant": np.ones(11), "cosine": (1 + np.cos(np.pi * np.arange(11) / 10)) / 2}
+    np.testing.assert_allclose(moved, 0.01 * expected[schedule], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -120,7 +138,7 @@ def test_learns_what_can_be_learned():
 
 
 def test_the_average_follows_the_parameters_by_its_decay():
-    model, optimizer = build_model(MODELS["float"], 2), make_optimizer(TrainConfig(learning_rate=0.1))
+    model, optimizer = build_model(MODELS["float"], 2), make_optimizer(TrainConfig(), 0.1, 100)
     state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
     batch = setup("float")[3]
     average = jax.tree.map(np.array, state.params)
@@ -138,7 +156,14 @@ def test_the_average_follows_the_parameters_by_its_decay():
 
 def test_the_average_changes_nothing_of_the_training():
     plain, averaged = (
-        init_state(setup("4-bit")[0], make_optimizer(TrainConfig()), (24, 8), NORM, 0, average=average)
+        init_state(
+            setup("4-bit")[0],
+            make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+            (24, 8),
+            NORM,
+            0,
+            average=average,
+        )
         for average in (False, True)
     )
     model, optimizer, _, batch = setup("4-bit")

@@ -12,13 +12,17 @@ import pytest
 from pydantic import ValidationError
 
 from qkd_jax.audio.augment import augment
+from qkd_jax.audio.io import read_audio
 from qkd_jax.config import AugmentConfig, Config, DistillConfig, InputError, StudentConfig, TeacherConfig
+from qkd_jax.data.batches import train_batches
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.distill.losses import positive_weights, weighted_bce
 from qkd_jax.train import loop
 from qkd_jax.train.folder import load_run
 from qkd_jax.train.run import train
 from qkd_jax.train.teachers import make_augment, mean_logits
+from tests.waveform_models import write_loudness
 
 AUGMENT = AugmentConfig(
     time_shift=0.3, time_masks=1, time_mask_frames=5, mel_masks=1, mel_mask_bands=2, mixup=0.4
@@ -45,16 +49,74 @@ def foreign(data, tmp_path):
     return paths
 
 
+@pytest.fixture
+def tagger(tmp_path):
+    """The function {event: gain} -> the description of a tagger whose logits are gain · max |x|."""
+
+    def tagger(gains):
+        write_loudness(tmp_path / "model.onnx", (1, "samples"), [0.0, *gains.values()])
+        (tmp_path / "names.txt").write_text("\n".join(["Nothing", *gains]))
+        lines = ['file = "model.onnx"', 'classes = "names.txt"', 'output = "logits"', "[events]"]
+        path = tmp_path / "tagger.toml"
+        path.write_text("\n".join([*lines, *(f'{event} = ["{event}"]' for event in gains)]))
+        return path
+
+    return tagger
+
+
 def test_the_mean_is_over_all_teachers(finished, data, foreign):
     run = load_run(finished)
     run = dataclasses.replace(run, config=with_teachers(run.config, "trained", *map(str, foreign)))
     own = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
     others = [read_logits(path, data.names, data.events) for path in foreign]
-    logits = mean_logits(run, data)
+    logits, known = mean_logits(run, data)
     np.testing.assert_allclose(logits, (own + others[0] + others[1]) / 3, rtol=1e-6, atol=1e-6)
-    assert logits.dtype == np.float32
+    assert logits.dtype == np.float32 and known.all()
     run = dataclasses.replace(run, config=with_teachers(run.config, str(foreign[1])))
-    np.testing.assert_array_equal(mean_logits(run, data), others[1])
+    np.testing.assert_array_equal(mean_logits(run, data)[0], others[1])
+
+
+def test_a_tagger_teaches_what_it_knows(finished, data, foreign, tagger):
+    run = load_run(finished)
+    first, _, last = data.events
+    path = tagger({first: 0.3, last: 0.6})
+    run = dataclasses.replace(run, config=with_teachers(run.config, str(path)))
+    paths = {clip.name: clip.path for clip in run.clips}
+    loudest = np.array([np.abs(read_audio(paths[name])).max() for name in data.names])
+    logits, known = mean_logits(run, data)
+    assert known.tolist() == [True, False, True]
+    expected = np.stack([0.3 * loudest, 0 * loudest, 0.6 * loudest], axis=1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    # Who doesn't know an event doesn't count for it.
+    run = dataclasses.replace(run, config=with_teachers(run.config, str(path), str(foreign[0])))
+    logits, known = mean_logits(run, data)
+    other = read_logits(foreign[0], data.names, data.events)
+    mean = np.where([True, False, True], (expected + other) / 2, other)
+    np.testing.assert_allclose(logits, mean, rtol=1e-5, atol=1e-6)
+    assert known.all()
+
+
+def test_events_that_no_teacher_knows_are_learned_from_labels_alone(
+    finished, data, tagger, tiny_config, tmp_path
+):
+    first = data.events[0]
+    config = with_teachers(tiny_config(tmp_path, students={"plain": StudentConfig(units=4)}), "tagger.toml")
+    config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, alpha=1.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tagger({first: 0.5}).parent)
+        folder = train(config)
+    # Of the three terms of the first loss two are those of the labels, and all are of the same student.
+    run = load_run(folder)
+    batches = train_batches(data, mean_logits(run, data)[0], frames=run.shape[0], batch_size=8, seed=0)
+    batch = jax.tree.map(jnp.asarray, batches[0])
+    norm = np.load(folder / "norm.npz")
+    state = run.new_state("plain", (norm["mean"], norm["std"]))
+    logits = run.model("plain").apply(state.model, batch["features"])
+    weight = jnp.asarray(positive_weights(data.targets))
+    taught = 4 * weighted_bce(logits[:, :1] / 2, jax.nn.sigmoid(batch["teacher_logits"][:, :1] / 2))
+    told = weighted_bce(logits[:, 1:], batch["labels"][:, 1:], weight[1:])
+    logged = json.loads((folder / "plain" / "log.jsonl").read_text().splitlines()[0])
+    assert logged["loss"] == pytest.approx(float(taught + 2 * told) / 3, rel=1e-4)
 
 
 def test_what_eval_writes_midway_teaches_nobody(finished, data, tmp_path):
@@ -62,7 +124,7 @@ def test_what_eval_writes_midway_teaches_nobody(finished, data, tmp_path):
     write_logits(tmp_path / "run" / "teacher" / "logits-train.npz", data.names, data.events, 0 * data.targets)
     (tmp_path / "run" / "teacher" / "teaching.npz").unlink()
     expected = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
-    np.testing.assert_array_equal(mean_logits(load_run(tmp_path / "run"), data), expected)
+    np.testing.assert_array_equal(mean_logits(load_run(tmp_path / "run"), data)[0], expected)
 
 
 def test_a_foreign_model_teaches_and_none_is_trained(
@@ -90,6 +152,7 @@ def test_a_foreign_model_teaches_and_none_is_trained(
     [
         (["trained", "gone.npz"], r"gone\.npz: expected logits keyed by clip: .*No such file"),
         (["few.npz"], r"few\.npz: no logits for 23 clips, first"),
+        (["trained", "gone.toml"], r"gone\.toml: expected a tagger's settings in TOML: .*No such file"),
     ],
 )
 def test_what_is_wrong_with_a_file_shows_before_anything_is_trained(

@@ -1,0 +1,264 @@
+"""A pretrained tagger as teacher: what it hears and says of our events, and what can be wrong with it."""
+
+import csv
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from qkd_jax.audio.io import read_audio
+from qkd_jax.audio.logmel import log_mel
+from qkd_jax.config import FeatureConfig, InputError, TeacherConfig
+from qkd_jax.data.clips import Clip
+from qkd_jax.distill import tagger as tagger_module
+from qkd_jax.distill.tagger import tagger_logits
+from qkd_jax.models.build import build_model
+from qkd_jax.models.common import with_norm
+from tests.waveform_models import Graph, write_densenet, write_loudness
+
+SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
+EVENTS = ("dog", "siren")
+FINE = "window_seconds = 0.125\nhop_seconds = 0.003125"
+
+
+def record(folder, name, samples, rate=16_000):
+    soundfile.write(folder / name, samples, rate, subtype="FLOAT")
+    return Clip(name=name, path=folder / name, labels=frozenset(), group=name)
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.9, 0.9, samples).astype(np.float32)
+
+
+def describe(folder, text="", *, file="model.onnx", names=("Dog", "Bark", "Siren"), events=None):
+    (folder / "names.txt").write_text("\n".join(names) + "\n")
+    events = events or '[events]\ndog = ["Dog", "Bark"]\nsiren = ["Siren"]\n'
+    path = folder / "tagger.toml"
+    path.write_text(f'file = "{file}"\nclasses = "names.txt"\n{text}\n{events}')
+    return path
+
+
+def logits_of(path, clips, events=EVENTS):
+    return tagger_logits(path, clips, events, path.parent / "cache")
+
+
+def logit(p):
+    return np.log(p / (1 - p))
+
+
+def test_an_event_is_its_loudest_class_in_its_loudest_window(tmp_path):
+    gains = [0.2, 0.5, 0.9]
+    write_loudness(tmp_path / "model.onnx", (1, 1000), gains)
+    waveforms = [noise(n, n) for n in (1000, 4321, 30_000)]
+    clips = [record(tmp_path, f"{index}.wav", item) for index, item in enumerate(waveforms)]
+    loudest = np.array([np.abs(item).max() for item in waveforms])
+    expected = np.stack([logit(0.5 * loudest), logit(0.9 * loudest)], axis=1)
+    logits = logits_of(describe(tmp_path), clips)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert logits.dtype == np.float32
+    raw = logits_of(describe(tmp_path, 'output = "logits"'), clips)
+    np.testing.assert_allclose(raw, np.stack([0.5 * loudest, 0.9 * loudest], axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "seen"),
+    [
+        ((1, 1000), "", [(0, 1000), (500, 1500), (1000, 2000), (1234, 2234)]),
+        ((1000,), "hop_seconds = 0.0625", [(0, 1000), (1000, 2000), (1234, 2234)]),
+        (("batch", "samples"), "window_seconds = 0.125", [(0, 2000), (234, 2234)]),
+        (("samples",), FINE, [*((s, s + 2000) for s in range(0, 201, 50)), (234, 2234)]),
+        ((1, "samples"), "", [(0, 2234)]),
+    ],
+)  # fmt: skip
+def test_windows_cover_the_recording(tmp_path, monkeypatch, shape, text, seen):
+    write_loudness(tmp_path / "model.onnx", shape, [0.1, 0.1, 0.1])
+    waveform, heard = noise(2234), []
+    clip = record(tmp_path, "a.wav", waveform)
+    opened = tagger_module.open_model
+
+    def listening(path):
+        samples, run = opened(path)
+
+        def listen(window):
+            heard.append(window.copy())
+            return run(window)
+
+        return samples, listen
+
+    monkeypatch.setattr(tagger_module, "open_model", listening)
+    logits_of(describe(tmp_path, text), [clip])
+    heard = heard[1:]  # the first is noise, to see what the model gives
+    assert len(heard) == len(seen)
+    for window, (start, end) in zip(heard, seen):
+        np.testing.assert_array_equal(window, waveform[start:end])
+
+
+def test_short_recordings_are_tiled_and_others_resampled(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, 8000), [0.9, 0.9, 0.9])
+    short = record(tmp_path, "short.wav", noise(700))
+    tone = 0.6 * np.sin(2 * np.pi * 440 * np.arange(88_200) / 44_100)
+    tone[-100:] *= 1.3  # the last window alone has it
+    other = record(tmp_path, "tone.wav", tone, 44_100)
+    logits = logits_of(describe(tmp_path, "sample_rate = 8000\nhop_seconds = 1.0"), [short, other])
+    expected = [np.abs(read_audio(clip.path, 8000)).max() for clip in (short, other)]
+    np.testing.assert_allclose(logits[:, 0], logit(0.9 * np.array(expected)), rtol=1e-4)
+
+
+def test_certainty_is_bounded(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.0, 0.0, 9.0])
+    logits = logits_of(describe(tmp_path), [record(tmp_path, "a.wav", noise(1000))])
+    np.testing.assert_allclose(logits, [[logit(1e-3), logit(1 - 1e-3)]], rtol=1e-4)
+
+
+def test_what_it_does_not_know_is_nan(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    path = describe(tmp_path, events='[events]\nsiren = ["Bark"]\n')
+    waveform = noise(1000)
+    logits = logits_of(path, [record(tmp_path, "a.wav", waveform)], ("dog", "siren", "bell"))
+    np.testing.assert_allclose(logits, [[np.nan, logit(0.5 * np.abs(waveform).max()), np.nan]], rtol=1e-5)
+
+
+def test_it_hears_each_recording_once(tmp_path, monkeypatch):
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    clips = [record(tmp_path, f"{index}.wav", noise(1500, index)) for index in range(5)]
+    read = []
+    monkeypatch.setattr(tagger_module, "read_audio", lambda *of: read.append(of[0]) or read_audio(*of))
+    first = logits_of(describe(tmp_path), clips[:3])
+    logits = logits_of(describe(tmp_path), clips)
+    np.testing.assert_array_equal(logits[:3], first)
+    # Another mapping, or what its output means, changes nothing of what it said.
+    other = logits_of(describe(tmp_path, 'output = "logits"', events='[events]\ndog = ["Siren"]\n'), clips)
+    np.testing.assert_allclose(logit(other[:, 0]), logits[:, 1], rtol=1e-5)
+    assert sorted(read) == [clip.path for clip in clips]
+    # What it hears does.
+    logits_of(describe(tmp_path, "hop_seconds = 0.01"), clips)
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.8])
+    assert (logits_of(describe(tmp_path), clips)[:, 1] < logits[:, 1]).all()
+    assert len(read) == 15
+
+
+@pytest.mark.parametrize("blocks", [(2, 1, 2), pytest.param((3, 6, 12, 8), marks=pytest.mark.slow)])
+def test_our_densenet_in_onnx_teaches_what_it_does_in_jax(tmp_path, blocks):
+    config, features = TeacherConfig(blocks=blocks), FeatureConfig()
+    clip = record(tmp_path, "a.wav", 0.1 * noise(160_000))
+    energies = log_mel(jnp.asarray(read_audio(clip.path)))[None]
+    model = build_model(config, 3)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros_like(energies))
+    # Statistics as a training would have moved them.
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda leaf: leaf + rng.uniform(0, 0.1, leaf.shape), variables["batch_stats"])
+    variables = with_norm(
+        variables | {"batch_stats": moved}, energies[0].mean(axis=0), energies[0].std(axis=0)
+    )
+    write_densenet(tmp_path / "model.onnx", variables, config, features, 160_000)
+    events = "[events]\n" + "".join(f'{event} = ["{event}"]\n' for event in "abc")
+    path = describe(tmp_path, 'output = "logits"', names="abc", events=events)
+    logits = logits_of(path, [clip], ("a", "b", "c"))
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, energies), rtol=1e-3, atol=1e-3)
+
+
+def test_yamnet_in_litert_knows_dogs_babies_and_guns(tmp_path):
+    model, data = SHARED / "models" / "yamnet_tfhub_classification.tflite", SHARED / "data" / "aed-real"
+    if not (model.is_file() and data.is_dir()):
+        pytest.skip(f"no YAMNet and recordings in {SHARED} (QKD_SHARED says where)")
+    from sklearn.metrics import roc_auc_score
+
+    with open(data / "metadata.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "valid"]
+    clips = [
+        Clip(
+            name=row["filename"],
+            path=data / row["filename"],
+            labels=frozenset(row["labels"].split(";")),
+            group=row["source_id"],
+        )
+        for row in rows[::4]
+    ]
+    classes = {"dog": "Dog", "baby_cry": "Baby cry, infant cry", "gunshot": "Gunshot, gunfire"}
+    events = "\n".join(f'{event} = ["{name}"]' for event, name in classes.items())
+    path = tmp_path / "yamnet.toml"
+    path.write_text(
+        f'file = "{model}"\nclasses = "{model.parent / "yamnet_class_map.csv"}"\n[events]\n{events}\n'
+    )
+    logits = logits_of(path, clips, tuple(classes))
+    for event, column in zip(classes, logits.T):
+        assert roc_auc_score([event in clip.labels for clip in clips], column) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "events", "said"),
+    [
+        ((1, 1000), "hop = 1", None, r"tagger\.toml: hop: .*"),
+        ((1, 1000), "sample_rate = 0", None, r"sample_rate: .*greater than or equal to 1, got 0"),
+        ((1, 1000), "sample_rate", None, r"tagger\.toml: expected a tagger's settings in TOML"),
+        ((1, 1000), "when = 2026-01-01", None, r"tagger\.toml: expected a tagger's settings in TOML"),
+        ((1, 1000), "", '[events]\ndog = ["dog"]', r"events\.dog: .* got 'dog', maybe 'Dog'"),
+        ((1, 1000), "", '[events]\ncat = ["Dog"]', r"events: expected some of dog, siren, got 'cat'"),
+        ((1, 1000), "", "[events]", r"tagger\.toml: events: "),
+        ((1, 1000), "window_seconds = 1.0", None, r"window_seconds: .*takes 1000 samples, got 16000"),
+        ((1, 1, 1, 1000), "", None, None),
+        ((2, 1000), "", None, r"expected a model of one float32 waveform, .* found inputs \[2, 1000\]"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_its_description_is_said(tmp_path, shape, text, events, said):
+    write_loudness(tmp_path / "model.onnx", shape, [0.2, 0.5, 0.9])
+    clip, path = record(tmp_path, "a.wav", noise(1000)), describe(tmp_path, text, events=events)
+    if said is None:
+        logits_of(path, [clip])
+        return
+    with pytest.raises(InputError, match=said) as error:
+        logits_of(path, [clip])
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_wrong_with_its_files_is_said(tmp_path):
+    clip = record(tmp_path, "a.wav", noise(1000))
+    for file, said in [
+        ("gone.onnx", r"file: expected a model at .*gone\.onnx, found none"),
+        ("model.h5", r"file: expected a model in \.onnx or \.tflite, got .*model\.h5"),
+        ("bad.onnx", r"bad\.onnx: expected an ONNX model: "),
+        ("bad.tflite", r"bad\.tflite: expected a LiteRT model: "),
+    ]:
+        (tmp_path / file).write_bytes(b"no such model") if file.startswith("bad") else None
+        with pytest.raises(InputError, match=said):
+            logits_of(describe(tmp_path, file=file), [clip])
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    with pytest.raises(
+        InputError, match=r"names\.txt: 2 class names; .*expected one output of so many.*\(1, 3\)"
+    ):
+        logits_of(describe(tmp_path, names=["Dog", "Bark"], events='[events]\ndog = ["Dog"]'), [clip])
+    path = describe(tmp_path)
+    (tmp_path / "names.txt").unlink()
+    with pytest.raises(InputError, match=r"names\.txt: expected a class name a line"):
+        logits_of(path, [clip])
+    with pytest.raises(InputError, match=r"tagger\.toml: expected a tagger's settings in TOML"):
+        logits_of(tmp_path / "none" / "tagger.toml", [clip])
+
+
+def test_a_recording_that_makes_it_fail_is_named(tmp_path):
+    graph = Graph()
+    scores = graph.add(
+        "Mul", np.float32([[1, 1, 1]]), graph.add("ReduceSum", graph.add("Log", "waveform"), keepdims=0)
+    )
+    graph.write(tmp_path / "model.onnx", (1, 1000), {scores: (1, 3)})
+    clip = record(tmp_path, "a.wav", noise(1000))
+    with pytest.raises(
+        InputError, match=r"model\.onnx: expected finite scores of .*a\.wav, found NaN or infinity"
+    ):
+        logits_of(describe(tmp_path), [clip])
+
+
+def test_a_runtime_that_is_not_there_is_named(tmp_path, monkeypatch):
+    from qkd_jax.distill import waveform_model
+
+    def missing(name):
+        raise ImportError(name)
+
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    monkeypatch.setattr(waveform_model.importlib, "import_module", missing)
+    with pytest.raises(InputError, match=r"needs onnxruntime: pip install 'qkd_jax\[taggers\]'"):
+        waveform_model.open_model(tmp_path / "model.onnx")

@@ -1,0 +1,107 @@
+"""Models of waveforms in ONNX, made node by node: a few that answer by a formula, and our DenseNet."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save
+
+from qkd_jax.config import FeatureConfig, TeacherConfig
+
+
+class Graph:
+    """Nodes and constants in the order they are added; every method returns the name of a tensor."""
+
+    def __init__(self):
+        self.nodes, self.constants = [], []
+
+    def constant(self, value) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        names = [item if isinstance(item, str) else self.constant(item) for item in inputs]
+        self.nodes.append(helper.make_node(kind, names, [f"n{len(self.nodes)}"], **attributes))
+        return self.nodes[-1].output[0]
+
+    def write(
+        self, path: Path, shape: Sequence[int | str], outputs: Mapping[str, Sequence[int | str]]
+    ) -> Path:
+        waveform = helper.make_tensor_value_info("waveform", TensorProto.FLOAT, shape)
+        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, out) for name, out in outputs.items()]
+        graph = helper.make_graph(self.nodes, "model", [waveform], infos, self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        save(model, path)
+        return path
+
+
+def write_loudness(path: Path, shape: Sequence[int | str], gains: Sequence[float]) -> Path:
+    """Scores gain · max |x| of what it hears, one class for each gain, and beside them x itself."""
+    graph = Graph()
+    loudest = graph.add("ReduceMax", graph.add("Abs", "waveform"), keepdims=0)
+    scores = graph.add("Mul", np.asarray([gains], np.float32), loudest)
+    same = graph.add("Identity", "waveform")
+    return graph.write(path, shape, {same: shape, scores: (1, len(gains))})
+
+
+def write_densenet(
+    path: Path, variables: Mapping[str, Any], config: TeacherConfig, features: FeatureConfig, samples: int
+) -> Path:
+    """A DenseNet with its own front end: waveform [1, samples] to logits [1, events]."""
+    graph, params, statistics = Graph(), variables["params"], variables["batch_stats"]
+    numbers = {kind: itertools.count() for kind in ("BatchNorm", "Conv", "Dense")}
+
+    def new(kind: str) -> tuple[str, Mapping[str, np.ndarray]]:
+        name = f"{kind}_{next(numbers[kind])}"
+        return name, params[name]
+
+    def norm_relu(x: str) -> str:
+        name, own = new("BatchNorm")
+        values = own["scale"], own["bias"], statistics[name]["mean"], statistics[name]["var"]
+        return graph.add("Relu", graph.add("BatchNormalization", x, *map(np.asarray, values), epsilon=1e-5))
+
+    def conv(x: str, size: int, stride: int = 1) -> str:
+        kernel = np.asarray(new("Dense" if size == 1 else "Conv")[1]["kernel"])
+        kernel = kernel.reshape(size, size, *kernel.shape[-2:]).transpose(3, 2, 0, 1)
+        return graph.add("Conv", x, kernel, strides=[stride] * 2, auto_pad="SAME_UPPER")
+
+    # Frames are windows of a convolution with the rows of the windowed Fourier transform.
+    n, f = np.arange(features.win_length), np.arange(features.n_fft // 2 + 1)[:, None]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / features.win_length)
+    fourier = np.concatenate([turn(2 * np.pi * f * n / features.n_fft) * hann for turn in (np.cos, np.sin)])
+    spectrum = graph.add(
+        "Conv",
+        graph.add("Reshape", "waveform", np.array([1, 1, samples])),
+        fourier[:, None].astype(np.float32),
+        strides=[features.hop_length],
+    )
+    mel = librosa.filters.mel(
+        sr=features.sample_rate,
+        n_fft=features.n_fft,
+        n_mels=features.n_mels,
+        fmin=features.fmin,
+        fmax=features.fmax,
+    )
+    energies = graph.add("MatMul", np.tile(mel, 2).astype(np.float32), graph.add("Mul", spectrum, spectrum))
+    x = graph.add("Log", graph.add("Add", energies, np.float32(features.floor)))
+    norm = variables["norm"]["normalize"]
+    x = graph.add("Div", graph.add("Sub", x, norm["mean"][:, None]), norm["std"][:, None])
+    x = graph.add("Unsqueeze", graph.add("Transpose", x, perm=[0, 2, 1]), np.array([1]))
+
+    x = graph.add("MaxPool", norm_relu(conv(x, 7, 2)), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    for block, layers in enumerate(config.blocks):
+        if block:
+            x = conv(norm_relu(x), 1)
+            x = graph.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+        for _ in range(layers):
+            x = graph.add("Concat", x, conv(norm_relu(conv(norm_relu(x), 1)), 3), axis=1)
+    pooled = graph.add("ReduceMean", norm_relu(x), np.array([2, 3]), keepdims=0)
+    _, last = new("Dense")
+    logits = graph.add(
+        "Add", graph.add("MatMul", pooled, np.asarray(last["kernel"])), np.asarray(last["bias"])
+    )
+    return graph.write(path, (1, samples), {logits: (1, len(last["bias"]))})
