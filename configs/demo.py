@@ -21,5 +21,5 @@ config = Config(
         "distilled-8": StudentConfig(units=40, quant=QuantConfig.paper(8)),
         "distilled-4": StudentConfig(units=40, quant=QuantConfig.paper(4)),
     },
-    train=TrainConfig(batch_size=32, teacher_learning_rate=3e-3, teacher_epochs=8, student_epochs=24),
+    train=TrainConfig(teacher_learning_rate=3e-3, teacher_epochs=8, student_epochs=24),
 )

@@ -148,8 +148,10 @@ class StudentConfig:
     """Layers."""
     units: Count = 256
     """Hidden units of a layer."""
-    pooling: Literal["last", "mean"] = "last"
-    """What the output layer reads: the last hidden state, or the mean over time."""
+    stack: Count = 1
+    """Frames that a step takes side by side; what is left over at the end is dropped."""
+    pooling: Literal["last", "mean", "attention"] = "last"
+    """What is read: the last hidden state, the mean over time, or each, weighed by attention."""
     distill: bool = True
     """Learn from the teacher and the labels (eq. 2), or from the labels alone (eq. 1)."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -207,7 +209,7 @@ class DistillConfig:
 
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = (TRAINED,)
     """Whose logits are averaged: `trained` for the run's own, logits in an .npz, a tagger in a .toml."""
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the teacher's term against the labels'."""
     temperature: Positive = 2.0
     """Softness T of the teacher's logits, and in Hinton's form of the student's beside them."""
@@ -223,7 +225,7 @@ class TrainConfig:
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of initial parameters, order and crops."""
-    batch_size: Count = 64
+    batch_size: Count = 32
     """Clips a step."""
     teacher_learning_rate: Positive = 1e-3
     """Adam's learning rate for the teacher, at the start."""
@@ -270,6 +272,11 @@ class Config:
             )
         if self.frames < 1:
             raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
+        for name, student in self.students.items():
+            if student.stack > self.frames:
+                raise ValueError(
+                    f"students.{name}.stack: expected at most {self.frames} frames, got {student.stack}"
+                )
 
     @property
     def frames(self) -> int:

@@ -17,14 +17,16 @@ parameters trained without it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from qkd_jax.config import QuantConfig
-from qkd_jax.nn.matmul import quantized_matmul
+from qkd_jax.nn.matmul import quantized_matmul, recovered
 from qkd_jax.quant.fake_quant import fake_quant
 
 Layer = dict[str, jax.Array]
@@ -85,7 +87,12 @@ def lstm_step(
     """
     carry = lstm_zeros(params, x.shape[:-1]) if carry is None else carry
     _check(params, carry, x.shape[:-1], x.shape[-1])
-    return _stack([_cell(layer, quant) for layer in params])(carry, x)
+    new = []
+    for layer, state in zip(params, carry):
+        state, _ = _cell(layer, quant)(state, x)
+        new.append(state)
+        x = state.h
+    return tuple(new)
 
 
 def lstm_scan(
@@ -113,37 +120,99 @@ def lstm_scan(
         # Zeroed, not only skipped: a gradient of 0 times NaN would be NaN.
         x = jnp.where(valid[..., None], x, 0)
     start = _as_varied(start, (params, x, lengths))
-    step = _stack([_cell(layer, quant) for layer in params])
-
-    def body(carry, inputs):
-        if lengths is None:
-            new = step(carry, inputs)
-            return new, new[-1].h
-        x_t, valid_t = inputs
-        new = jax.tree.map(lambda after, before: jnp.where(valid_t, after, before), step(carry, x_t), carry)
-        return new, jnp.where(valid_t, new[-1].h, 0)
-
     by_time = jnp.moveaxis(x, -2, 0)
-    inputs = by_time if lengths is None else (by_time, jnp.moveaxis(valid, -1, 0)[..., None])
-    final, outputs = jax.lax.scan(body, start, inputs)
-    return jnp.moveaxis(outputs, 0, -2), final
+    valid_by_time = None if lengths is None else jnp.moveaxis(valid, -1, 0)[..., None]
+    final = []
+    for layer, state in zip(params, start):
+        by_time, state = _layer_scan(quant, layer, state, by_time, valid_by_time)
+        if valid_by_time is not None:
+            by_time = jnp.where(valid_by_time, by_time, 0)
+        final.append(state)
+    return jnp.moveaxis(by_time, 0, -2), tuple(final)
 
 
-Step = Callable[[Sequence[LSTMState], jax.Array], tuple[LSTMState, ...]]
+class _Slopes(NamedTuple):
+    """Derivatives of one step, straight through the rounding: of c' in c and z, of h' in c' and z."""
+
+    c_c: jax.Array
+    c_f: jax.Array
+    c_i: jax.Array
+    c_candidate: jax.Array
+    h_c: jax.Array
+    h_o: jax.Array
 
 
-def _stack(cells: Sequence[Callable[[LSTMState, jax.Array], LSTMState]]) -> Step:
-    def step(carry: Sequence[LSTMState], x: jax.Array) -> tuple[LSTMState, ...]:
-        new = []
-        for cell, state in zip(cells, carry):
-            new.append(cell(state, x))
-            x = new[-1].h
-        return tuple(new)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _layer_scan(
+    quant: QuantConfig, layer: Layer, start: LSTMState, x: jax.Array, valid: jax.Array | None
+) -> tuple[jax.Array, LSTMState]:
+    """One layer's steps over x [time, *batch, inputs]: h after each, [time, *batch, units], and the carry.
 
-    return step
+    Where `valid` [time, *batch, 1] is False the carry stays what it was.
+    """
+    hs, final, _ = _run(quant, layer, start, x, valid)
+    return hs, final
 
 
-def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], LSTMState]:
+def _run(quant, layer, start, x, valid):
+    cell = _cell(layer, quant)
+
+    def body(state, inputs):
+        x_t, valid_t = inputs
+        new, slopes = cell(state, x_t)
+        new = _where(valid_t, new, state)
+        return new, (new.h, slopes)
+
+    final, (hs, slopes) = jax.lax.scan(body, start, (x, valid))
+    return hs, final, slopes
+
+
+@partial(_layer_scan.defjvp, symbolic_zeros=True)
+def _layer_scan_jvp(quant, primals, tangents):
+    """What the weights and the inputs move is one large product each, apart from the recurrence.
+
+    Differentiating the scan itself would add up the weights' gradient step by step.  As the
+    rule is linear in the tangents, JAX transposes it for the gradient.
+    """
+    layer, start, x, valid = primals
+    d_layer, d_start = jax.tree.map(_instantiated, tangents[:2], (layer, start), is_leaf=_is_zero)
+    hs, final, slopes = _run(quant, layer, start, x, valid)
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    w_hat = _recovered_weights(layer["w"], quant)
+    u_hat = _recovered_inputs(jnp.concatenate([start.h[None], hs])[:-1], x, quant)
+    units = start.h.shape[-1]
+    # Flat, for otherwise its transpose would copy u_hat into another order.
+    flat = u_hat.reshape(-1, u_hat.shape[-1])
+    moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], -1)
+    moved += jnp.broadcast_to(d_layer["b"], moved.shape)
+    if not _is_zero(tangents[2]):
+        moved += product(tangents[2].astype(moved.dtype), w_hat[units:])
+
+    def body(d, inputs):
+        moved_t, slope, valid_t = inputs
+        d_f, d_i, d_candidate, d_o = jnp.split(product(d.h, w_hat[:units]) + moved_t, 4, axis=-1)
+        d_c = slope.c_c * d.c + slope.c_f * d_f + slope.c_i * d_i + slope.c_candidate * d_candidate
+        d_h = slope.h_c * d_c + slope.h_o * d_o
+        new = _where(valid_t, LSTMState(d_h.astype(d.h.dtype), d_c.astype(d.c.dtype)), d)
+        return new, new.h
+
+    d_final, d_hs = jax.lax.scan(body, d_start, (moved, slopes, valid))
+    return (hs, final), (d_hs, d_final)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
+
+
+def _instantiated(tangent: Any, primal: jax.Array) -> jax.Array:
+    return jnp.zeros_like(primal) if _is_zero(tangent) else tangent
+
+
+def _where(valid: jax.Array | None, new: LSTMState, old: LSTMState) -> LSTMState:
+    return new if valid is None else jax.tree.map(partial(jnp.where, valid), new, old)
+
+
+def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], tuple[LSTMState, _Slopes]]:
     """One layer's step, its weights quantized once."""
     units = layer["b"].shape[0] // 4
 
@@ -155,20 +224,44 @@ def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], 
     else:
         from_h, from_x = matmul(layer["w"][:units]), matmul(layer["w"][units:])
 
-    def cell(state: LSTMState, x: jax.Array) -> LSTMState:
+    def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, _Slopes]:
         h, c = state
         if quant.ranges == "joint":
             z = joint(jnp.concatenate([h, x.astype(h.dtype)], axis=-1))
         else:
             z = from_h(h) + from_x(x.astype(h.dtype))
         z_f, z_i, z_c, z_o = jnp.split(z + jnp.broadcast_to(layer["b"], z.shape), 4, axis=-1)
-        f, i, o = (fake_quant(jax.nn.sigmoid(gate), quant.gates) for gate in (z_f, z_i, z_o))
-        candidate = fake_quant(jnp.tanh(z_c), quant.gates)
-        c = f * fake_quant(c, quant.cell) + i * candidate
-        h = o * fake_quant(jnp.tanh(c), quant.gates)
-        return LSTMState(h.astype(state.h.dtype), c.astype(state.c.dtype))
+        f, i, o, candidate = (*map(jax.nn.sigmoid, (z_f, z_i, z_o)), jnp.tanh(z_c))
+        f_hat, i_hat, o_hat, candidate_hat = (fake_quant(gate, quant.gates) for gate in (f, i, o, candidate))
+        c_hat = fake_quant(c, quant.cell)
+        c = f_hat * c_hat + i_hat * candidate_hat
+        squashed = jnp.tanh(c)
+        squashed_hat = fake_quant(squashed, quant.gates)
+        slopes = _Slopes(
+            c_c=f_hat,
+            c_f=c_hat * f * (1 - f),
+            c_i=candidate_hat * i * (1 - i),
+            c_candidate=i_hat * (1 - candidate**2),
+            h_c=o_hat * (1 - squashed**2),
+            h_o=squashed_hat * o * (1 - o),
+        )
+        return LSTMState((o_hat * squashed_hat).astype(h.dtype), c.astype(state.c.dtype)), slopes
 
     return cell
+
+
+def _recovered_weights(w: jax.Array, quant: QuantConfig) -> jax.Array:
+    if quant.ranges == "joint":
+        return recovered(w, quant.weights, blocks=4)
+    units = w.shape[1] // 4
+    return jnp.concatenate([recovered(part, quant.weights, blocks=4) for part in (w[:units], w[units:])])
+
+
+def _recovered_inputs(h: jax.Array, x: jax.Array, quant: QuantConfig) -> jax.Array:
+    x = x.astype(h.dtype)
+    if quant.ranges == "joint":
+        return fake_quant(jnp.concatenate([h, x], axis=-1), quant.activations)
+    return jnp.concatenate([fake_quant(part, quant.activations) for part in (h, x)], axis=-1)
 
 
 def _as_varied(carry: tuple[LSTMState, ...], others: Any) -> tuple[LSTMState, ...]:

@@ -22,7 +22,7 @@ def quantized_matmul(
     """
     inputs, outputs = w.shape
     by_block = w.reshape(inputs, blocks, outputs // blocks)
-    w_hat = fake_quant(by_block, w_bits, axis=(0, 2)).reshape(w.shape)
+    w_hat = recovered(w, w_bits, blocks=blocks)
     if max(x_bits, w_bits) > MAX_DOT_BITS:
 
         def on_floats(x: jax.Array) -> jax.Array:
@@ -40,3 +40,11 @@ def quantized_matmul(
         return product(fake_quant(x, x_bits), w_hat, x_operand, operand, (x_bits, w_bits))
 
     return on_codes
+
+
+def recovered(
+    w: Float[Array, "inputs outputs"], bits: int, *, blocks: int = 1
+) -> Float[Array, "inputs outputs"]:
+    """Q(w), with a range for each of its `blocks` equal blocks of columns."""
+    inputs, outputs = w.shape
+    return fake_quant(w.reshape(inputs, blocks, outputs // blocks), bits, axis=(0, 2)).reshape(w.shape)

@@ -48,6 +48,43 @@ def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
     np.testing.assert_allclose(apply(variables, FEATURES), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(8)], ids=["float", "8 bits"])
+def test_attention_weighs_the_logits_of_all_states_for_each_event(quant):
+    model = build_model(StudentConfig(units=8, pooling="attention", quant=quant), events=3)
+    kernel, bias = jax.random.normal(jax.random.key(2), (8, 3)), jnp.array([0.5, 0.0, -0.5])
+    params = {**parameters(1), "attention": {"kernel": 5 * kernel, "bias": bias}}
+    mean, std = (NORM["normalize"][key][None, None] for key in ("mean", "std"))
+    outputs, _ = lstm_scan(params["lstm"], (FEATURES - mean) / std, quant=quant)
+    read, attend = (
+        {key: np.asarray(params[part][key]) for key in ("kernel", "bias")}
+        for part in ("Dense_0", "attention")
+    )
+    states = np.asarray(outputs)
+    scores, weights = (states @ layer["kernel"] + layer["bias"] for layer in (read, attend))
+    weights = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
+    logits = model.apply({"params": params, "norm": NORM}, FEATURES)
+    np.testing.assert_allclose(logits, (weights * scores).sum(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("stack", "steps"), [(2, 6), (5, 2), (12, 1)])
+def test_a_step_takes_so_many_frames_and_the_rest_is_dropped(stack, steps):
+    model = build_model(StudentConfig(units=8, stack=stack), events=3)
+    norm = {"normalize": {"mean": jnp.zeros(6), "std": jnp.ones(6)}}
+    variables = model.init(jax.random.key(1), FEATURES) | {"norm": norm}
+    frames = np.asarray(FEATURES)
+    stacked = np.stack(
+        [
+            np.concatenate([frames[:, step * stack + k] for k in range(stack)], axis=1)
+            for step in range(steps)
+        ],
+        axis=1,
+    )
+    _, state = lstm_scan(variables["params"]["lstm"], jnp.asarray(stacked))
+    output = variables["params"]["Dense_0"]
+    expected = np.asarray(state[-1].h) @ np.asarray(output["kernel"]) + np.asarray(output["bias"])
+    np.testing.assert_allclose(model.apply(variables, FEATURES), expected, atol=1e-5)
+
+
 def test_quantization_is_what_the_settings_say():
     (in_float, variables), (at_4_bits, _) = student(), student(quant=QuantConfig.paper(4))
     difference = np.abs(in_float(variables, FEATURES) - at_4_bits(variables, FEATURES)).max()

@@ -479,6 +479,56 @@ def test_quantized_gradient_is_straight_through(quant):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_gradient_is_that_of_the_loop_of_steps(quant):
+    params, x, lengths = parameters(layers=2), sequence(3, 5), np.array([5, 2, 4])
+    carry = a_carry(params, 3)
+
+    def by_steps(params, x, carry):
+        outputs = []
+        for step, x_t in enumerate(jnp.moveaxis(x, 1, 0)):
+            on = jnp.asarray(step < lengths)[:, None]
+            carry = jax.tree.map(partial(jnp.where, on), lstm_step(params, carry, x_t, quant=quant), carry)
+            outputs.append(jnp.where(on, carry[-1].h, 0))
+        return jnp.stack(outputs, axis=1), carry
+
+    def by_scan(params, x, carry):
+        return lstm_scan(params, x, quant=quant, carry=carry, lengths=jnp.asarray(lengths))
+
+    def loss(run, *arguments):
+        outputs, final = run(*arguments)
+        return (outputs**2).sum() + sum((leaf**3).sum() for leaf in jax.tree.leaves(final))
+
+    got, expected = (
+        jax.jit(jax.grad(partial(loss, run), argnums=(0, 1, 2)))(params, x, carry)
+        for run in (by_scan, by_steps)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_forward_mode_is_the_transpose_of_reverse_mode(quant):
+    params, x = parameters(layers=2), sequence(3, 4)
+    rng = np.random.default_rng(7)
+
+    def like(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree)
+
+    def run(params, x):
+        return lstm_scan(params, x, quant=quant)
+
+    moved = like((params, x))
+    y, slope = jax.jit(lambda at, by: jax.jvp(run, at, by))((params, x), moved)
+    pulled = like(y)
+    back = jax.jit(lambda at, by: jax.vjp(run, *at)[1](by))((params, x), pulled)
+    forward, backward = (
+        sum(float((a * b).sum()) for a, b in zip(*map(jax.tree.leaves, pair)))
+        for pair in ((slope, pulled), (moved, back))
+    )
+    assert forward == pytest.approx(backward, rel=1e-4)
+
+
 # Transforms.
 
 
