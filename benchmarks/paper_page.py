@@ -6,7 +6,6 @@ Writes tables.md, det.png and eer-bytes.png: our figures beside those of Shi et 
 its findings, DET curves, and EER against bytes.
 """
 
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -23,6 +22,7 @@ from benchmarks.standard import EVENTS, Cell, cell_path, read_cells
 from qkd_jax.command import override, run_command
 from qkd_jax.config import InputError
 from qkd_jax.data.logits import read_logits
+from qkd_jax.data.table import read_table
 from qkd_jax.evaluation.plots import PALETTE, model_styles
 from qkd_jax.files import whole_file
 
@@ -151,10 +151,8 @@ def verdict(low: float, high: float, sign: Literal["<", ">"], bound: float) -> s
 
 def read_scenes(path: Path) -> Scenes:
     """The test scenes that a metadata.csv lists."""
-    if not path.is_file():
-        raise InputError(f"--data: expected the folder of the recordings, with a metadata.csv, got {path}")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    columns = ("filename", "labels", "split", "sources")
+    rows = [row for _, row in read_table(path, columns, setting="--data") if row["split"] == "test"]
     targets = np.array([[event in row["labels"].split(";") for event in EVENTS] for row in rows], np.float32)
     return Scenes([row["filename"] for row in rows], targets, [row["sources"] for row in rows])
 

@@ -4,7 +4,7 @@ python -m benchmarks.paper_tables --data DIR --out DIR [--small] [--tagger FILE.
 
 Each student is a run of its own below the second DIR, the most telling first.  What it came to, logits
 and figures, is kept in DIR/cells, small enough to be committed.  What is there is skipped, whether
-or not the runs are there too, and what was stopped goes on.  Give each size a DIR of its own.
+or not the runs are there too, and what was stopped goes on: for other settings, give another DIR.
 """
 
 import dataclasses
@@ -19,7 +19,15 @@ import jax
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from benchmarks.standard import TEACHER_LOGITS, Cell, cell_path, standard_config, taught_by, write_cell
+from benchmarks.standard import (
+    TEACHER_LOGITS,
+    Cell,
+    cell_path,
+    read_cells,
+    standard_config,
+    taught_by,
+    write_cell,
+)
 from qkd_jax.command import override, run_command
 from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, TeacherConfig
 from qkd_jax.data.clips import SPLITS, targets
@@ -44,8 +52,8 @@ class Settings:
 
     data: str = ""
     """Folder of the recordings, with their manifest: the standard set."""
-    out: str = "runs/paper_tables"
-    """Folder of the runs and the cells."""
+    out: str | None = None
+    """Folder of the runs and the cells; runs/paper-full, or runs/paper-small, if none is given."""
     small: bool = False
     """One seed and the committed teacher's logits, for two cores; else three seeds and a new teacher."""
     tagger: str = ""
@@ -54,8 +62,21 @@ class Settings:
     """Which students; all by default."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """A student by name, and the files of those who teach it."""
+
+    name: str
+    settings: StudentConfig
+    teachers: tuple[Path, ...]
+
+    def work(self, base: Config) -> int:
+        """How long it trains, up to a factor."""
+        return self.settings.layers * (self.settings.units + base.features.n_mels) * self.settings.units
+
+
 def students(sizes: Sequence[int] = (256, 64, 128)) -> dict[str, StudentConfig]:
-    """The students by name, the most telling first; `sizes` are units, the paper's main one first."""
+    """The paper's students by name, the most telling first; `sizes` are units, its main one first."""
     first, *_ = sizes
     found = {f"plain-{first}": StudentConfig(units=first, distill=False)}
     for units in sizes:
@@ -80,34 +101,36 @@ def scored_as(name: str, student: StudentConfig) -> dict[str, StudentConfig]:
     return found
 
 
-def train_students(base: Config, wanted: Mapping[str, StudentConfig], seeds: Sequence[int]) -> None:
+def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]) -> None:
     """Train each student with each seed and keep its cells, except those that are kept already."""
-    todo = [(name, seed) for seed in seeds for name in wanted]
-    work = {
-        name: student.layers * (student.units + base.features.n_mels) * student.units
-        for name, student in wanted.items()
-    }
-    spent = done_work = 0.0
-    for number, (name, seed) in enumerate(todo, 1):
-        cells = {
-            path: student
-            for cell, student in scored_as(name, wanted[name]).items()
-            if not (path := cell_path(Path(base.runs) / "cells", cell, seed)).is_file()
-        }
-        if not cells:
-            continue
-        left = sum(work[other] for other, _ in todo[number - 1 :])
-        guess = f", at most {spent / done_work * left / 60:.0f} minutes left" if done_work else ""
-        print(f"\n{name}-seed{seed}: {number} of {len(todo)}{guess}", flush=True)
+    folder = Path(base.runs) / "cells"
+    kept = read_cells(folder)
+    spent = done = 0.0
+    todo = []
+    for seed in seeds:
+        for student in wanted:
+            cells = {
+                path: settings
+                for cell, settings in scored_as(student.name, student.settings).items()
+                if not (path := cell_path(folder, cell, seed)).is_file()
+            }
+            if cells:
+                todo.append((student, seed, cells))
+            elif seconds := kept[student.name][seed].seconds:
+                spent, done = spent + seconds, done + student.work(base)
+    for index, (student, seed, cells) in enumerate(todo):
+        left = sum(other.work(base) for other, *_ in todo[index:])
+        guess = f", at most {spent / done * left / 60:.0f} minutes left" if done else ""
+        print(f"\n{student.name}-seed{seed}: {len(todo) - index} left{guess}", flush=True)
         begun = time.monotonic()
         config = dataclasses.replace(
-            base,
-            name=f"{name}-seed{seed}",
-            students={name: wanted[name]},
+            taught_by(base, *student.teachers),
+            name=f"{student.name}-seed{seed}",
+            students={student.name: student.settings},
             train=dataclasses.replace(base.train, seed=seed),
         )
-        _train_and_keep(config, name, cells)
-        spent, done_work = spent + time.monotonic() - begun, done_work + work[name]
+        _train_and_keep(config, student.name, cells)
+        spent, done = spent + time.monotonic() - begun, done + student.work(base)
 
 
 def train_teacher(base: Config, path: Path) -> None:
@@ -141,6 +164,8 @@ def score_tagger(base: Config, file: Path, path: Path) -> None:
         return
     clips, events = [clip for clip in read_clips(base.data) if clip.split == "test"], base.data.events
     logits = tagger_logits(file, clips, events, Run(Path(base.runs) / TEACHER, base).cache)
+    if np.isnan(logits).any():
+        raise InputError(f"{file}: events: expected all of {', '.join(events)}")
     cell = Cell(
         bytes=(file.parent / read_tagger(file).file).stat().st_size,
         metrics=evaluate(targets(clips, events), logits, events),
@@ -187,31 +212,32 @@ def _train_and_keep(
 def main(arguments: list[str]) -> None:
     """Train and score what there is time for."""
     settings = override(Settings(), arguments, prog="python -m benchmarks.paper_tables", description=__doc__)
-    base = standard_config(settings.data, settings.out)
-    folder = Path(settings.out) / "cells"
+    base = standard_config(
+        settings.data, settings.out or f"runs/paper-{'small' if settings.small else 'full'}"
+    )
+    folder = Path(base.runs) / "cells"
     teacher = cell_path(folder, TEACHER, 0)
+    logits = teacher.with_suffix(".npz")
+    wanted = [Student(name, student, (logits,)) for name, student in students().items()]
+    tagger = Path(settings.tagger)
+    if settings.tagger:
+        read_tagger(tagger)
+        wanted.append(Student(f"distilled-256-{tagger.stem}", StudentConfig(), (tagger,)))
+        wanted.append(Student("distilled-256-both", StudentConfig(), (logits, tagger)))
+    names = [student.name for student in wanted]
+    for name in settings.only:
+        if name not in names:
+            raise InputError(f"--only: expected some of {', '.join(names)}, got {name!r}")
+
+    if settings.tagger:
+        score_tagger(base, tagger, cell_path(folder, tagger.stem, 0))
     if not teacher.is_file():
         if settings.small:
             adopt_teacher(base, TEACHER_LOGITS, teacher)
         else:
             train_teacher(base, teacher)
-    seeds = (0,) if settings.small else (0, 1, 2)
-    logits = teacher.with_suffix(".npz")
-    todo = [(taught_by(base, logits), students())]
-    if settings.tagger:
-        tagger = Path(settings.tagger)
-        score_tagger(base, tagger, cell_path(folder, tagger.stem, 0))
-        todo += [
-            (taught_by(base, tagger), {f"distilled-256-{tagger.stem}": StudentConfig()}),
-            (taught_by(base, logits, tagger), {"distilled-256-both": StudentConfig()}),
-        ]
-    names = [name for _, wanted in todo for name in wanted]
-    for name in settings.only:
-        if name not in names:
-            raise InputError(f"--only: expected some of {', '.join(names)}, got {name!r}")
-    for config, wanted in todo:
-        chosen = {name: wanted[name] for name in wanted if name in (settings.only or names)}
-        train_students(config, chosen, seeds)
+    chosen = [student for student in wanted if student.name in (settings.only or names)]
+    train_students(base, chosen, (0,) if settings.small else (0, 1, 2))
     print(
         f"\nall done; python -m benchmarks.paper_page --data {settings.data} --cells {folder} makes the page"
     )

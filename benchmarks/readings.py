@@ -20,8 +20,8 @@ from qkd_jax.train.run import train
 
 CHANGES: dict[str, list[str]] = {
     "base": [],
-    "learning-rate-1e-3": ["--train.student-learning-rate", "1e-3"],
-    "learning-rate-1e-2": ["--train.student-learning-rate", "1e-2"],
+    "learning-rate-1e-3": ["--students.student.learning-rate", "1e-3"],
+    "learning-rate-1e-2": ["--students.student.learning-rate", "1e-2"],
     "learning-rate-constant": ["--train.schedule", "constant"],
     "batch-64": ["--train.batch-size", "64"],
     "labels-alone": ["--students.student.no-distill"],

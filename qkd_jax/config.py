@@ -4,6 +4,7 @@ Errors name the field, what was expected and what was found.
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -154,10 +155,14 @@ class StudentConfig:
     """What is read: the last hidden state, the mean over time, or each, weighed by attention."""
     distill: bool = True
     """Learn from the teacher and the labels (eq. 2), or from the labels alone (eq. 1)."""
+    learning_rate: Positive = 3e-3
+    """Adam's learning rate, at the start."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay a step of the weights' moving average, which is then what is validated and kept; 0 for off."""
     quant: QuantConfig = QuantConfig()
     """Bit widths, in training and after it."""
+    start: Name | None = None
+    """An earlier student of the run, of the same shape, whose best state this one begins with."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -229,8 +234,6 @@ class TrainConfig:
     """Clips a step."""
     teacher_learning_rate: Positive = 1e-3
     """Adam's learning rate for the teacher, at the start."""
-    student_learning_rate: Positive = 3e-3
-    """Adam's learning rate for each student, at the start."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """The learning rate stays, or falls to zero along half a cosine over all epochs."""
     clip_norm: Positive = 5.0
@@ -240,7 +243,8 @@ class TrainConfig:
     student_epochs: Count = 12
     """Passes over the training set for each student."""
     patience: Count | None = None
-    """Stop a model after so many epochs in a row that were not its best on validation."""
+    """Stop a model after so many epochs in a row that were not its best on validation; a falling
+    learning rate has then not fallen to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -273,10 +277,20 @@ class Config:
         if self.frames < 1:
             raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
         for name, student in self.students.items():
+            earlier = list(self.students)[: list(self.students).index(name)]
+            if student.start is not None and not self._fits(student, earlier):
+                raise ValueError(
+                    f"students.{name}.start: expected an earlier student with its layers, units, stack and "
+                    f"pooling, got {student.start!r}"
+                )
             if student.stack > self.frames:
                 raise ValueError(
                     f"students.{name}.stack: expected at most {self.frames} frames, got {student.stack}"
                 )
+
+    def _fits(self, student: StudentConfig, earlier: list[str]) -> bool:
+        shape = attrgetter("layers", "units", "stack", "pooling")
+        return student.start in earlier and shape(self.students[student.start]) == shape(student)
 
     @property
     def frames(self) -> int:

@@ -36,7 +36,7 @@ def test_paper_preset_has_the_papers_sizes():
     assert config.students["distilled-4"] == StudentConfig(
         units=256, quant=QuantConfig(weights=4, activations=4, gates=4, cell=16)
     )
-    assert (config.train.batch_size, config.train.student_learning_rate) == (32, 3e-3)
+    assert (config.train.batch_size, StudentConfig().learning_rate) == (32, 3e-3)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,18 @@ def test_paper_preset_has_the_papers_sizes():
             "students.a/b.[key]: String should match pattern",
         ),
         (lambda: Config(students={"data": StudentConfig()}), "students: 'data' is a folder of every run"),
+        *(
+            (
+                lambda students=students: Config(students=students),
+                "students.b.start: expected an earlier student with its layers, units, stack",
+            )
+            for students in (
+                {"b": StudentConfig(start="a")},
+                {"b": StudentConfig(start="a"), "a": StudentConfig()},
+                {"a": StudentConfig(units=8), "b": StudentConfig(start="a")},
+                {"a": StudentConfig(pooling="mean"), "b": StudentConfig(start="a")},
+            )
+        ),
         (
             lambda: Config(students={"s": StudentConfig(stack=999)}),
             "students.s.stack: expected at most 998 frames, got 999",

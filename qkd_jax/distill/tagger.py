@@ -1,9 +1,9 @@
 """A pretrained tagger as teacher: an ONNX or LiteRT model of waveforms, run over recordings."""
 
 import difflib
+import glob
 import hashlib
 import json
-import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,24 +19,26 @@ from qkd_jax.data.table import read_table
 from qkd_jax.distill.waveform_model import open_model
 
 _FORMAT = 1  # to be raised when the same settings come to give other scores
-_LEAST = 1e-3  # a tagger's probability of 0 or 1 is one of its rounding
+_LEAST = 1e-3  # our reading: a logit of an 8-bit tagger's 0 would be minus infinity
 
 
 def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cache: Path) -> np.ndarray:
     """What the tagger described in the TOML file at `path` says of `clips`, float32 [clips, events].
 
     A class's score is its maximum over windows, an event's the maximum over its classes;
-    probabilities within 0.001 of 0 or 1 count as that near.  Events that the tagger doesn't know
-    are NaN.  The scores are kept in `cache`.  Raises InputError if the file, the model, its class
-    names or a recording can't be used.
+    probabilities within 0.001 of 0 or 1 count as that near.  Events that it doesn't know are NaN.
+    The scores are kept in `cache`.  Raises InputError if the file, the model, its class names or a
+    recording can't be used.
     """
     config = read_tagger(path)
     model, names_file = path.parent / config.file, path.parent / config.classes
     names = _class_names(names_file)
-    foreign = [event for event in config.events if event not in events]
-    if foreign:
-        raise InputError(f"{path}: events: expected some of {', '.join(events)}, got {foreign[0]!r}")
-    columns = {event: _columns(path, event, config.events[event], names) for event in config.events}
+    known = [event for event in events if event in config.events]
+    if not known:
+        raise InputError(
+            f"{path}: events: expected some of {', '.join(events)}, got {', '.join(config.events)}"
+        )
+    columns = {event: _columns(path, event, config.events[event], names) for event in known}
     score, identity = _scorer(model, config, len(names), names_file)
     entries, bad = cached(
         clips, score, cache, settings=f"tagger {_FORMAT} {identity}", width=len(names), title=path.stem
@@ -45,6 +47,11 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
         raise InputError(list_bad(bad, len(clips)))
     scores = np.concatenate([np.load(entries[clip.name]) for clip in clips])
     if config.output == "probabilities":
+        if scores.min() < -_LEAST or scores.max() > 1 + _LEAST:
+            raise InputError(
+                f"{path}: output: expected probabilities, found {scores.min():g} to {scores.max():g}; "
+                'if these are logits, output = "logits"'
+            )
         scores = np.clip(scores, _LEAST, 1 - _LEAST)
         scores = np.log(scores) - np.log1p(-scores)
     logits = np.full((len(clips), len(events)), np.nan, np.float32)
@@ -66,7 +73,7 @@ def _class_names(path: Path) -> list[str]:
     if path.suffix == ".csv":
         return [row["display_name"] for _, row in read_table(path, ("display_name",), setting="classes")]
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().split("\n")]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a class name a line: {error}") from None
 
@@ -76,21 +83,14 @@ def _columns(path: Path, event: str, classes: Sequence[str], names: Sequence[str
         if name not in names:
             near = "".join(f", maybe {other!r}" for other in difflib.get_close_matches(name, names, 1))
             raise InputError(f"{path}: events.{event}: expected the tagger's classes, got {name!r}{near}")
-    return [names.index(name) for name in classes]
+    return [index for index, name in enumerate(names) if name in classes]
 
 
 def _scorer(
     model: Path, config: TaggerConfig, classes: int, names_file: Path
 ) -> tuple[Callable[[Path], np.ndarray], str]:
     """The function recording -> scores float32 [1, classes], for any thread, and what they depend on."""
-    samples, _ = open_model(model)
-    opened = threading.local()
-
-    def run(waveform: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(opened, "run"):
-            _, opened.run = open_model(model)
-        return opened.run(waveform)
-
+    samples, run = open_model(model)
     if config.window_seconds is not None:
         wanted = round(config.window_seconds * config.sample_rate)
         if samples not in (None, wanted):
@@ -98,27 +98,29 @@ def _scorer(
         samples = wanted
     hop = round(config.hop_seconds * config.sample_rate) if config.hop_seconds else (samples or 0) // 2
     noise = np.random.default_rng(0).normal(0, 0.1, samples or 10 * config.sample_rate).astype(np.float32)
-    shapes = [output.shape for output in run(noise)]
-    fitting = [index for index, shape in enumerate(shapes) if shape[-1:] == (classes,)]
-    if len(fitting) != 1:
+    outputs = run(noise)
+    fitting = [index for index, output in enumerate(outputs) if output.shape[-1:] == (classes,)]
+    if not fitting:
         raise InputError(
-            f"{names_file}: {classes} class names; {model}: expected one output of so many, "
-            f"found {', '.join(map(str, shapes))}"
+            f"{names_file}: {classes} class names; {model}: expected an output of so many, "
+            f"found {', '.join(str(output.shape) for output in outputs)}"
         )
+    whole = min(fitting, key=lambda index: outputs[index].size)  # others may be frame by frame
 
     def score(recording: Path) -> np.ndarray:
         waveform = read_audio(recording, config.sample_rate)
         windows = _windows(waveform, samples or len(waveform), max(hop, 1))
-        scores = np.max(
-            [run(window)[fitting[0]].reshape(-1, classes).max(axis=0) for window in windows], axis=0
-        )
+        scores = np.max([run(window)[whole].reshape(-1, classes).max(axis=0) for window in windows], axis=0)
         if not np.isfinite(scores).all():
             raise InputError(f"{model}: expected finite scores of {recording}, found NaN or infinity")
         return scores[None].astype(np.float32)
 
-    with open(model, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return score, f"{digest} {config.sample_rate} {samples} {hop}"
+    digest = hashlib.sha256()
+    for file in sorted(
+        model.parent.glob(f"{glob.escape(model.name)}*")
+    ):  # weights may lie in model.onnx.data
+        digest.update(file.read_bytes())
+    return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop}"
 
 
 def _windows(waveform: np.ndarray, samples: int, hop: int) -> Iterator[np.ndarray]:

@@ -183,7 +183,7 @@ def _layer_scan_jvp(quant, primals, tangents):
     units = start.h.shape[-1]
     # Flat, for otherwise its transpose would copy u_hat into another order.
     flat = u_hat.reshape(-1, u_hat.shape[-1])
-    moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], -1)
+    moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], 4 * units)
     moved += jnp.broadcast_to(d_layer["b"], moved.shape)
     if not _is_zero(tangents[2]):
         moved += product(tangents[2].astype(moved.dtype), w_hat[units:])

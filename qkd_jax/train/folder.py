@@ -120,7 +120,7 @@ def _begin(run: Run) -> Run:
         check_split(config.data, clips, split)
     print(summary(clips, events), flush=True)
     # What an earlier beginning left.
-    for name in ("left-out.txt", "norm.npz"):
+    for name in ("left-out.txt", "norm.npz", "foreign.npy"):
         (run.folder / name).unlink(missing_ok=True)
     if bad:
         with whole_file(run.folder / "left-out.txt", "w") as file:

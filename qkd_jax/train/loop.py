@@ -60,7 +60,7 @@ def fit(
                     if not math.isfinite(value):
                         raise InputError(
                             f"{name}: {key} became {value} at step {step}; try a lower "
-                            "learning rate or train.clip_norm, or another train.seed"
+                            "learning_rate or train.clip_norm, or another train.seed"
                         )
                 losses.append(values["loss"])
                 log(step=step, **values)

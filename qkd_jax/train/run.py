@@ -21,7 +21,7 @@ from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
-from qkd_jax.train.state import make_optimizer
+from qkd_jax.train.state import make_optimizer, with_params
 from qkd_jax.train.step import make_train_step
 from qkd_jax.train.teachers import foreign_logits, make_augment, mean_logits
 
@@ -38,7 +38,7 @@ def train(config: Config) -> Path:
         clips = run.clips
         # The test split too, for what is wrong with it shall not show after the training.
         data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
-        foreign_logits(run, data["train"])  # nor shall what is wrong with a file
+        foreign_logits(run, data["train"])  # nor shall what is wrong with a foreign teacher
         norm = _norm(run, data["train"])
         for name in run.names:
             stop_if_asked()
@@ -83,8 +83,11 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
     if student is None:
         epochs, rate = settings.teacher_epochs, settings.teacher_learning_rate
     else:
-        epochs, rate = settings.student_epochs, settings.student_learning_rate
+        epochs, rate = settings.student_epochs, student.learning_rate
     epoch_steps = clips // settings.batch_size
+    state = run.new_state(name, norm)
+    if student and student.start:
+        state = with_params(state, run.best_variables(student.start)["params"])
     fit(
         make_train_step(
             model,
@@ -92,7 +95,7 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
             _objective(run.config, data["train"], known),
             ema_decay=student.ema_decay if student else 0.0,
         ),
-        run.new_state(name, norm),
+        state,
         _batches_from(run, data["train"], logits, taught=taught),
         validate,
         folder=run.folder / name,

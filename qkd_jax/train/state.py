@@ -64,11 +64,18 @@ def init_state(
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
     params = variables.pop("params")
     variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        # A copy: the buffers of a state are donated, and each only once.
-        average=jax.tree.map(jnp.copy, params) if average else None,
+        average=params if average else None,
         variables=variables,
         opt_state=optimizer.init(params),
     )
+    return with_params(state, params)
+
+
+def with_params(state: TrainState, params: Any) -> TrainState:
+    """`state` with other parameters, and as their average, if it carries one, the same."""
+    # A copy: the buffers of a state are donated, and each only once.
+    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, average=average)

@@ -13,22 +13,31 @@ from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.distill.tagger import tagger_logits
 from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.files import whole_file
 from qkd_jax.train.folder import TEACHER, Run
 
 
-def foreign_logits(run: Run, data: Dataset) -> list[np.ndarray]:
-    """The logits of each foreign teacher on the training clips; raises InputError.
+def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
+    """The logits of each foreign teacher on the training clips, float32 [teachers, clips, events].
 
-    A file of logits holds all events; a tagger's are NaN for events that it doesn't know.
+    NaN for events that a teacher doesn't know.  Kept in the run, which a change of the file
+    shall not change.  Raises InputError.
     """
-    clips = [clip for clip in run.clips if clip.split == "train"]
-
-    def logits(file: Path) -> np.ndarray:
-        if file.suffix == ".toml":
-            return tagger_logits(file, clips, data.events, run.cache)
-        return read_logits(file, data.names, data.events)
-
-    return [logits(Path(name)) for name in run.config.distill.teachers if name != TRAINED]
+    path = run.folder / "foreign.npy"
+    files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
+    if not path.is_file():
+        clips = [clip for clip in run.clips if clip.split == "train"]
+        logits = np.zeros((len(files), *data.targets.shape), np.float32)
+        for teacher, file in zip(logits, files):
+            if file.suffix == ".toml":
+                teacher[:] = tagger_logits(file, clips, data.events, run.cache)
+            else:
+                teacher[:] = read_logits(file, data.names, data.events)
+            unknown = [event for event, column in zip(data.events, teacher.T) if np.isnan(column).any()]
+            print(f"{file.name}: teaches" + (f" all but {', '.join(unknown)}" if unknown else ""), flush=True)
+        with whole_file(path) as opened:
+            np.save(opened, logits)
+    return np.load(path)
 
 
 def own_logits(run: Run, data: Dataset) -> np.ndarray:
@@ -48,8 +57,9 @@ def mean_logits(run: Run, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     The mean is over those who know an event; the second array, bool [events], is False where
     nobody does, and the logits are 0.
     """
-    own = [own_logits(run, data)] if TRAINED in run.config.distill.teachers else []
-    logits = np.array([*own, *foreign_logits(run, data)])
+    logits = foreign_logits(run, data)
+    if TRAINED in run.config.distill.teachers:
+        logits = np.concatenate([own_logits(run, data)[None], logits])
     knows = ~np.isnan(logits).any(axis=1, keepdims=True)  # [teachers, 1, events]
     total = np.where(knows, logits, 0).sum(axis=0) / np.maximum(knows.sum(axis=0), 1)
     return total.astype(np.float32), knows.any(axis=(0, 1))

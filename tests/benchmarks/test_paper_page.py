@@ -263,7 +263,7 @@ def test_the_page_needs_no_jax():
 
 def test_the_command_says_what_it_lacks(made, tmp_path, capsys):
     assert run_command(main, ["--data", str(tmp_path)]) == 2
-    assert "expected the folder of the recordings, with a metadata.csv" in capsys.readouterr().err
+    assert "error: --data: expected a table at " in capsys.readouterr().err
     assert run_command(main, ["--data", str(made[0]), "--cells", str(tmp_path)]) == 2
     assert f"expected cells of benchmarks.paper_tables, found none in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "tables.md").exists()

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from benchmarks import paper_tables
-from benchmarks.paper_tables import adopt_teacher, scored_as, students, train_students, train_teacher
-from benchmarks.standard import cell_path, read_cells, taught_by
+from benchmarks.paper_tables import (
+    Student,
+    adopt_teacher,
+    scored_as,
+    students,
+    train_students,
+    train_teacher,
+)
+from benchmarks.standard import cell_path, read_cells
 from qkd_jax.command import run_command
 from qkd_jax.config import (
     Config,
@@ -34,6 +41,13 @@ from qkd_jax.train.folder import load_run
 from qkd_jax.train.log import read_log
 
 STUDENTS = {"distilled-6": StudentConfig(units=6), "plain-6": StudentConfig(units=6, distill=False)}
+
+
+def all_of(students, base):
+    teacher = cell_path(Path(base.runs) / "cells", "teacher", 0).with_suffix(".npz")
+    return [Student(name, settings, (teacher,)) for name, settings in students.items()]
+
+
 NAMES = ["distilled-6", "distilled-6-pm4", "distilled-6-pm8", "plain-6", "teacher"]
 
 
@@ -51,8 +65,7 @@ def base(tmp_path_factory):
     )
     teacher = cell_path(folder / "runs/cells", "teacher", 0)
     train_teacher(config, teacher)
-    config = taught_by(config, teacher.with_suffix(".npz"))
-    train_students(config, STUDENTS, (0,))
+    train_students(config, all_of(STUDENTS, config), (0,))
     return config
 
 
@@ -137,7 +150,7 @@ def test_a_teacher_from_a_file_is_the_one_that_was_trained(base, tmp_path):
 def test_cells_alone_are_enough_to_skip_their_training(base, tmp_path, monkeypatch):
     shutil.copytree(Path(base.runs) / "cells", tmp_path / "cells")
     monkeypatch.setattr(paper_tables, "train", lambda config: pytest.fail("trained again"))
-    train_students(dataclasses.replace(base, runs=str(tmp_path)), STUDENTS, (0,))
+    train_students(dataclasses.replace(base, runs=str(tmp_path)), all_of(STUDENTS, base), (0,))
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
@@ -146,7 +159,7 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
     lost = cell_path(cells, "distilled-6-pm4", 0)
     lost.unlink()
-    train_students(base, STUDENTS, (0,))
+    train_students(base, all_of(STUDENTS, base), (0,))
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {lost.name, lost.with_suffix(".npz").name}
@@ -155,7 +168,7 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
     assert "epoch" not in capsys.readouterr().out
 
 
-def test_it_says_what_is_left_seed_after_seed(base, tmp_path, monkeypatch, capsys):
+def test_it_says_what_is_left_and_how_long_it_may_take(base, tmp_path, monkeypatch, capsys):
     wanted = {
         "plain-24": StudentConfig(units=24, distill=False),
         "plain-8": StudentConfig(units=8, distill=False),
@@ -168,16 +181,35 @@ def test_it_says_what_is_left_seed_after_seed(base, tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(paper_tables, "_train_and_keep", pretend)
     monkeypatch.setattr(paper_tables.time, "monotonic", lambda: clock[0])
+    copy = dataclasses.replace(base, runs=str(tmp_path))
+    train_students(copy, all_of(wanted, base), (0, 1))
+    assert capsys.readouterr().out.split("\n\n") == [
+        "\nplain-24-seed0: 4 left",
+        "plain-8-seed0: 3 left, at most 16 minutes left",
+        "plain-24-seed1: 2 left, at most 14 minutes left",
+        "plain-8-seed1: 1 left, at most 2 minutes left\n",
+    ]
+    # What is kept tells how long the rest may take: 14 minutes' work at 3 seconds a minute.
     cells = tmp_path / "cells"
     shutil.copytree(Path(base.runs) / "cells", cells)
-    for kind in ("json", "npz"):
-        shutil.copy(cells / f"plain-6-seed0.{kind}", cells / f"plain-8-seed0.{kind}")
-    train_students(dataclasses.replace(base, runs=str(tmp_path)), wanted, (0, 1))
-    assert capsys.readouterr().out.split("\n\n") == [
-        "\nplain-24-seed0: 1 of 4",
-        "plain-24-seed1: 3 of 4, at most 14 minutes left",
-        "plain-8-seed1: 4 of 4, at most 2 minutes left\n",
-    ]
+    cell = json.loads((cells / "plain-6-seed0.json").read_text()) | {"seconds": 6.0}
+    (cells / "plain-8-seed0.json").write_text(json.dumps(cell))
+    train_students(copy, all_of(wanted, base), (0,))
+    assert capsys.readouterr().out == "\nplain-24-seed0: 1 left, at most 1 minutes left\n"
+
+
+def test_what_is_asked_for_in_vain_shows_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paper_tables, "train_teacher", lambda *_: pytest.fail("trained"))
+    given = ["--data", str(tmp_path), "--out", str(tmp_path)]
+    for arguments, said in (
+        (["--only", "plain-1"], "error: --only: expected some of plain-256, distilled-256, "),
+        (
+            ["--tagger", str(tmp_path / "no.toml")],
+            f"error: {tmp_path / 'no.toml'}: expected a tagger's settings",
+        ),
+    ):
+        assert run_command(paper_tables.main, given + arguments) == 2
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_command_asks_for_its_data(capsys):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from onnx import load, numpy_helper, save
 
 from qkd_jax.audio.io import read_audio
 from qkd_jax.audio.logmel import log_mel
@@ -109,9 +110,59 @@ def test_short_recordings_are_tiled_and_others_resampled(tmp_path):
 
 
 def test_certainty_is_bounded(tmp_path):
-    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.0, 0.0, 9.0])
-    logits = logits_of(describe(tmp_path), [record(tmp_path, "a.wav", noise(1000))])
-    np.testing.assert_allclose(logits, [[logit(1e-3), logit(1 - 1e-3)]], rtol=1e-4)
+    waveform = noise(1000) / np.abs(noise(1000)).max()
+    clip = record(tmp_path, "a.wav", waveform)
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(
+        logits_of(describe(tmp_path), [clip]), [[logit(1e-3), logit(1 - 1e-3)]], rtol=1e-4
+    )
+    # What can be no probability is not taken for one.
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.0, -2.0, 9.0])
+    with pytest.raises(
+        InputError, match=r"expected probabilities, found -2 to 9; if these are logits, output"
+    ):
+        logits_of(describe(tmp_path), [clip])
+
+
+def test_names_may_be_padded_and_repeated(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    path, waveform = describe(tmp_path, events='[events]\ndog = ["Dog"]\nsiren = ["Siren"]'), noise(1000)
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfDog \r\nSiren\r\nDog\r\n\r\n")
+    logits = logits_of(path, [record(tmp_path, "a.wav", waveform)])
+    loudest = np.abs(waveform).max()
+    np.testing.assert_allclose(logits, [[logit(0.9 * loudest), logit(0.5 * loudest)]], rtol=1e-5)
+
+
+def test_of_outputs_by_clip_and_by_frame_it_takes_the_clips(tmp_path):
+    graph = Graph()
+    by_frame = graph.add("Mul", graph.add("Reshape", "waveform", np.array([500, 2])), np.float32(0.5))
+    by_clip = graph.add("ReduceMean", by_frame, np.array([0]), keepdims=1)
+    graph.write(tmp_path / "model.onnx", (1, 1000), {by_frame: (500, 2), by_clip: (1, 2)})
+    waveform = np.abs(noise(1000))
+    events = '[events]\ndog = ["Dog"]\nsiren = ["Siren"]'
+    logits = logits_of(
+        describe(tmp_path, names=("Dog", "Siren"), events=events), [record(tmp_path, "a.wav", waveform)]
+    )
+    np.testing.assert_allclose(logits[0], logit(0.5 * waveform.reshape(-1, 2).mean(axis=0)), rtol=1e-4)
+
+
+def test_weights_beside_the_model_are_part_of_it(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
+    clip = record(tmp_path, "a.wav", noise(1000))
+    model = load(tmp_path / "model.onnx")
+    rows = {}
+    for gain in (0.4, 0.8):
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([[gain] * 3]), "c0"))
+        save(
+            model,
+            tmp_path / "model.onnx",
+            save_as_external_data=True,
+            location="model.onnx.data",
+            size_threshold=0,
+        )
+        rows[gain] = logits_of(describe(tmp_path), [clip])[0, 0]
+    assert rows[0.4] == pytest.approx(logit(0.4 * np.abs(noise(1000)).max()), rel=1e-4)
+    assert rows[0.8] == pytest.approx(logit(0.8 * np.abs(noise(1000)).max()), rel=1e-4)
 
 
 def test_what_it_does_not_know_is_nan(tmp_path):
@@ -197,11 +248,12 @@ def test_yamnet_in_litert_knows_dogs_babies_and_guns(tmp_path):
         ((1, 1000), "sample_rate", None, r"tagger\.toml: expected a tagger's settings in TOML"),
         ((1, 1000), "when = 2026-01-01", None, r"tagger\.toml: expected a tagger's settings in TOML"),
         ((1, 1000), "", '[events]\ndog = ["dog"]', r"events\.dog: .* got 'dog', maybe 'Dog'"),
-        ((1, 1000), "", '[events]\ncat = ["Dog"]', r"events: expected some of dog, siren, got 'cat'"),
+        ((1, 1000), "", '[events]\ncat = ["Dog"]', r"events: expected some of dog, siren, got cat"),
+        ((1, 1000), "", '[events]\ncat = ["Dog"]\ndog = ["Dog"]', None),
         ((1, 1000), "", "[events]", r"tagger\.toml: events: "),
         ((1, 1000), "window_seconds = 1.0", None, r"window_seconds: .*takes 1000 samples, got 16000"),
         ((1, 1, 1, 1000), "", None, None),
-        ((2, 1000), "", None, r"expected a model of one float32 waveform, .* found inputs \[2, 1000\]"),
+        ((2, 1000), "", None, r"one float32 waveform, .* found inputs .*float.* \[2, 1000\]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_its_description_is_said(tmp_path, shape, text, events, said):
@@ -228,7 +280,7 @@ def test_what_is_wrong_with_its_files_is_said(tmp_path):
             logits_of(describe(tmp_path, file=file), [clip])
     write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
     with pytest.raises(
-        InputError, match=r"names\.txt: 2 class names; .*expected one output of so many.*\(1, 3\)"
+        InputError, match=r"names\.txt: 2 class names; .*expected an output of so many.*\(1, 3\)"
     ):
         logits_of(describe(tmp_path, names=["Dog", "Bark"], events='[events]\ndog = ["Dog"]'), [clip])
     path = describe(tmp_path)
@@ -250,6 +302,16 @@ def test_a_recording_that_makes_it_fail_is_named(tmp_path):
         InputError, match=r"model\.onnx: expected finite scores of .*a\.wav, found NaN or infinity"
     ):
         logits_of(describe(tmp_path), [clip])
+
+
+def test_a_recording_that_it_cannot_take_is_named(tmp_path):
+    graph = Graph()
+    parts = graph.add("Reshape", "waveform", np.array([-1, 3, 1000]))
+    scores = graph.add("ReduceMax", parts, np.array([0, 2]), keepdims=0)
+    graph.write(tmp_path / "model.onnx", (1, "samples"), {scores: (3,)})
+    clips = [record(tmp_path, f"{samples}.wav", noise(samples), 3000) for samples in (6000, 4000)]
+    with pytest.raises(InputError, match=r"1 of 2 [^\n]*\n.*model\.onnx: failed on 4000 samples: \[ONNX"):
+        logits_of(describe(tmp_path, 'sample_rate = 3000\noutput = "logits"'), clips)
 
 
 def test_a_runtime_that_is_not_there_is_named(tmp_path, monkeypatch):

@@ -507,6 +507,14 @@ def test_gradient_is_that_of_the_loop_of_steps(quant):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
+def test_the_gradient_of_no_steps_or_clips_is_zero(shape):
+    gradient = jax.grad(lambda params: lstm_scan(params, sequence(*shape), quant=PAPER8)[0].sum())(
+        parameters()
+    )
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize("quant", SOME, ids=str)
 def test_forward_mode_is_the_transpose_of_reverse_mode(quant):
     params, x = parameters(layers=2), sequence(3, 4)

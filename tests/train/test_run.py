@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import Config, InputError, TeacherConfig, TrainConfig, with_data
+from qkd_jax.config import Config, InputError, StudentConfig, TeacherConfig, TrainConfig, with_data
 from qkd_jax.data import features as features_module
+from qkd_jax.data.batches import train_batches
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
+from qkd_jax.distill.losses import positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.train import run as run_module
 from qkd_jax.train.folder import load_run
+from qkd_jax.train.log import read_log
 from qkd_jax.train.run import train
 from qkd_jax.train.score import score_run
 
@@ -45,6 +48,19 @@ def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
     # 4 bits: 4 gates of [4 + 8, 4] weights at half a byte; biases and the output layer are float32.
     assert results["models"]["four"]["bytes"] == 4 * 12 * 4 // 2 + 4 * 16 + 4 * (4 * 3 + 3)
     assert (finished / "results.png").stat().st_size > 10_000
+
+
+def test_a_student_begins_with_the_best_state_of_another(tiny_config, tmp_path):
+    plain = StudentConfig(units=4, distill=False)
+    students = {"plain": plain, "next": dataclasses.replace(plain, start="plain", ema_decay=0.5)}
+    run = load_run(train(tiny_config(tmp_path, students=students)))
+    data = load_split(run.config, run.clips, "train", run.cache)
+    batches = train_batches(data, None, frames=run.shape[0], batch_size=8, seed=run.config.train.seed)
+    first = {key: jnp.asarray(value) for key, value in batches[0].items()}
+    logits = run.model("next").apply(run.best_variables("plain"), first["features"])
+    loss = weighted_bce(logits, first["labels"], jnp.asarray(positive_weights(data.targets)))
+    assert read_log(run.folder / "next")[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert read_log(run.folder / "plain")[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
 
 
 def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
@@ -227,8 +243,8 @@ def test_recordings_that_are_left_out_are_listed_in_the_folder(finished, tiny_co
 
 def test_a_non_finite_loss_stops_with_the_step_and_what_to_try(tmp_path, tiny_config):
     config = tiny_config(tmp_path)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, student_learning_rate=1e38))
-    with pytest.raises(InputError, match=r"teacher: \w+ became \w+ at step \d+; try a lower train\.le"):
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, teacher_learning_rate=1e38))
+    with pytest.raises(InputError, match=r"teacher: \w+ became \w+ at step \d+; try a lower learning_rate"):
         train(config)
 
 

@@ -40,6 +40,20 @@ def with_teachers(config, *teachers):
 
 
 @pytest.fixture
+def taught_by(finished, tmp_path):
+    """The function (teachers) -> a run, the finished one for the rest, that has these."""
+
+    def taught_by(*teachers):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(finished, folder)
+        (folder / "foreign.npy").unlink()
+        run = load_run(folder)
+        return dataclasses.replace(run, config=with_teachers(run.config, *map(str, teachers)))
+
+    return taught_by
+
+
+@pytest.fixture
 def foreign(data, tmp_path):
     """Two files of logits, in another order, of more events and more clips than the run has."""
     rng, paths = np.random.default_rng(0), [tmp_path / "one.npz", tmp_path / "two.npz"]
@@ -64,23 +78,23 @@ def tagger(tmp_path):
     return tagger
 
 
-def test_the_mean_is_over_all_teachers(finished, data, foreign):
-    run = load_run(finished)
-    run = dataclasses.replace(run, config=with_teachers(run.config, "trained", *map(str, foreign)))
+def test_the_mean_is_over_all_teachers(finished, data, foreign, taught_by):
     own = read_logits(finished / "teacher" / "teaching.npz", data.names, data.events)
     others = [read_logits(path, data.names, data.events) for path in foreign]
-    logits, known = mean_logits(run, data)
+    logits, known = mean_logits(taught_by("trained", *foreign), data)
     np.testing.assert_allclose(logits, (own + others[0] + others[1]) / 3, rtol=1e-6, atol=1e-6)
     assert logits.dtype == np.float32 and known.all()
-    run = dataclasses.replace(run, config=with_teachers(run.config, str(foreign[1])))
+    run = taught_by(foreign[1])
+    np.testing.assert_array_equal(mean_logits(run, data)[0], others[1])
+    # What they taught at first they teach to the end.
+    foreign[1].unlink()
     np.testing.assert_array_equal(mean_logits(run, data)[0], others[1])
 
 
-def test_a_tagger_teaches_what_it_knows(finished, data, foreign, tagger):
-    run = load_run(finished)
-    first, _, last = data.events
+def test_a_tagger_teaches_what_it_knows(data, foreign, tagger, taught_by, capsys):
+    first, second, last = data.events
     path = tagger({first: 0.3, last: 0.6})
-    run = dataclasses.replace(run, config=with_teachers(run.config, str(path)))
+    run = taught_by(path)
     paths = {clip.name: clip.path for clip in run.clips}
     loudest = np.array([np.abs(read_audio(paths[name])).max() for name in data.names])
     logits, known = mean_logits(run, data)
@@ -88,8 +102,8 @@ def test_a_tagger_teaches_what_it_knows(finished, data, foreign, tagger):
     expected = np.stack([0.3 * loudest, 0 * loudest, 0.6 * loudest], axis=1)
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
     # Who doesn't know an event doesn't count for it.
-    run = dataclasses.replace(run, config=with_teachers(run.config, str(path), str(foreign[0])))
-    logits, known = mean_logits(run, data)
+    assert f"tagger.toml: teaches all but {second}\n" in capsys.readouterr().out
+    logits, known = mean_logits(taught_by(path, foreign[0]), data)
     other = read_logits(foreign[0], data.names, data.events)
     mean = np.where([True, False, True], (expected + other) / 2, other)
     np.testing.assert_allclose(logits, mean, rtol=1e-5, atol=1e-6)
