@@ -82,11 +82,15 @@ def students(sizes: Sequence[int] = (256, 64, 128)) -> dict[str, StudentConfig]:
     for units in sizes:
         for bits in (32, 4, 8):
             name = f"distilled-{units}" if bits == 32 else f"distilled-{units}-{bits}"
-            quant = QuantConfig() if bits == 32 else QuantConfig.paper(bits)
-            found[name] = StudentConfig(units=units, quant=quant)
-    found[f"distilled-{first}-16"] = StudentConfig(units=first, quant=QuantConfig.paper(16))
+            found[name] = StudentConfig(units=units) if bits == 32 else _quantized(units, bits)
+    found[f"distilled-{first}-16"] = _quantized(first, 16)
     found[f"plain-3x{first}"] = StudentConfig(units=first, layers=3, distill=False)
     return found
+
+
+def _quantized(units: int, bits: int) -> StudentConfig:
+    """Trained on from the float student, which on validation was better than quantized from the start."""
+    return StudentConfig(units=units, quant=QuantConfig.paper(bits), learning_rate=3e-4)
 
 
 def scored_as(name: str, student: StudentConfig) -> dict[str, StudentConfig]:
@@ -123,14 +127,27 @@ def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]
         guess = f", at most {spent / done * left / 60:.0f} minutes left" if done else ""
         print(f"\n{student.name}-seed{seed}: {len(todo) - index} left{guess}", flush=True)
         begun = time.monotonic()
-        config = dataclasses.replace(
-            taught_by(base, *student.teachers),
-            name=f"{student.name}-seed{seed}",
-            students={student.name: student.settings},
-            train=dataclasses.replace(base.train, seed=seed),
-        )
+        settings = student.settings
+        if settings.quant != QuantConfig():
+            name = f"distilled-{settings.units}"
+            first = _config(base, Student(name, StudentConfig(units=settings.units), student.teachers), seed)
+            if not (Path(base.runs) / first.name / "report.html").is_file():
+                print(f"{first.name}, to begin with", flush=True)
+                train(first)
+            settings = dataclasses.replace(settings, start=f"{base.runs}/{first.name}/{name}")
+        config = _config(base, dataclasses.replace(student, settings=settings), seed)
         _train_and_keep(config, student.name, cells)
         spent, done = spent + time.monotonic() - begun, done + student.work(base)
+
+
+def _config(base: Config, student: Student, seed: int) -> Config:
+    """The run of one student."""
+    return dataclasses.replace(
+        taught_by(base, *student.teachers),
+        name=f"{student.name}-seed{seed}",
+        students={student.name: student.settings},
+        train=dataclasses.replace(base.train, seed=seed),
+    )
 
 
 def train_teacher(base: Config, path: Path) -> None:

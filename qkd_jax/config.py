@@ -161,8 +161,13 @@ class StudentConfig:
     """Decay a step of the weights' moving average, which is then what is validated and kept; 0 for off."""
     quant: QuantConfig = QuantConfig()
     """Bit widths, in training and after it."""
-    start: Name | None = None
-    """An earlier student of the run, of the same shape, whose best state this one begins with."""
+    start: str | None = None
+    """Whose best state it begins with: an earlier student of the run, or RUN/STUDENT of another run."""
+
+    def fits(self, other: "StudentConfig") -> bool:
+        """Whether both have the same parameters."""
+        shape = attrgetter("layers", "units", "stack", "pooling")
+        return shape(self) == shape(other)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -276,21 +281,19 @@ class Config:
             )
         if self.frames < 1:
             raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
+        earlier: dict[str, StudentConfig] = {}
         for name, student in self.students.items():
-            earlier = list(self.students)[: list(self.students).index(name)]
-            if student.start is not None and not self._fits(student, earlier):
+            own = student.start is not None and "/" not in student.start
+            if own and not (student.start in earlier and student.fits(earlier[student.start])):
                 raise ValueError(
                     f"students.{name}.start: expected an earlier student with its layers, units, stack and "
-                    f"pooling, got {student.start!r}"
+                    f"pooling, or RUN/STUDENT, got {student.start!r}"
                 )
+            earlier[name] = student
             if student.stack > self.frames:
                 raise ValueError(
                     f"students.{name}.stack: expected at most {self.frames} frames, got {student.stack}"
                 )
-
-    def _fits(self, student: StudentConfig, earlier: list[str]) -> bool:
-        shape = attrgetter("layers", "units", "stack", "pooling")
-        return student.start in earlier and shape(self.students[student.start]) == shape(student)
 
     @property
     def frames(self) -> int:

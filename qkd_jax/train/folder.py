@@ -17,6 +17,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,23 @@ class Run:
         return init_state(
             self.model(name), optimizer, self.shape, norm, self.config.train.seed, average=average
         )
+
+    def start(self, name: str) -> "tuple[Run, str] | None":
+        """The run and the student whose best state student `name` begins with, or None; raises InputError."""
+        student = self.config.students[name]
+        if student.start is None:
+            return None
+        if "/" not in student.start:
+            return self, student.start
+        folder, other = Path(student.start).parent, Path(student.start).name
+        run = load_run(folder)
+        found, inputs = run.config.students.get(other), attrgetter("features.n_mels", "data.events", "frames")
+        if found is None or not student.fits(found) or inputs(run.config) != inputs(self.config):
+            raise InputError(
+                f"students.{name}.start: expected a student with its layers, units, stack, pooling, bands, "
+                f"frames and events, got {student.start}"
+            )
+        return run, other
 
     def best_variables(self, name: str) -> Any:
         """The variables of the state that did best on validation; raises InputError if there is none."""
@@ -159,8 +177,14 @@ def _resolved(config: Config, folder: Path) -> Config:
         name if name == TRAINED else str(Path(name).absolute()) for name in config.distill.teachers
     )
     distill = dataclasses.replace(config.distill, teachers=teachers)
+    students = {
+        name: dataclasses.replace(student, start=str(Path(student.start).absolute()))
+        if student.start and "/" in student.start
+        else student
+        for name, student in config.students.items()
+    }
     cache = config.cache and str(Path(config.cache).absolute())
-    return with_data(dataclasses.replace(config, distill=distill, cache=cache), root=root)
+    return with_data(dataclasses.replace(config, distill=distill, students=students, cache=cache), root=root)
 
 
 def _demo_root(folder: Path) -> str:

@@ -38,7 +38,9 @@ def train(config: Config) -> Path:
         clips = run.clips
         # The test split too, for what is wrong with it shall not show after the training.
         data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
-        foreign_logits(run, data["train"])  # nor shall what is wrong with a foreign teacher
+        for name in run.config.students:
+            run.start(name)  # nor what is wrong with another run
+        foreign_logits(run, data["train"])  # or with a foreign teacher
         norm = _norm(run, data["train"])
         for name in run.names:
             stop_if_asked()
@@ -86,8 +88,9 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
         epochs, rate = settings.student_epochs, student.learning_rate
     epoch_steps = clips // settings.batch_size
     state = run.new_state(name, norm)
-    if student and student.start:
-        state = with_params(state, run.best_variables(student.start)["params"])
+    if student and (start := run.start(name)):
+        other, started = start
+        state = with_params(state, other.best_variables(started)["params"])
     fit(
         make_train_step(
             model,

@@ -21,7 +21,7 @@ from qkd_jax.data.logits import read_logits
 from qkd_jax.distill.losses import positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.train import run as run_module
-from qkd_jax.train.folder import load_run
+from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.log import read_log
 from qkd_jax.train.run import train
 from qkd_jax.train.score import score_run
@@ -61,6 +61,26 @@ def test_a_student_begins_with_the_best_state_of_another(tiny_config, tmp_path):
     loss = weighted_bce(logits, first["labels"], jnp.asarray(positive_weights(data.targets)))
     assert read_log(run.folder / "next")[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert read_log(run.folder / "plain")[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
+
+
+def test_a_student_begins_with_that_of_another_run(tiny_config, finished, tmp_path):
+    student = StudentConfig(units=4, distill=False, start=f"{finished}/plain")
+    config = tiny_config(tmp_path, students={"next": student})
+    config = with_data(config, events=load_run(finished).config.data.events)
+    run, name = Run(tmp_path, config).start("next")
+    assert (run.folder, name) == (finished, "plain")
+    for change, said in (
+        (
+            {"start": f"{finished}/nobody"},
+            r"students\.next\.start: expected a student with its .*, got .*/nobody",
+        ),
+        ({"units": 5}, r"students\.next\.start: expected a student with its .*, got .*/plain"),
+        ({"start": f"{tmp_path}/gone/plain"}, r"gone: expected a run"),
+    ):
+        changed = dataclasses.replace(student, **change)
+        with pytest.raises(InputError, match=said):
+            train(dataclasses.replace(config, students={"next": changed}))
+    assert not list(tmp_path.rglob("checkpoints"))
 
 
 def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
