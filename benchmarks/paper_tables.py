@@ -90,7 +90,7 @@ def students(sizes: Sequence[int] = (256, 64, 128)) -> dict[str, StudentConfig]:
 
 def _quantized(units: int, bits: int) -> StudentConfig:
     """Trained on from the float student, which on validation was better than quantized from the start."""
-    return StudentConfig(units=units, quant=QuantConfig.paper(bits), learning_rate=3e-4)
+    return StudentConfig(units=units, quant=QuantConfig.paper(bits), learning_rate=1e-3)
 
 
 def scored_as(name: str, student: StudentConfig) -> dict[str, StudentConfig]:

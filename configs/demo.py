@@ -18,8 +18,12 @@ config = Config(
     students={
         "plain": StudentConfig(units=40, distill=False),
         "distilled": StudentConfig(units=40),
-        "distilled-8": StudentConfig(units=40, quant=QuantConfig.paper(8)),
-        "distilled-4": StudentConfig(units=40, quant=QuantConfig.paper(4)),
+        "distilled-8": StudentConfig(
+            units=40, quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3
+        ),
+        "distilled-4": StudentConfig(
+            units=40, quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3
+        ),
     },
     train=TrainConfig(teacher_learning_rate=3e-3, teacher_epochs=8, student_epochs=24),
 )

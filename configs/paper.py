@@ -1,5 +1,8 @@
 """The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of 256 units, clips of 10 s.
 
+Where the paper is silent, validation has spoken (docs/results/readings.md): quantized students go on
+from the float one.
+
 python train.py paper --data.root DIR
 """
 
@@ -10,7 +13,7 @@ config = Config(
     students={
         "plain": StudentConfig(distill=False),
         "distilled": StudentConfig(),
-        "distilled-8": StudentConfig(quant=QuantConfig.paper(8)),
-        "distilled-4": StudentConfig(quant=QuantConfig.paper(4)),
+        "distilled-8": StudentConfig(quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3),
+        "distilled-4": StudentConfig(quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3),
     },
 )

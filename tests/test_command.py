@@ -15,11 +15,10 @@ PRESETS = Path(__file__).parents[1] / "configs"
 
 def test_command_line_overrides_single_fields():
     preset = load_preset("demo", PRESETS)
-    new = override(
-        preset, ["--train.seed", "3", "--students.distilled-4.units", "32", "--data.events", "a", "b"]
-    )
+    new = override(preset, ["--train.seed", "3", "--students.plain.units", "32", "--data.events", "a", "b"])
     assert new.train == dataclasses.replace(preset.train, seed=3)
-    assert new.students["distilled-4"].units == 32 and new.students["plain"] == preset.students["plain"]
+    assert new.students["plain"].units == 32
+    assert new.students["distilled-4"] == preset.students["distilled-4"]
     assert new.data.events == ("a", "b")
 
 

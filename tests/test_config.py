@@ -34,7 +34,10 @@ def test_paper_preset_has_the_papers_sizes():
     assert (config.frames, config.features.n_mels) == (998, 64)
     assert config.teacher.blocks == (3, 6, 12, 8)
     assert config.students["distilled-4"] == StudentConfig(
-        units=256, quant=QuantConfig(weights=4, activations=4, gates=4, cell=16)
+        units=256,
+        quant=QuantConfig(weights=4, activations=4, gates=4, cell=16),
+        start="distilled",
+        learning_rate=1e-3,
     )
     assert (config.train.batch_size, StudentConfig().learning_rate) == (32, 3e-3)
 

@@ -84,7 +84,7 @@ def test_the_students_are_those_of_the_paper():
     assert len(found) == 1 + 3 * 3 + 2
     assert list(found)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
     assert found["plain-256"] == StudentConfig(distill=False)
-    assert found["distilled-64-8"] == StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=3e-4)
+    assert found["distilled-64-8"] == StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
     assert found["plain-3x256"] == StudentConfig(layers=3, distill=False)
     cells = [cell for name, student in found.items() for cell in scored_as(name, student)]
     assert len(cells) == len(found) + 3 * 2
@@ -169,7 +169,7 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
 
 
 def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
-    quantized = StudentConfig(units=6, quant=QuantConfig.paper(4), learning_rate=3e-4)
+    quantized = StudentConfig(units=6, quant=QuantConfig.paper(4), learning_rate=1e-3)
     copy = dataclasses.replace(base, runs=str(tmp_path / "runs"))
     shutil.copytree(Path(base.runs) / "cells", tmp_path / "runs/cells")  # without the float student's run
     train_students(copy, all_of({"distilled-6-4": quantized}, base), (0,))
