@@ -13,7 +13,8 @@ from qkd_jax.data.logits import write_logits
 from qkd_jax.files import whole_file
 
 _ROOT = Path(__file__).parents[1]
-TEACHER_LOGITS = _ROOT / "docs/results/standard/teacher-logits.npz"
+CELLS = _ROOT / "docs/results/paper/cells"
+TEACHER_LOGITS = CELLS / "teacher-seed0.npz"  # on all scenes
 EVENTS = ("dog", "baby_cry", "gunshot")
 
 

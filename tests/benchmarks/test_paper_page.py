@@ -14,7 +14,7 @@ from scipy.stats import norm
 from benchmarks import paper_page
 from benchmarks.bootstrap import average_eer, interval, resample
 from benchmarks.paper_page import FINDINGS, TABLE_1, TABLE_3, main, verdict
-from benchmarks.standard import EVENTS, Cell, cell_path, read_cells, write_cell
+from benchmarks.standard import CELLS, EVENTS, Cell, cell_path, read_cells, write_cell
 from qkd_jax.command import run_command
 from qkd_jax.evaluation.metrics import evaluate
 
@@ -267,3 +267,14 @@ def test_the_command_says_what_it_lacks(made, tmp_path, capsys):
     assert run_command(main, ["--data", str(made[0]), "--cells", str(tmp_path)]) == 2
     assert f"expected cells of benchmarks.paper_tables, found none in {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "tables.md").exists()
+
+
+def test_the_committed_cells_are_whole():
+    cells = read_cells(CELLS)
+    assert {"teacher", "plain-256", "distilled-256"} <= set(cells)
+    for name, seeds in cells.items():
+        for seed in seeds:
+            with np.load(cell_path(CELLS, name, seed).with_suffix(".npz")) as file:
+                assert file["events"].tolist() == list(EVENTS)
+                assert len(set(file["names"].tolist())) == (7000 if name == "teacher" else 3000)
+                assert file["logits"].shape == (len(file["names"]), 3) and np.isfinite(file["logits"]).all()

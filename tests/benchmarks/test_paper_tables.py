@@ -13,7 +13,6 @@ import pytest
 from benchmarks import paper_tables
 from benchmarks.paper_tables import (
     Student,
-    adopt_teacher,
     scored_as,
     students,
     train_students,
@@ -133,18 +132,6 @@ def test_the_teachers_cell_has_its_logits_on_all_scenes(base):
         np.testing.assert_allclose(kept_logits(base, "teacher", data), expected, rtol=1e-4, atol=1e-4)
     (cell,) = read_cells(Path(base.runs) / "cells")["teacher"].values()
     assert cell.bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
-def test_a_teacher_from_a_file_is_the_one_that_was_trained(base, tmp_path):
-    trained = cell_path(Path(base.runs) / "cells", "teacher", 0)
-    adopted = cell_path(tmp_path, "teacher", 0)
-    adopt_teacher(base, trained.with_suffix(".npz"), adopted)
-    (cell,), (expected,) = (read_cells(path.parent)["teacher"].values() for path in (adopted, trained))
-    assert cell == dataclasses.replace(expected, best_epoch=None, epochs=None, seconds=None)
-    for split in SPLITS:
-        _, data = split_of(base, "teacher", split)
-        logits = read_logits(adopted.with_suffix(".npz"), data.names, data.events)
-        np.testing.assert_array_equal(logits, kept_logits(base, "teacher", data))
 
 
 def test_cells_alone_are_enough_to_skip_their_training(base, tmp_path, monkeypatch):
