@@ -1,4 +1,4 @@
-"""Models of waveforms in ONNX, made node by node: a few that answer by a formula, and our DenseNet."""
+"""Models of waveforms, made node by node: one that answers by a formula, and our DenseNet."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -40,12 +40,60 @@ class Graph:
 
 
 def write_loudness(path: Path, shape: Sequence[int | str], gains: Sequence[float]) -> Path:
-    """Scores gain · max |x| of what it hears, one class for each gain, and beside them x itself."""
+    """Scores gain · max |x| of what it hears, one class for each gain, and beside them |x|.
+
+    In ONNX or LiteRT, as `path` ends; a name in `shape` is for any size.
+    """
+    if path.suffix == ".tflite":
+        return _write_loudness_litert(path, shape, gains)
     graph = Graph()
-    loudest = graph.add("ReduceMax", graph.add("Abs", "waveform"), keepdims=0)
+    absolute = graph.add("Abs", "waveform")
+    loudest = graph.add("ReduceMax", absolute, keepdims=0)
     scores = graph.add("Mul", np.asarray([gains], np.float32), loudest)
-    same = graph.add("Identity", "waveform")
-    return graph.write(path, shape, {same: shape, scores: (1, len(gains))})
+    return graph.write(path, shape, {absolute: shape, scores: (1, len(gains))})
+
+
+def _write_loudness_litert(path: Path, shape: Sequence[int | str], gains: Sequence[float]) -> Path:
+    from ai_edge_litert import schema_py_generated as schema
+    from flatbuffers import Builder
+
+    model, graph = schema.ModelT(), schema.SubGraphT()
+    model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [], [graph]
+    graph.tensors, graph.operators = [], []
+
+    def tensor(shape: Sequence[int | str], value: np.ndarray | None = None) -> int:
+        new = schema.TensorT()
+        new.shapeSignature = [-1 if isinstance(size, str) else size for size in shape]
+        new.shape, new.buffer = [abs(size) for size in new.shapeSignature], 0
+        if value is not None:
+            buffer = schema.BufferT()
+            buffer.data = list(value.tobytes())
+            new.type = {"f": schema.TensorType.FLOAT32, "i": schema.TensorType.INT32}[value.dtype.kind]
+            new.buffer = len(model.buffers)
+            model.buffers.append(buffer)
+        graph.tensors.append(new)
+        return len(graph.tensors) - 1
+
+    def add(kind: str, inputs: Sequence[int], output: int, options: str, **settings: Any) -> None:
+        code, operator = schema.OperatorCodeT(), schema.OperatorT()
+        code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, kind)
+        operator.opcodeIndex, operator.inputs, operator.outputs = len(model.operatorCodes), inputs, [output]
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+        operator.builtinOptions = getattr(schema, f"{options}T")()
+        vars(operator.builtinOptions).update(settings)
+        model.operatorCodes.append(code)
+        graph.operators.append(operator)
+
+    waveform, absolute, loudest = tensor(shape), tensor(shape), tensor([1] * len(shape))
+    scores, axis = tensor((1, len(gains))), tensor([1], np.array([len(shape) - 1], np.int32))
+    add("ABS", [waveform], absolute, "AbsOptions")
+    add("REDUCE_MAX", [absolute, axis], loudest, "ReducerOptions", keepDims=True)
+    add("MUL", [tensor((1, len(gains)), np.asarray(gains, np.float32)), loudest], scores, "MulOptions")
+    graph.inputs, graph.outputs = [waveform], [absolute, scores]
+    builder = Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+    return path
 
 
 def write_densenet(

@@ -51,20 +51,22 @@ def logit(p):
     return np.log(p / (1 - p))
 
 
-def test_an_event_is_its_loudest_class_in_its_loudest_window(tmp_path):
+@pytest.mark.parametrize("file", ["model.onnx", "model.tflite"])
+def test_an_event_is_its_loudest_class_in_its_loudest_window(tmp_path, file):
     gains = [0.2, 0.5, 0.9]
-    write_loudness(tmp_path / "model.onnx", (1, 1000), gains)
+    write_loudness(tmp_path / file, (1, 1000), gains)
     waveforms = [noise(n, n) for n in (1000, 4321, 30_000)]
     clips = [record(tmp_path, f"{index}.wav", item) for index, item in enumerate(waveforms)]
     loudest = np.array([np.abs(item).max() for item in waveforms])
     expected = np.stack([logit(0.5 * loudest), logit(0.9 * loudest)], axis=1)
-    logits = logits_of(describe(tmp_path), clips)
+    logits = logits_of(describe(tmp_path, file=file), clips)
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
     assert logits.dtype == np.float32
-    raw = logits_of(describe(tmp_path, 'output = "logits"'), clips)
+    raw = logits_of(describe(tmp_path, 'output = "logits"', file=file), clips)
     np.testing.assert_allclose(raw, np.stack([0.5 * loudest, 0.9 * loudest], axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("file", ["model.onnx", "model.tflite"])
 @pytest.mark.parametrize(
     ("shape", "text", "seen"),
     [
@@ -75,8 +77,8 @@ def test_an_event_is_its_loudest_class_in_its_loudest_window(tmp_path):
         ((1, "samples"), "", [(0, 2234)]),
     ],
 )  # fmt: skip
-def test_windows_cover_the_recording(tmp_path, monkeypatch, shape, text, seen):
-    write_loudness(tmp_path / "model.onnx", shape, [0.1, 0.1, 0.1])
+def test_windows_cover_the_recording(tmp_path, monkeypatch, shape, text, seen, file):
+    write_loudness(tmp_path / file, shape, [0.1, 0.1, 0.1])
     waveform, heard = noise(2234), []
     clip = record(tmp_path, "a.wav", waveform)
     opened = tagger_module.open_model
@@ -91,7 +93,8 @@ def test_windows_cover_the_recording(tmp_path, monkeypatch, shape, text, seen):
         return samples, listen
 
     monkeypatch.setattr(tagger_module, "open_model", listening)
-    logits_of(describe(tmp_path, text), [clip])
+    logits = logits_of(describe(tmp_path, text, file=file), [clip])
+    np.testing.assert_allclose(logits, logit(0.1 * np.abs(waveform).max()), rtol=1e-5)
     heard = heard[1:]  # the first is noise, to see what the model gives
     assert len(heard) == len(seen)
     for window, (start, end) in zip(heard, seen):
