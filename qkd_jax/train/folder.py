@@ -79,9 +79,12 @@ class Run:
         )
 
     def start(self, name: str) -> "tuple[Run, str] | None":
-        """The run and the student whose best state student `name` begins with, or None; raises InputError."""
+        """The run and the student whose best state student `name` is to begin with; raises InputError.
+
+        None if it begins anew, or has begun.
+        """
         student = self.config.students[name]
-        if student.start is None:
+        if student.start is None or any((self.folder / name / "checkpoints").glob("*")):
             return None
         if "/" not in student.start:
             return self, student.start

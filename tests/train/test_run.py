@@ -81,6 +81,10 @@ def test_a_student_begins_with_that_of_another_run(tiny_config, finished, tmp_pa
         with pytest.raises(InputError, match=said):
             train(dataclasses.replace(config, students={"next": changed}))
     assert not list(tmp_path.rglob("checkpoints"))
+    # What has begun doesn't need the other any more.
+    (tmp_path / "next" / "checkpoints" / "3").mkdir(parents=True)
+    gone = dataclasses.replace(student, start=f"{tmp_path}/gone/plain")
+    assert Run(tmp_path, dataclasses.replace(config, students={"next": gone})).start("next") is None
 
 
 def test_teacher_logits_are_those_of_its_best_state_on_whole_clips(finished):
