@@ -161,10 +161,10 @@ def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
     shutil.copytree(Path(base.runs) / "cells", tmp_path / "runs/cells")  # without the float student's run
     train_students(copy, all_of({"distilled-6-4": quantized}, base), (0,))
     run = load_run(tmp_path / "runs/distilled-6-4-seed0")
-    other, name = run.start("distilled-6-4")
-    assert (other.folder.name, name) == ("distilled-6-seed0", "distilled-6")
+    assert run.config.students["distilled-6-4"].start == f"{copy.runs}/distilled-6-seed0/distilled-6"
     before, after = (
-        load_run(Path(folder) / "distilled-6-seed0").best_variables(name) for folder in (base.runs, copy.runs)
+        load_run(Path(folder) / "distilled-6-seed0").best_variables("distilled-6")
+        for folder in (base.runs, copy.runs)
     )
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert read_cells(tmp_path / "runs/cells")["distilled-6-4"][0].epochs == 2
