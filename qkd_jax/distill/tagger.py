@@ -116,9 +116,8 @@ def _scorer(
         return scores[None].astype(np.float32)
 
     digest = hashlib.sha256()
-    for file in sorted(
-        model.parent.glob(f"{glob.escape(model.name)}*")
-    ):  # weights may lie in model.onnx.data
+    # Weights may lie beside the model, in model.onnx.data.
+    for file in sorted(model.parent.glob(f"{glob.escape(model.name)}*")):
         digest.update(file.read_bytes())
     return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop}"
 

@@ -4,6 +4,7 @@ RUN/config.json               the settings, with paths and events resolved
 RUN/clips.jsonl               the recordings, with labels and split
 RUN/left-out.txt              those that could not be used, and why
 RUN/norm.npz                  mean and standard deviation of the training features
+RUN/foreign.npy               what foreign teachers say of the training clips
 RUN/MODEL/checkpoints/STEP    the last and the best state of the teacher and each student
 RUN/MODEL/log.jsonl           losses and validation figures, and the same for TensorBoard
 RUN/MODEL/logits-SPLIT.npz    logits keyed by clip
