@@ -122,35 +122,44 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class QuantConfig:
-    """Bit widths of a quantized LSTM (eq. 6): 2 to 16, or 32 for off."""
+    """Bit widths of a quantized student (eq. 6): 2 to 16, or 32 for off."""
 
     weights: Bits = 32
-    """W, one range per gate matrix."""
+    """Those of the LSTM, one range per gate matrix, and of convolutions, one per kernel."""
     activations: Bits = 32
-    """The inputs h and x of the matrix product, one range per vector."""
+    """The inputs h and x of the LSTM's product, and of convolutions; one range per vector, or frame."""
     gates: Bits = 32
     """f, i, o, the candidate, and tanh of the cell."""
     cell: Bits = 32
     """The cell state where it is used; the paper keeps it at 16, as few bits make training diverge."""
-    ranges: Literal["joint", "split"] = "joint"
-    """One range for [h, x] and for [W_h, W_x], or one each."""
+    output: Bits = 32
+    """Weights and inputs of the layers that read the LSTM; the paper keeps them in float."""
+    ranges: Literal["joint", "split", "channel"] = "joint"
+    """One range for [h, x] and for [W_h, W_x]; one each; or one each, those of weights per output channel."""
 
     @classmethod
     def paper(cls, bits: int) -> "QuantConfig":
         """The paper's choice: everything at `bits`, the cell at 16."""
         return cls(weights=bits, activations=bits, gates=bits, cell=16)
 
+    @classmethod
+    def per_channel(cls, bits: int) -> "QuantConfig":
+        """Everything at `bits`, the output layer too, the cell at 16; the finest ranges."""
+        return cls(weights=bits, activations=bits, gates=bits, cell=16, output=bits, ranges="channel")
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StudentConfig:
     """An LSTM student; the default is the paper's: one layer, 256 units, last state."""
 
+    convolutions: tuple[Count, ...] = ()
+    """Channels of 3 x 3 convolutions in front of the LSTM, each of which halves the mel bands."""
+    halvings: Annotated[int, Field(ge=0)] = 0
+    """How many of the convolutions, from the first, halve the frames too."""
     layers: Count = 1
-    """Layers."""
+    """Layers of the LSTM."""
     units: Count = 256
     """Hidden units of a layer."""
-    stack: Count = 1
-    """Frames that a step takes side by side; what is left over at the end is dropped."""
     pooling: Literal["last", "mean", "attention"] = "last"
     """What is read: the last hidden state, the mean over time, or each, weighed by attention."""
     distill: bool = True
@@ -164,10 +173,23 @@ class StudentConfig:
     start: str | None = None
     """Whose best state it begins with: an earlier student of the run, or RUN/STUDENT of another run."""
 
+    def __post_init__(self) -> None:
+        if self.halvings > len(self.convolutions):
+            raise ValueError(
+                f"halvings: expected at most one for each of {len(self.convolutions)} convolutions, "
+                f"got {self.halvings}"
+            )
+
     def fits(self, other: "StudentConfig") -> bool:
         """Whether both have the same parameters."""
-        shape = attrgetter("layers", "units", "stack", "pooling")
+        shape = attrgetter("convolutions", "halvings", "layers", "units", "pooling")
         return shape(self) == shape(other)
+
+    def steps(self, frames: int) -> int:
+        """Steps of the LSTM over `frames` frames: 3-tap convolutions that pad none, some of stride 2."""
+        for index in range(len(self.convolutions)):
+            frames = (frames - 3) // (2 if index < self.halvings else 1) + 1
+        return max(frames, 0)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -286,13 +308,14 @@ class Config:
             own = student.start is not None and "/" not in student.start
             if own and not (student.start in earlier and student.fits(earlier[student.start])):
                 raise ValueError(
-                    f"students.{name}.start: expected an earlier student with its layers, units, stack and "
-                    f"pooling, or RUN/STUDENT, got {student.start!r}"
+                    f"students.{name}.start: expected an earlier student with its convolutions, halvings, "
+                    f"layers, units and pooling, or RUN/STUDENT, got {student.start!r}"
                 )
             earlier[name] = student
-            if student.stack > self.frames:
+            if student.steps(self.frames) < 1:
                 raise ValueError(
-                    f"students.{name}.stack: expected at most {self.frames} frames, got {student.stack}"
+                    f"students.{name}.convolutions: expected fewer, or fewer halvings: nothing is left of "
+                    f"{self.frames} frames"
                 )
 
     @property

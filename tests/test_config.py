@@ -54,7 +54,19 @@ def test_paper_preset_has_the_papers_sizes():
         ),
         (lambda: TrainConfig(sed=1), "sed: Unexpected keyword argument, got 1"),
         (lambda: QuantConfig(weights=17), "weights: bits: expected 2 to 16, or 32 for off, got 17"),
-        (lambda: QuantConfig(ranges="both"), "ranges: Input should be 'joint' or 'split', got 'both'"),
+        (lambda: QuantConfig(output=1), "output: bits: expected 2 to 16, or 32 for off, got 1"),
+        (
+            lambda: QuantConfig(ranges="both"),
+            "ranges: Input should be 'joint', 'split' or 'channel', got 'both'",
+        ),
+        (
+            lambda: StudentConfig(convolutions=(16, 0)),
+            "convolutions.1: Input should be greater than or equal to 1, got 0",
+        ),
+        (
+            lambda: StudentConfig(convolutions=(16, 32), halvings=3),
+            "halvings: expected at most one for each of 2 convolutions, got 3",
+        ),
         (lambda: FeatureConfig(win_length=600), "win_length: expected at most n_fft = 512, got 600"),
         (
             lambda: FeatureConfig(sample_rate=8000),
@@ -69,18 +81,30 @@ def test_paper_preset_has_the_papers_sizes():
         *(
             (
                 lambda students=students: Config(students=students),
-                "students.b.start: expected an earlier student with its layers, units, stack",
+                "students.b.start: expected an earlier student with its convolutions, halvings, layers, "
+                "units and pooling, or RUN/STUDENT, got 'a'",
             )
             for students in (
                 {"b": StudentConfig(start="a")},
                 {"b": StudentConfig(start="a"), "a": StudentConfig()},
                 {"a": StudentConfig(units=8), "b": StudentConfig(start="a")},
                 {"a": StudentConfig(pooling="mean"), "b": StudentConfig(start="a")},
+                {"a": StudentConfig(convolutions=(4,)), "b": StudentConfig(start="a")},
+                {
+                    "a": StudentConfig(convolutions=(4,)),
+                    "b": StudentConfig(convolutions=(4,), halvings=1, start="a"),
+                },
             )
         ),
-        (
-            lambda: Config(students={"s": StudentConfig(stack=999)}),
-            "students.s.stack: expected at most 998 frames, got 999",
+        *(
+            (
+                lambda student=student: Config(students={"s": student}),
+                "students.s.convolutions: expected fewer, or fewer halvings: nothing is left of 998 frames",
+            )
+            for student in (
+                StudentConfig(convolutions=(1,) * 9, halvings=9),
+                StudentConfig(convolutions=(1,) * 499),
+            )
         ),
         (lambda: Config(data=DataConfig(clip_seconds=0.01)), "data.clip_seconds: 0.01 s is shorter"),
         (
@@ -94,6 +118,12 @@ def test_a_wrong_setting_is_one_line(make, said):
         make()
     assert explain(caught.value).startswith(said)
     assert "\n" not in explain(caught.value)
+
+
+def test_convolutions_that_leave_a_step_of_the_clip_are_taken():
+    # 998 frames halved, each time without the last or the last two: 498, 248, 123, 61, 30, 14, 6, 2.
+    for student in (StudentConfig(convolutions=(1,) * 8, halvings=8), StudentConfig(convolutions=(1,) * 498)):
+        assert Config(students={"s": student}).students["s"].steps(998) == 2
 
 
 def test_settings_are_frozen():

@@ -17,29 +17,40 @@ def model_cost(
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
     Parameters are those that training moves (batch-norm statistics and CMVN are not among
-    them), and bytes are theirs: with `quant`, the LSTM's weights at its bits, packed, and the rest
-    in float32.  As in the paper, the few bytes of scales, CMVN and a file's header don't count.
+    them), and bytes are theirs: with `quant`, weights at its bits, packed, and the rest in float32.
+    As in the paper, the few bytes of ranges, CMVN and a file's header don't count; ranges for each
+    unit and channel do, by two numbers each.
     """
     params = variables["params"]
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "multiply_adds": multiply_adds(model.apply, variables, features),
-        "bytes": packed_bytes(params, OFF if quant is None else quant.weights),
+        "bytes": packed_bytes(params, quant or QuantConfig()),
     }
 
 
-def packed_bytes(params: Any, weight_bits: int) -> int:
-    """Bytes of `params` with the LSTM's weights at `weight_bits`, biases and other layers float32.
+def packed_bytes(params: Any, quant: QuantConfig) -> int:
+    """Bytes of a model's `params` at the bits of `quant`; biases and batch-norms are float32.
 
     Raises ValueError if weights are to be packed and there are none.
     """
-    paths = [[getattr(key, "key", None) for key in path] for path, _ in jax.tree.leaves_with_path(params)]
-    packed = [path[0] == "lstm" and path[-1] == "w" for path in paths]
-    if weight_bits != OFF and not any(packed):
-        raise ValueError(f"params: expected an LSTM's weights to count at {weight_bits} bits, found none")
-    bits = [weight_bits if small else 32 for small in packed]
-    return sum(-(-leaf.size * n // 8) for leaf, n in zip(jax.tree.leaves(params), bits))
+    if quant == QuantConfig():
+        return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    if "lstm" not in params:
+        raise ValueError(f"params: expected a student's to count at {quant.weights} bits, got {list(params)}")
+    return sum(_leaf_bytes(path, leaf, quant) for path, leaf in jax.tree.leaves_with_path(params))
+
+
+def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:
+    part, name = path[0].key, path[-1].key
+    if not name.startswith("w"):
+        return 4 * leaf.size
+    bits = quant.weights if part in ("lstm", "front") else quant.output
+    ranges = 0
+    if quant.ranges == "channel" and bits != OFF:
+        ranges = {"lstm": 2, "front": 1}.get(part, 0) * leaf.shape[-1]  # W_h and W_x of the LSTM
+    return -(-leaf.size * bits // 8) + 2 * 4 * ranges
 
 
 def multiply_adds(function: Any, *arguments: Any) -> int:

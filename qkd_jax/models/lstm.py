@@ -1,20 +1,22 @@
-"""The student: a quantized LSTM over log-mel energies and one float32 output layer."""
+"""The student: a quantized LSTM over log-mel energies, convolutions in front of it if it has any."""
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import StudentConfig
-from qkd_jax.models.common import normalize
+from qkd_jax.models.common import batch_norm, normalize
+from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
+from qkd_jax.nn.matmul import quantized_matmul
 
 
 class LSTMStudent(nn.Module):
     """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's 256 units.
 
     The output layer reads the last hidden state (or, options, the mean over time, or every state,
-    the logits then weighed over time by a softmax for each event) and stays float32, as in the
-    paper; so does what weighs.
+    the logits then weighed over time by a softmax for each event).
     """
 
     config: StudentConfig
@@ -24,20 +26,56 @@ class LSTMStudent(nn.Module):
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
-        config, x = self.config, _stacked(normalize(features), self.config.stack)
+        config, x = self.config, normalize(features)
+        if config.convolutions:
+            x = _Front(config, name="front")(x, train=train)
         steps, inputs = x.shape[-2:]
         params = self.param(
             "lstm", lambda key: lstm_init(key, inputs, config.units, config.layers, steps=steps)
         )
         outputs, state = lstm_scan(params, x, quant=config.quant)
-        read = nn.Dense(self.events, precision=jax.lax.Precision.HIGHEST)
+        read = _Linear(self.events, config.quant.output, name="output")
         if config.pooling == "attention":
-            attend = nn.Dense(self.events, precision=jax.lax.Precision.HIGHEST, name="attention")
+            attend = _Linear(self.events, config.quant.output, name="attention")
             return (jax.nn.softmax(attend(outputs), axis=-2) * read(outputs)).sum(axis=-2)
         return read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2))
 
 
-def _stacked(x: Float[Array, "batch time mel"], frames: int) -> Float[Array, "batch step inputs"]:
-    """Each `frames` frames as one."""
-    batch, time, mels = x.shape
-    return x[:, : time // frames * frames].reshape(batch, time // frames, frames * mels)
+class _Front(nn.Module):
+    """3 x 3 convolutions with batch-norm and ReLU: x [batch, time, mel] to [batch, step, inputs].
+
+    Batch-norm stays float: two numbers a channel.
+    """
+
+    config: StudentConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x, quant = x[..., None], self.config.quant
+        for index, channels in enumerate(self.config.convolutions):
+            shape = (3, 3, x.shape[-1], channels)
+            w = self.param(f"w{index}", nn.initializers.he_normal(), shape)
+            x = conv_frames(
+                w,
+                x,
+                strides=(2 if index < self.config.halvings else 1, 2),
+                x_bits=quant.activations,
+                w_bits=quant.weights,
+                per_channel=quant.ranges == "channel",
+            )
+            x = nn.relu(batch_norm(x, train=train))
+        return x.reshape(*x.shape[:2], -1)
+
+
+class _Linear(nn.Module):
+    """x · W + b, with W and each vector of x quantized to `bits`, or in float at 32."""
+
+    outputs: int
+    bits: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs))
+        b = self.param("b", nn.initializers.zeros, self.outputs)
+        y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
+        return y + jnp.broadcast_to(b, y.shape)

@@ -4,8 +4,8 @@ A layer's parameters are `{"w": [units + inputs, 4 · units], "b": [4 · units]}
 are those of [h, x], its columns the gates f, i, c~, o.  For n-bit weights, activations, gates
 and cell, each with its own n,
 
-    u  = Qn([h, x])              one range ("joint"); "split": Qn(h), Qn(x), Qn(W_gh), Qn(W_gx)
-    z_g = Qn(W_g) · u + b_g      for g in f, i, c, o; one range per gate matrix
+    u  = Qn([h, x])              one range ("joint"); "split" or "channel": Qn(h), Qn(x), Qn(W_gh), Qn(W_gx)
+    z_g = Qn(W_g) · u + b_g      for g in f, i, c, o; one range per gate matrix, "channel": per unit
     f, i, o = Qn(σ(z_f)), Qn(σ(z_i)), Qn(σ(z_o));   c~ = Qn(tanh(z_c))
     c' = f * Qn(c) + i * c~      carried unquantized, quantized where it is used next
     h' = o * Qn(tanh(c'))        carried unquantized
@@ -217,7 +217,9 @@ def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], 
     units = layer["b"].shape[0] // 4
 
     def matmul(w: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        return quantized_matmul(w, x_bits=quant.activations, w_bits=quant.weights, blocks=4)
+        return quantized_matmul(
+            w, x_bits=quant.activations, w_bits=quant.weights, blocks=_weight_ranges(quant, units)
+        )
 
     if quant.ranges == "joint":
         joint = matmul(layer["w"])
@@ -251,10 +253,15 @@ def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], 
 
 
 def _recovered_weights(w: jax.Array, quant: QuantConfig) -> jax.Array:
-    if quant.ranges == "joint":
-        return recovered(w, quant.weights, blocks=4)
     units = w.shape[1] // 4
-    return jnp.concatenate([recovered(part, quant.weights, blocks=4) for part in (w[:units], w[units:])])
+    parts = (w,) if quant.ranges == "joint" else (w[:units], w[units:])
+    blocks = _weight_ranges(quant, units)
+    return jnp.concatenate([recovered(part, quant.weights, blocks=blocks) for part in parts])
+
+
+def _weight_ranges(quant: QuantConfig, units: int) -> int:
+    """How many equal blocks of columns of the weights have a range of their own."""
+    return 4 * units if quant.ranges == "channel" else 4
 
 
 def _recovered_inputs(h: jax.Array, x: jax.Array, quant: QuantConfig) -> jax.Array:

@@ -94,8 +94,8 @@ class Run:
         found, inputs = run.config.students.get(other), attrgetter("features.n_mels", "data.events", "frames")
         if found is None or not student.fits(found) or inputs(run.config) != inputs(self.config):
             raise InputError(
-                f"students.{name}.start: expected a student with its layers, units, stack, pooling, bands, "
-                f"frames and events, got {student.start}"
+                f"students.{name}.start: expected a student with its convolutions, halvings, layers, units, "
+                f"pooling, bands, frames and events, got {student.start}"
             )
         return run, other
 

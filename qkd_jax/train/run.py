@@ -21,7 +21,7 @@ from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
-from qkd_jax.train.state import make_optimizer, with_params
+from qkd_jax.train.state import begun_with, make_optimizer
 from qkd_jax.train.step import make_train_step
 from qkd_jax.train.teachers import foreign_logits, make_augment, mean_logits
 
@@ -90,7 +90,7 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
     state = run.new_state(name, norm)
     if student and (start := run.start(name)):
         other, started = start
-        state = with_params(state, other.best_variables(started)["params"])
+        state = begun_with(state, other.best_variables(started))
     fit(
         make_train_step(
             model,

@@ -71,11 +71,16 @@ def init_state(
         variables=variables,
         opt_state=optimizer.init(params),
     )
-    return with_params(state, params)
+    return begun_with(state, {"params": params})
 
 
-def with_params(state: TrainState, params: Any) -> TrainState:
-    """`state` with other parameters, and as their average, if it carries one, the same."""
+def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
+    """`state` with the parameters of `model`, also as their average if it carries one, and its statistics.
+
+    Not with what it normalises by.
+    """
+    params = model["params"]
     # A copy: the buffers of a state are donated, and each only once.
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, average=average)
+    statistics = {key: model[key] for key in ("batch_stats",) if key in model}
+    return dataclasses.replace(state, params=params, average=average, variables=state.variables | statistics)

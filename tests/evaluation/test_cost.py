@@ -24,12 +24,55 @@ def test_the_papers_student():
 
 @pytest.mark.parametrize(("bits", "expected"), [(8, 334_860), (4, 171_020), (32, 1_317_900)])
 def test_bytes_of_packed_weights(bits, expected):
-    """Biases and the output layer stay float32."""
+    """Biases and, by default, the output layer stay float32."""
     quant = QuantConfig(weights=bits, activations=bits)
     row, _ = cost(StudentConfig(quant=quant), quant)
     assert row["bytes"] == expected
     # Codes are multiplied as often as floats.
     assert row["multiply_adds"] == 998 * 1024 * 320 + 768
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["float", "packed"])
+def test_convolutions_in_front_and_attention_behind(packed):
+    quant = QuantConfig(weights=4, activations=4, gates=4, cell=16, output=8, ranges="channel")
+    row, _ = cost(
+        StudentConfig(
+            convolutions=(16, 32, 64, 64),
+            halvings=3,
+            units=128,
+            pooling="attention",
+            quant=quant if packed else QuantConfig(),
+        ),
+        quant if packed else None,
+    )
+    # 998 x 64 to 498 x 32, 248 x 16, 123 x 8 and 121 x 4.
+    kernels = [9 * 1 * 16, 9 * 16 * 32, 9 * 32 * 64, 9 * 64 * 64]
+    lstm, norms, biases = (128 + 4 * 64) * 4 * 128, 2 * (16 + 32 + 64 + 64), 4 * 128 + 3 + 3
+    read = 2 * 128 * 3  # the logits, and what weighs them
+    assert row["parameters"] == sum(kernels) + lstm + norms + biases + read == 258_294
+    places = [498 * 32, 248 * 16, 123 * 8, 121 * 4]
+    products = sum(place * kernel for place, kernel in zip(places, kernels))
+    assert row["multiply_adds"] == products + 121 * (lstm + read)
+    ranges = (16 + 32 + 64 + 64) + 2 * 4 * 128  # of channels, and of the columns of W_h and W_x
+    in_float = 4 * (norms + biases)
+    expected = (sum(kernels) + lstm) // 2 + read + in_float + 8 * ranges if packed else 4 * 258_294
+    assert row["bytes"] == expected
+
+
+@pytest.mark.parametrize(
+    ("quant", "expected"),
+    [
+        (QuantConfig(output=8), 4 * (329_475 - 768) + 768),
+        # Weights in float have no ranges.
+        (QuantConfig(output=8, ranges="channel"), 4 * (329_475 - 768) + 768),
+        (QuantConfig(weights=4, ranges="split"), 171_020),
+        (QuantConfig(weights=4, ranges="channel"), 171_020 + 2 * 4 * 2 * 1024),
+        (QuantConfig(gates=8, cell=16, activations=8), 1_317_900),
+    ],
+    ids=str,
+)
+def test_bytes_are_of_what_is_stored_at_few_bits(quant, expected):
+    assert cost(StudentConfig(quant=quant), quant)[0]["bytes"] == expected
 
 
 def test_three_layers():
@@ -47,11 +90,11 @@ def test_the_papers_teacher():
     assert 1.3e9 < row["multiply_adds"] < 1.4e9
 
 
-# Quantization is the LSTM's: a teacher has nothing to pack, and to count it as packed is a mistake.
+# Quantization is the students': a teacher has nothing to pack, and to count it as packed is a mistake.
 def test_a_densenet_is_not_packed():
     row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8))
     assert row["bytes"] == 4 * row["parameters"]
-    with pytest.raises(ValueError, match="weights to count at 4 bits, found none"):
+    with pytest.raises(ValueError, match="expected a student's to count at 4 bits, got"):
         cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
 
 

@@ -6,83 +6,138 @@ import numpy as np
 import pytest
 
 from qkd_jax.config import QuantConfig, StudentConfig
+from qkd_jax.models import lstm as module
 from qkd_jax.models.build import build_model
+from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_scan
 
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 12, 6)) - 5
 NORM = {"normalize": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
+NORMALIZED = (FEATURES - NORM["normalize"]["mean"][None, None]) / NORM["normalize"]["std"][None, None]
+FLOAT, PAPER8 = QuantConfig(), QuantConfig.paper(8)
+CHANNEL4 = QuantConfig(weights=4, activations=4, gates=4, cell=16, ranges="channel")
+
+fast_scan = jax.jit(lstm_scan, static_argnames="quant")
 
 
 @functools.cache
-def parameters(layers):
-    """Those of every student of so many layers: pooling and quantization add none."""
-    model = build_model(StudentConfig(units=8, layers=layers), events=3)
-    params = jax.jit(model.init)(jax.random.key(1), FEATURES)["params"]
-    # An output bias that is not zero, so that its absence would show.
-    return {**params, "Dense_0": {**params["Dense_0"], "bias": jnp.array([1.0, -2.0, 3.0])}}
+def variables_of(layers, convolutions, halvings):
+    """Those of every student of such a shape: quantization adds none, pooling by attention some."""
+    config = StudentConfig(units=8, layers=layers, convolutions=convolutions, halvings=halvings)
+    variables = jax.jit(build_model(config, events=3).init)(jax.random.key(1), FEATURES)
+    rng = np.random.default_rng(0)
+
+    def moved(path, leaf):
+        # No bias is zero, and no statistic what it was at first, so that the absence of one would show.
+        return leaf if path[1].key == "lstm" else leaf + jnp.asarray(rng.uniform(0.2, 0.8, leaf.shape), "f4")
+
+    return jax.tree.map_with_path(moved, variables) | {"norm": NORM}
 
 
-def student(layers=1, **settings):
-    model = build_model(StudentConfig(units=8, layers=layers, **settings), events=3)
-    return jax.jit(model.apply), {"params": parameters(layers), "norm": NORM}
+def student(layers=1, convolutions=(), halvings=0, **settings):
+    shape = {"layers": layers, "convolutions": convolutions, "halvings": halvings}
+    model = build_model(StudentConfig(units=8, **shape, **settings), events=3)
+    return jax.jit(model.apply), variables_of(layers, convolutions, halvings)
+
+
+def oracle(v, bits, axis):
+    """Eq. 3 and back in float64, one range for what `axis` spans; 32 bits are off."""
+    v = np.float64(v)
+    if bits == 32:
+        return v
+    low, scale = v.min(axis, keepdims=True), np.ptp(v, axis, keepdims=True) / (2**bits - 1)
+    return np.rint((v - low) / scale) * scale + low
+
+
+def linear(x, layer, bits):
+    """Each vector by its own range, the matrix by one."""
+    return oracle(x, bits, -1) @ oracle(layer["w"], bits, (0, 1)) + np.asarray(layer["b"])
 
 
 @pytest.mark.parametrize(
     ("pooling", "layers", "quant"),
     [
-        ("last", 1, QuantConfig()),
-        ("last", 2, QuantConfig.paper(8)),
-        ("mean", 1, QuantConfig.paper(8)),
-        ("mean", 2, QuantConfig()),
+        ("last", 1, FLOAT),
+        ("last", 2, PAPER8),
+        ("last", 1, QuantConfig(output=4)),
+        ("mean", 1, QuantConfig(weights=8, output=3)),
+        ("mean", 2, FLOAT),
     ],
+    ids=str,
 )
 def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
     apply, variables = student(layers, pooling=pooling, quant=quant)
-    lstm, output = variables["params"]["lstm"], variables["params"]["Dense_0"]
+    lstm, output = variables["params"]["lstm"], variables["params"]["output"]
     assert len(lstm) == layers
-
-    mean, std = (NORM["normalize"][key][None, None] for key in ("mean", "std"))
-    outputs, _ = jax.jit(lstm_scan, static_argnames="quant")(lstm, (FEATURES - mean) / std, quant=quant)
+    outputs, _ = fast_scan(lstm, NORMALIZED, quant=quant)
     pooled = outputs[:, -1] if pooling == "last" else outputs.sum(axis=1) / 12
-    expected = pooled @ output["kernel"] + output["bias"][None]
+    expected = linear(pooled, output, quant.output)
     np.testing.assert_allclose(apply(variables, FEATURES), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(8)], ids=["float", "8 bits"])
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8, QuantConfig(output=4)], ids=["float", "8 bits", "output 4"])
 def test_attention_weighs_the_logits_of_all_states_for_each_event(quant):
-    model = build_model(StudentConfig(units=8, pooling="attention", quant=quant), events=3)
-    kernel, bias = jax.random.normal(jax.random.key(2), (8, 3)), jnp.array([0.5, 0.0, -0.5])
-    params = {**parameters(1), "attention": {"kernel": 5 * kernel, "bias": bias}}
-    mean, std = (NORM["normalize"][key][None, None] for key in ("mean", "std"))
-    outputs, _ = lstm_scan(params["lstm"], (FEATURES - mean) / std, quant=quant)
-    read, attend = (
-        {key: np.asarray(params[part][key]) for key in ("kernel", "bias")}
-        for part in ("Dense_0", "attention")
-    )
-    states = np.asarray(outputs)
-    scores, weights = (states @ layer["kernel"] + layer["bias"] for layer in (read, attend))
+    apply, variables = student(pooling="attention", quant=quant)
+    w, b = jax.random.normal(jax.random.key(2), (8, 3)), jnp.array([0.5, 0.0, -0.5])
+    params = {**variables["params"], "attention": {"w": 5 * w, "b": b}}
+    states, _ = fast_scan(params["lstm"], NORMALIZED, quant=quant)
+    scores, weights = (linear(states, params[part], quant.output) for part in ("output", "attention"))
     weights = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
-    logits = model.apply({"params": params, "norm": NORM}, FEATURES)
+    logits = apply({"params": params, "norm": NORM}, FEATURES)
     np.testing.assert_allclose(logits, (weights * scores).sum(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("stack", "steps"), [(2, 6), (5, 2), (12, 1)])
-def test_a_step_takes_so_many_frames_and_the_rest_is_dropped(stack, steps):
-    model = build_model(StudentConfig(units=8, stack=stack), events=3)
-    norm = {"normalize": {"mean": jnp.zeros(6), "std": jnp.ones(6)}}
-    variables = model.init(jax.random.key(1), FEATURES) | {"norm": norm}
-    frames = np.asarray(FEATURES)
-    stacked = np.stack(
-        [
-            np.concatenate([frames[:, step * stack + k] for k in range(stack)], axis=1)
-            for step in range(steps)
-        ],
-        axis=1,
-    )
-    _, state = lstm_scan(variables["params"]["lstm"], jnp.asarray(stacked))
-    output = variables["params"]["Dense_0"]
-    expected = np.asarray(state[-1].h) @ np.asarray(output["kernel"]) + np.asarray(output["bias"])
-    np.testing.assert_allclose(model.apply(variables, FEATURES), expected, atol=1e-5)
+def front(variables, quant, *, train):
+    """Convolutions of 3 and 5 channels, the first of which halves the frames, and their new statistics."""
+    params, statistics = variables["params"]["front"], variables["batch_stats"]["front"]
+    x, new = NORMALIZED[..., None], {}
+    for index, strides in enumerate([(2, 2), (1, 2)]):
+        bits = {"x_bits": quant.activations, "w_bits": quant.weights}
+        per_channel = quant.ranges == "channel"
+        y = conv_frames(params[f"w{index}"], x, strides=strides, **bits, per_channel=per_channel)
+        y, name = np.float64(y), f"BatchNorm_{index}"
+        norm, running = (jax.tree.map(np.float64, tree[name]) for tree in (params, statistics))
+        now = {"mean": y.mean(axis=(0, 1, 2)), "var": y.var(axis=(0, 1, 2))}
+        new[name] = {key: 0.9 * running[key] + 0.1 * now[key] for key in now}
+        by = now if train else running
+        y = (y - by["mean"]) / np.sqrt(by["var"] + 1e-5) * norm["scale"] + norm["bias"]
+        x = jnp.asarray(np.maximum(y, 0), jnp.float32)
+    return jnp.concatenate([x[:, :, band] for band in range(x.shape[2])], axis=-1), new
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8, CHANNEL4], ids=["float", "8 bits", "4 bits a channel"])
+def test_convolutions_and_batch_norms_come_before_the_scan(quant, train):
+    _, variables = student(convolutions=(3, 5), halvings=1)
+    config = StudentConfig(units=8, convolutions=(3, 5), halvings=1, quant=quant)
+    apply = jax.jit(functools.partial(build_model(config, 3).apply, train=train, mutable=["batch_stats"]))
+    logits, changed = apply(variables, FEATURES)
+
+    x, statistics = front(variables, quant, train=train)
+    assert x.shape == (4, 3, 10)
+    outputs, _ = fast_scan(variables["params"]["lstm"], x, quant=quant)
+    expected = linear(outputs[:, -1], variables["params"]["output"], 32)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    if not train:
+        statistics = variables["batch_stats"]["front"]
+    for got, wanted in zip(*map(jax.tree.leaves, (changed["batch_stats"]["front"], statistics))):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("frames", "convolutions", "halvings"), [(998, 4, 3), (998, 4, 0), (97, 2, 1), (98, 2, 2), (7, 3, 0)]
+)
+def test_steps_are_those_that_the_model_makes(frames, convolutions, halvings, monkeypatch):
+    config, made = StudentConfig(units=2, convolutions=(1,) * convolutions, halvings=halvings), []
+
+    def scan(params, x, **settings):
+        made.append(x.shape[-2])
+        return lstm_scan(params, x, **settings)
+
+    monkeypatch.setattr(module, "lstm_scan", scan)
+    features = jax.ShapeDtypeStruct((1, frames, 6), jnp.float32)
+    jax.eval_shape(build_model(config, events=1).init, jax.random.key(0), features)
+    assert made == [config.steps(frames)]
 
 
 def test_quantization_is_what_the_settings_say():
@@ -91,9 +146,10 @@ def test_quantization_is_what_the_settings_say():
     assert 1e-3 < difference < 0.5
 
 
-@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(8)], ids=["float", "8 bits"])
-def test_batch_mates_do_not_matter(quant):
-    apply, variables = student(quant=quant)
+@pytest.mark.parametrize("convolutions", [(), (3, 5)], ids=["frames", "convolutions"])
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=["float", "8 bits"])
+def test_batch_mates_do_not_matter(quant, convolutions):
+    apply, variables = student(convolutions=convolutions, quant=quant)
     together = apply(variables, FEATURES)
     np.testing.assert_allclose(apply(variables, FEATURES[2:3])[0], together[2], atol=1e-5)
     mates = FEATURES.at[:2].set(1e3)

@@ -21,6 +21,8 @@ FLOAT = QuantConfig()
 PAPER8, PAPER4 = QuantConfig.paper(8), QuantConfig.paper(4)
 SPLIT8 = QuantConfig(weights=8, activations=8, gates=8, cell=16, ranges="split")
 SPLIT4 = QuantConfig(weights=4, activations=4, gates=4, cell=16, ranges="split")
+CHANNEL8 = QuantConfig(weights=8, activations=8, gates=8, cell=16, ranges="channel")
+CHANNEL4 = QuantConfig(weights=4, activations=4, gates=4, cell=16, ranges="channel")
 ALL16 = QuantConfig(weights=16, activations=16, gates=16, cell=16)
 ONE_EACH = [QuantConfig(**{part: 4}) for part in ("weights", "activations", "gates", "cell")]
 SOME = [FLOAT, PAPER8, SPLIT4]
@@ -72,6 +74,12 @@ class Oracle:
         self.clear &= bool((np.abs(position % 1 - 0.5) > 3e-7 / scale).all())
         return np.rint(position) * scale + v.min()
 
+    def weights(self, w):
+        """W_g, W_gh or W_gx quantized: as a whole, or each unit's by its own range."""
+        if self.quant.ranges == "channel":
+            return np.stack([self.q(column, self.quant.weights) for column in w.T], axis=1)
+        return self.q(w, self.quant.weights)
+
     def cell(self, layer, h, c, x):
         quant, units = self.quant, len(h)
         w_f, w_i, w_c, w_o = np.split(layer["w"], 4, axis=1)
@@ -79,9 +87,9 @@ class Oracle:
 
         def affine(w, b):
             if quant.ranges == "joint":
-                return self.q(np.concatenate([h, x]), quant.activations) @ self.q(w, quant.weights) + b
-            from_h = self.q(h, quant.activations) @ self.q(w[:units], quant.weights)
-            return from_h + self.q(x, quant.activations) @ self.q(w[units:], quant.weights) + b
+                return self.q(np.concatenate([h, x]), quant.activations) @ self.weights(w) + b
+            from_h = self.q(h, quant.activations) @ self.weights(w[:units])
+            return from_h + self.q(x, quant.activations) @ self.weights(w[units:]) + b
 
         def sigmoid(z):
             return 1 / (1 + np.exp(-z))
@@ -113,8 +121,10 @@ class Oracle:
         return np.stack(outputs)
 
 
-CASES = [(1, quant) for quant in (FLOAT, PAPER8, PAPER4, SPLIT8, SPLIT4, ALL16, *ONE_EACH)]
-CASES += [(1, QuantConfig(weights=4, ranges="split")), (2, FLOAT), (2, PAPER8)]
+CASES = [(1, quant) for quant in (FLOAT, PAPER8, PAPER4, SPLIT8, SPLIT4, CHANNEL8, CHANNEL4)]
+CASES += [(1, quant) for quant in (ALL16, *ONE_EACH)]
+CASES += [(1, QuantConfig(weights=4, ranges=ranges)) for ranges in ("split", "channel")]
+CASES += [(2, FLOAT), (2, PAPER8), (2, CHANNEL8)]
 
 
 @pytest.mark.parametrize(("layers", "quant"), CASES, ids=str)
@@ -437,15 +447,16 @@ def reference_scan(params, x, quant, carry):
         scale = jnp.where(high > low, (high - low) / (2**bits - 1), 1)
         return through(v, jnp.round((v - low) / scale) * scale + low)
 
-    (layer,), parts = params, [slice(0, None)]
-    if quant.ranges == "split":
-        parts = [slice(0, UNITS), slice(UNITS, None)]
+    (layer,), parts = params, [slice(0, UNITS), slice(UNITS, None)]
+    if quant.ranges == "joint":
+        parts = [slice(0, None)]
+    shared = 0 if quant.ranges == "channel" else (0, 1)
 
     def body(carry, x):
         h, c = carry
         u = jnp.concatenate([h, x], axis=1)
         f, i, candidate, o = (
-            sum(q(u[:, part], quant.activations) @ q(w[part], quant.weights, (0, 1)) for part in parts)
+            sum(q(u[:, part], quant.activations) @ q(w[part], quant.weights, shared) for part in parts)
             + b[None]
             for w, b in zip(jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4))
         )
@@ -458,7 +469,7 @@ def reference_scan(params, x, quant, carry):
     return jnp.moveaxis(outputs, 0, 1), last
 
 
-@pytest.mark.parametrize("quant", [PAPER8, SPLIT4], ids=str)
+@pytest.mark.parametrize("quant", [PAPER8, SPLIT4, CHANNEL4], ids=str)
 def test_quantized_gradient_is_straight_through(quant):
     params, x = parameters(), sequence(3, 4)
     carry = tuple(a_carry(params, 3)[0])

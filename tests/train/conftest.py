@@ -29,7 +29,12 @@ def tiny_config():
             teacher=TeacherConfig(blocks=(1, 1), growth=4, stem=4),
             students={
                 "plain": StudentConfig(units=4, distill=False),
-                "four": StudentConfig(units=4, quant=QuantConfig.paper(4)),
+                "four": StudentConfig(
+                    convolutions=(3, 4),
+                    halvings=1,
+                    units=4,
+                    quant=QuantConfig(weights=4, activations=4, gates=4, cell=16, output=8, ranges="channel"),
+                ),
             },
             train=TrainConfig(batch_size=8, teacher_epochs=2, student_epochs=2),
         )

@@ -121,14 +121,14 @@ def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
     finished, tiny_config, settings, tmp_path
 ):
     folder = tmp_path / "tiny"
-    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("plain", "four"))
-    done = run(settings, int(signal.SIGTERM), "plain", 5)
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("four"))
+    done = run(settings, int(signal.SIGTERM), "four", 5)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == [
         "stopping as soon as all is saved; once more to stop at once",
-        "plain: stopped at step 5 and saved; the same command goes on from there",
+        "four: stopped at step 5 and saved; the same command goes on from there",
     ]
-    assert (folder / "plain" / "checkpoints" / "5").is_dir()
+    assert (folder / "four" / "checkpoints" / "5").is_dir()
     train(tiny_config(tmp_path))
     assert_same_end(folder, finished)
 

@@ -7,13 +7,23 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import Config, InputError, StudentConfig, TeacherConfig, TrainConfig, with_data
+from qkd_jax.config import (
+    Config,
+    DistillConfig,
+    InputError,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    with_data,
+)
 from qkd_jax.data import features as features_module
 from qkd_jax.data.batches import train_batches
 from qkd_jax.data.dataset import load_split
@@ -45,8 +55,11 @@ def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
         labels = {line.split(",")[0]: line.split(",")[1].split(";") for line in table}
         targets = np.array([[event in labels[clip] for event in events] for clip in names], np.float32)
         assert row["metrics"] == evaluate(targets, logits, events)
-    # 4 bits: 4 gates of [4 + 8, 4] weights at half a byte; biases and the output layer are float32.
-    assert results["models"]["four"]["bytes"] == 4 * 12 * 4 // 2 + 4 * 16 + 4 * (4 * 3 + 3)
+    # At 4 bits kernels of [3, 3, 1, 3], in 27 half bytes, and [3, 3, 3, 4], and weights [4 + 2 * 4, 16], each
+    # with two numbers a column; at 8 bits [4, 3]; batch-norms and biases in float32.
+    packed, ranges = 14 + 108 // 2 + 12 * 16 // 2, 3 + 4 + 2 * 16
+    expected = packed + 8 * ranges + 4 * 3 + 4 * (2 * (3 + 4) + 16 + 3)
+    assert results["models"]["four"]["bytes"] == expected
     assert (finished / "results.png").stat().st_size > 10_000
 
 
@@ -61,6 +74,33 @@ def test_a_student_begins_with_the_best_state_of_another(tiny_config, tmp_path):
     loss = weighted_bce(logits, first["labels"], jnp.asarray(positive_weights(data.targets)))
     assert read_log(run.folder / "next")[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert read_log(run.folder / "plain")[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
+
+
+def test_a_student_with_convolutions_begins_with_the_statistics_of_another(finished, tiny_config, tmp_path):
+    earlier = load_run(finished)
+    # At such a rate parameters stay what they are, and statistics are those begun with, moved by each batch.
+    student = dataclasses.replace(
+        earlier.config.students["four"], start=f"{finished}/four", learning_rate=1e-12
+    )
+    config = tiny_config(
+        tmp_path,
+        students={"next": student},
+        cache=str(earlier.cache),
+        data=dataclasses.replace(earlier.config.data, source="manifest"),
+        distill=DistillConfig(teachers=(str(finished / "teacher" / "teaching.npz"),)),
+        train=TrainConfig(batch_size=8, student_epochs=1),
+    )
+    run = load_run(train(config))
+    data = load_split(run.config, run.clips, "train", run.cache)
+    batches = train_batches(data, None, frames=run.shape[0], batch_size=8, seed=run.config.train.seed)
+    apply = jax.jit(partial(run.model("next").apply, train=True, mutable=["batch_stats"]))
+    expected = earlier.best_variables("four")
+    for step in range(3):
+        expected |= apply(expected, jnp.asarray(batches[step]["features"]))[1]
+    got = run.best_variables("next")
+    for key in ("params", "batch_stats"):
+        for a, b in zip(*map(jax.tree.leaves, (got[key], expected[key]))):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_student_begins_with_that_of_another_run(tiny_config, finished, tmp_path):
@@ -304,8 +344,8 @@ def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished, tmp_pat
     error = stderr_of("eval", tmp_path / "run" / "plain")
     assert error.count("\n") == 1
     assert re.match(
-        r"error: .*/plain/checkpoints/\d: expected a checkpoint of this model, with params\.Dense_0\.kernel "
-        r"float32\[5, 3\], found float32\[4, 3\]",
+        r"error: .*/plain/checkpoints/\d: expected a checkpoint of this model, with params\.lstm\.0\.b "
+        r"float32\[20\], found float32\[16\]",
         error,
     )
 

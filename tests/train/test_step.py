@@ -16,6 +16,9 @@ MODELS = {
     "teacher": TeacherConfig(blocks=(1, 1), growth=4, stem=4),
     "float": StudentConfig(units=6),
     "4-bit": StudentConfig(units=6, quant=QuantConfig.paper(4)),
+    "convolutions": StudentConfig(
+        convolutions=(3, 4), halvings=1, units=6, quant=QuantConfig(weights=8, activations=8, output=8)
+    ),
 }
 NORM = (np.full(8, 0.5, np.float32), np.full(8, 2.0, np.float32))
 

@@ -1,0 +1,90 @@
+"""The convolution over frames against sums written out, and what must not change it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qkd_jax.nn.conv import conv_frames
+
+STRIDES = [(1, 2), (2, 2)]
+ON_FLOATS, ON_CODES = {}, {"x_bits": 4, "w_bits": 4, "per_channel": True}
+
+
+def frames():
+    """Two clips of frames, bands and channels, each of another range."""
+    x = np.random.default_rng(2).normal(size=(2, 12, 5, 3)) + 0.3
+    return np.float32(x * np.geomspace(1, 20, 12)[:, None, None] * np.array([1.0, 0.2, 3.0]))
+
+
+def kernel():
+    """A kernel whose outputs have very different ranges."""
+    return np.float32(np.random.default_rng(1).normal(size=(3, 3, 3, 4)) * [1.0, 20.0, 0.05, 5.0])
+
+
+def oracle(v, bits, axis):
+    """Eq. 3 and back in float64, one range for what `axis` spans; 32 bits are off."""
+    v = np.float64(v)
+    if bits == 32:
+        return v
+    low, scale = v.min(axis, keepdims=True), np.ptp(v, axis, keepdims=True) / (2**bits - 1)
+    position = (v - low) / scale
+    assert np.abs(position % 1 - 0.5).min() > 1e-4  # no tie that float32 may break otherwise
+    return np.rint(position) * scale + low
+
+
+def sums(w, x, dy, strides):
+    """Frame by frame and band by band: y, and the gradients dw and dx of the sum of y · dy."""
+    x = np.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    y, dw, dx = np.zeros(dy.shape), np.zeros(w.shape), np.zeros(x.shape)
+    for t, m in np.ndindex(dy.shape[1:3]):
+        window = (slice(None), *(slice(at * stride, at * stride + 3) for at, stride in zip((t, m), strides)))
+        y[:, t, m] = np.einsum("bijc,ijco->bo", x[window], w)
+        dw += np.einsum("bijc,bo->ijco", x[window], dy[:, t, m])
+        dx[window] += np.einsum("ijco,bo->bijc", w, dy[:, t, m])
+    return y, dw, dx[:, :, 1:-1]
+
+
+WIDTHS = [(32, 32, False), (4, 32, False), (32, 4, False), (32, 4, True), (8, 8, False), (4, 4, True)]
+
+
+@pytest.mark.parametrize(("x_bits", "w_bits", "per_channel"), WIDTHS)
+@pytest.mark.parametrize("strides", STRIDES)
+def test_convolution_and_gradient_are_those_of_the_recovered_floats(strides, x_bits, w_bits, per_channel):
+    w, x = kernel(), frames()
+    steps = {1: 10, 2: 5}[strides[0]]
+    dy = np.random.default_rng(3).normal(size=(2, steps, 3, 4))
+
+    @jax.jit
+    def both(w, x, dy):
+        settings = {"strides": strides, "x_bits": x_bits, "w_bits": w_bits, "per_channel": per_channel}
+        y, pullback = jax.vjp(lambda w, x: conv_frames(w, x, **settings), w, x)
+        return y, *pullback(dy)
+
+    got = both(*(jnp.asarray(array, jnp.float32) for array in (w, x, dy)))
+    w_hat = oracle(w, w_bits, (0, 1, 2) if per_channel else (0, 1, 2, 3))
+    expected = sums(w_hat, oracle(x, x_bits, (2, 3)), dy, strides)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
+@pytest.mark.parametrize("strides", STRIDES)
+def test_a_stream_may_be_cut_anywhere(strides, quant):
+    w, x, stride = jnp.asarray(kernel()), jnp.asarray(frames()), strides[0]
+    whole = conv_frames(w, x, strides=strides, **quant)
+    for cut in (2, 6):
+        # The last step before the cut needs frames after it.
+        before, after = x[:, : cut + 3 - stride], x[:, cut:]
+        pieces = [conv_frames(w, piece, strides=strides, **quant) for piece in (before, after)]
+        np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
+def test_a_batch_mate_changes_not_one_bit(quant):
+    w, x = jnp.asarray(kernel()), jnp.asarray(frames())
+    expected = conv_frames(w, x, strides=(2, 2), **quant)
+    for mate in (np.nan, 1e30, 0.0):
+        got = conv_frames(w, x.at[0].set(mate), strides=(2, 2), **quant)
+        np.testing.assert_array_equal(got[1], expected[1])
+        assert not np.array_equal(got[0], expected[0])
