@@ -6,31 +6,27 @@ Writes tables.md, det.png and eer-bytes.png: our figures beside those of Shi et 
 its findings, DET curves, and EER against bytes.
 """
 
-import dataclasses
 import hashlib
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from benchmarks.bootstrap import average_eer, interval, resample
-from benchmarks.standard import EVENTS, Cell, cell_path, read_cells
+from benchmarks.curves import plot_sizes
+from benchmarks.findings import Finding, change, findings_table
+from benchmarks.scenes import DRAWS, Cells, Scenes, eer_draws, read_scenes, read_test_logits
+from benchmarks.standard import EVENTS, read_cells
+from benchmarks.text import DASH, markdown, spread
 from qkd_jax.command import override, run_command
 from qkd_jax.config import InputError
-from qkd_jax.data.logits import read_logits
-from qkd_jax.data.table import read_table
-from qkd_jax.evaluation.plots import PALETTE, model_styles
+from qkd_jax.evaluation.plots import model_styles
 from qkd_jax.files import whole_file
 
-DRAWS = 1000
 COLUMNS = ("average", *EVENTS)
 SIZES = (256, 128, 64)
-DASH = "–"
-Cells = Mapping[str, Mapping[int, Cell]]
 
 # The paper's figures, AUC / EER in percent in the order of COLUMNS.
 FLOAT = ("95.41 / 11.16", "93.65 / 14.07", "95.81 / 10.21", "96.78 / 9.19")
@@ -89,33 +85,6 @@ class Settings:
     """Folder of the page and its figures."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Scenes:
-    """The test scenes: `names`, `targets` [scenes, events], and `sources` as `resample` takes them."""
-
-    names: list[str]
-    targets: np.ndarray
-    sources: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A finding of the paper as a claim: a figure of the cells' EERs is below, or above, a bound."""
-
-    text: str
-    paper: str
-    figure: Callable[[Mapping[str, Any]], Any]
-    """From each cell's average EER, one number or one a draw."""
-    sign: Literal["<", ">"]
-    bound: float = 0.0
-    unit: str = "%"
-
-
-def _change(cell: str, against: str) -> Callable[[Mapping[str, Any]], Any]:
-    """The relative change of EER, in percent."""
-    return lambda eer: 100 * (eer[cell] / eer[against] - 1)
-
-
 def _growth(bits: int) -> Callable[[Mapping[str, Any]], Any]:
     """The points by which the gap between post-mortem and trained is wider at 64 units than at 256."""
 
@@ -127,54 +96,19 @@ def _growth(bits: int) -> Callable[[Mapping[str, Any]], Any]:
 
 
 FINDINGS = (
-    Finding("distilled against plain", "−26.0 %", _change("distilled-256", "plain-256"), "<"),
-    Finding("distilled, 1 layer, against plain, 3", "−17.5 %", _change("distilled-256", "plain-3x256"), "<"),
-    Finding("8 bits against float", "+4.7 %", _change("distilled-256-8", "distilled-256"), "<", 10),
-    Finding("4 bits against float", "+12.3 %", _change("distilled-256-4", "distilled-256"), "<", 20),
-    Finding("8 bits PM against float", "+5.7 %", _change("distilled-256-pm8", "distilled-256"), "<", 10),
-    Finding("4 bits PM against float", "+27.0 %", _change("distilled-256-pm4", "distilled-256"), ">", 20),
-    Finding("8 bits PM against 8 bits", "+1.0 %", _change("distilled-256-pm8", "distilled-256-8"), ">"),
-    Finding("4 bits PM against 4 bits", "+13.1 %", _change("distilled-256-pm4", "distilled-256-4"), ">"),
-    Finding("4 bits against float, plain", "−16.9 %", _change("distilled-256-4", "plain-256"), "<"),
+    Finding("distilled against plain", "−26.0 %", change("distilled-256", "plain-256"), "<"),
+    Finding("distilled, 1 layer, against plain, 3", "−17.5 %", change("distilled-256", "plain-3x256"), "<"),
+    Finding("8 bits against float", "+4.7 %", change("distilled-256-8", "distilled-256"), "<", 10),
+    Finding("4 bits against float", "+12.3 %", change("distilled-256-4", "distilled-256"), "<", 20),
+    Finding("8 bits PM against float", "+5.7 %", change("distilled-256-pm8", "distilled-256"), "<", 10),
+    Finding("4 bits PM against float", "+27.0 %", change("distilled-256-pm4", "distilled-256"), ">", 20),
+    Finding("8 bits PM against 8 bits", "+1.0 %", change("distilled-256-pm8", "distilled-256-8"), ">"),
+    Finding("4 bits PM against 4 bits", "+13.1 %", change("distilled-256-pm4", "distilled-256-4"), ">"),
+    Finding("4 bits against float, plain", "−16.9 %", change("distilled-256-4", "plain-256"), "<"),
     Finding("8 bits: gap to PM, 64 units − 256", "+7.4 points", _growth(8), ">", unit="points"),
     Finding("4 bits: gap to PM, 64 units − 256", "grows", _growth(4), ">", unit="points"),
-    Finding("4 bits against DenseNet-63", "+56.0 %", _change("distilled-256-4", "teacher"), "<", 56),
+    Finding("4 bits against DenseNet-63", "+56.0 %", change("distilled-256-4", "teacher"), "<", 56),
 )
-
-
-def verdict(low: float, high: float, sign: Literal["<", ">"], bound: float) -> str:
-    """What the interval says of the claim that a figure is `sign` `bound`."""
-    if low <= bound <= high:
-        return "can't be told"
-    return "holds" if (high < bound) == (sign == "<") else "doesn't"
-
-
-def read_scenes(path: Path) -> Scenes:
-    """The test scenes that a metadata.csv lists."""
-    columns = ("filename", "labels", "split", "sources")
-    rows = [row for _, row in read_table(path, columns, setting="--data") if row["split"] == "test"]
-    targets = np.array([[event in row["labels"].split(";") for event in EVENTS] for row in rows], np.float32)
-    return Scenes([row["filename"] for row in rows], targets, [row["sources"] for row in rows])
-
-
-def read_test_logits(folder: Path, cells: Cells, scenes: Scenes) -> dict[str, list[np.ndarray]]:
-    """Each cell's logits on the test scenes, [scenes, events] for each seed."""
-    return {
-        name: [
-            read_logits(cell_path(folder, name, seed).with_suffix(".npz"), scenes.names, EVENTS)
-            for seed in seeds
-        ]
-        for name, seeds in cells.items()
-    }
-
-
-def eer_draws(logits: Mapping[str, Sequence[np.ndarray]], scenes: Scenes) -> dict[str, np.ndarray]:
-    """Each cell's average EER in percent, the mean over seeds, [draws]: of the same draws for all cells."""
-    weights = resample(scenes.sources, DRAWS, 0)
-    return {
-        name: np.mean([average_eer(scenes.targets, values, weights) for values in seeds], axis=0)
-        for name, seeds in logits.items()
-    }
 
 
 def page(cells: Cells, draws: Mapping[str, np.ndarray], scenes: Scenes, digest: str) -> str:
@@ -208,7 +142,7 @@ quantization. In brackets is the 95 % interval of {DRAWS:,} draws that resample 
 recordings of events in the test scenes, the same draws for all models; what other seeds of the training
 would change is not in it. A claim holds if the whole interval is on its side, and doesn't if the whole
 interval is on the other. Where the paper has a figure but no bound, the bound is ours.""",
-        _findings(cells, draws),
+        findings_table(FINDINGS, cells, draws),
         "## DET curves",
         "![DET curves](det.png)",
         "Of each model's first seed.",
@@ -219,11 +153,6 @@ interval is on the other. Where the paper has a figure but no bound, the bound i
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _beside(names: Iterable[str]) -> list[str]:
     return [part for name in names for part in (name, "paper")]
 
@@ -232,22 +161,9 @@ def _pairs(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
     return [part for pair in zip(ours, theirs) for part in pair]
 
 
-def _spread(values: Sequence[float]) -> str:
-    half = f" ± {np.ptp(values) / 2:.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{half}"
-
-
 def _metric(cells: Cells, name: str, column: str, key: str) -> str:
     seeds = cells.get(name, {}).values()
-    return _spread([cell.metrics[column][key] for cell in seeds]) if seeds else DASH
-
-
-def _eers(cells: Cells) -> dict[str, float]:
-    """Each cell's average EER, the mean over seeds."""
-    return {
-        name: float(np.mean([cell.metrics["average"]["eer"] for cell in seeds.values()]))
-        for name, seeds in cells.items()
-    }
+    return spread([cell.metrics[column][key] for cell in seeds]) if seeds else DASH
 
 
 def _figures(cells: Cells, name: str) -> list[str]:
@@ -274,13 +190,13 @@ def _what_ran(cells: Cells) -> str:
     for name, seeds in cells.items():
         each = list(seeds.values())
         trained = [cell.valid for cell in each if cell.valid]
-        valid = [_spread([row[key] for row in trained]) for key in ("auc", "eer") if trained]
+        valid = [spread([row[key] for row in trained]) for key in ("auc", "eer") if trained]
         facts = [
             known(getattr(cell, field) for cell in each)
             for field in ("scenes", "epochs", "best_epoch", "teacher")
         ]
         rows.append([name, ", ".join(map(str, seeds)), *facts, " / ".join(valid) or DASH])
-    return _markdown(["cell", "seeds", "scenes", "epochs", "best", "taught by", "validation"], rows)
+    return markdown(["cell", "seeds", "scenes", "epochs", "best", "taught by", "validation"], rows)
 
 
 def _table_1(cells: Cells) -> str:
@@ -292,12 +208,12 @@ def _table_1(cells: Cells) -> str:
         if name in cells
     ]
     rows.append(["EfficientAT mn04, zero-shot", *_pairs(MN04, dashes)])
-    return _markdown(["model", *_beside(COLUMNS)], rows)
+    return markdown(["model", *_beside(COLUMNS)], rows)
 
 
 def _table_2(cells: Cells) -> str:
     rows = [[TABLE_1[name][0], *_pairs(_costs(cells, name), paper)] for name, paper in TABLE_2.items()]
-    return _markdown(["model", *_beside(["parameters, M", "MB", "GFLOPs"])], rows)
+    return markdown(["model", *_beside(["parameters, M", "MB", "GFLOPs"])], rows)
 
 
 def _table_3(cells: Cells) -> str:
@@ -305,7 +221,7 @@ def _table_3(cells: Cells) -> str:
         [label, *_pairs([*_figures(cells, name), _costs(cells, name)[1]], [*paper, size])]
         for name, (label, paper, size) in TABLE_3.items()
     ]
-    return _markdown(["LSTM, distilled", *_beside([*COLUMNS, "MB"])], rows)
+    return markdown(["LSTM, distilled", *_beside([*COLUMNS, "MB"])], rows)
 
 
 def _table_4(cells: Cells, key: str, paper: Mapping[int, Sequence[str]]) -> str:
@@ -313,27 +229,7 @@ def _table_4(cells: Cells, key: str, paper: Mapping[int, Sequence[str]]) -> str:
     for units in SIZES:
         ours = [_metric(cells, f"distilled-{units}{suffix}", "average", key) for suffix in TABLE_4]
         rows.append([str(units), *_pairs(ours, paper.get(units, [DASH] * len(TABLE_4)))])
-    return _markdown([f"units, {key.upper()}", *_beside(TABLE_4.values())], rows)
-
-
-def _findings(cells: Cells, draws: Mapping[str, np.ndarray]) -> str:
-    points = _eers(cells)
-    rows = []
-    for finding in FINDINGS:
-        claim = f"{finding.sign} {_signed(finding.bound)} {finding.unit}"
-        row = [finding.text, finding.paper, claim]
-        try:
-            point, (low, high) = finding.figure(points), interval(finding.figure(draws))
-        except KeyError:  # a cell that is not there
-            rows.append([*row, DASH, DASH])
-            continue
-        here = f"{_signed(point)} [{_signed(low)}, {_signed(high)}] {finding.unit}"
-        rows.append([*row, here, verdict(low, high, finding.sign, finding.bound)])
-    return _markdown(["finding", "paper", "claim", "here", "verdict"], rows)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−") if value else "0"
+    return markdown([f"units, {key.upper()}", *_beside(TABLE_4.values())], rows)
 
 
 def plot_det(path: Path, targets: np.ndarray, logits: Mapping[str, np.ndarray]) -> None:
@@ -360,38 +256,6 @@ def plot_det(path: Path, targets: np.ndarray, logits: Mapping[str, np.ndarray]) 
         figure.savefig(file, dpi=100, format="png")
 
 
-def plot_sizes(path: Path, cells: Cells, draws: Mapping[str, np.ndarray]) -> None:
-    """The average EER of each cell, with its interval, against its bytes, as PNG."""
-    from matplotlib.figure import Figure
-
-    series: list[tuple[list[str], str, float, dict[str, Any]]] = []
-    for units, (color, _) in zip(SIZES, PALETTE[1:]):
-        student = f"distilled-{units}"
-        trained = [f"{student}-4", f"{student}-8", f"{student}-16", student]
-        series.append((trained, f"{student}, quantized in training", 1, {"color": color, "marker": "o"}))
-        dashed = {"color": color, "marker": "x", "linestyle": "--"}
-        series.append(([f"{student}-pm4", f"{student}-pm8"], f"{student}, post-mortem", 1.06, dashed))
-    others = [name for name in cells if not any(name in names for names, *_ in series)]
-    for name, marker in zip(others, itertools.cycle("sD^vP*<>ph")):
-        series.append(([name], name, 1 / 1.06, {"color": PALETTE[0][0], "marker": marker, "linestyle": ""}))
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes, eers = figure.subplots(), _eers(cells)
-    for names, label, shift, style in series:
-        found = [name for name in names if name in cells]
-        if not found:
-            continue
-        sizes = [next(iter(cells[name].values())).bytes * shift for name in found]
-        axes.plot(sizes, [eers[name] for name in found], label=label, **style)
-        low, high = zip(*[interval(draws[name]) for name in found])
-        axes.vlines(sizes, low, high, style["color"], linewidth=0.8)
-    axes.set(xscale="log", xlabel="bytes", ylabel="average EER, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=100, format="png")
-
-
 def main(arguments: list[str]) -> None:
     """Write the page and its figures."""
     settings = override(Settings(), arguments, prog="python -m benchmarks.paper_page", description=__doc__)
@@ -403,7 +267,7 @@ def main(arguments: list[str]) -> None:
     draws = eer_draws(logits, scenes)
     shown = ("teacher", "plain-256", "distilled-256", "distilled-256-8", "distilled-256-4", "yamnet")
     plot_det(out / "det.png", scenes.targets, {name: logits[name][0] for name in shown if name in logits})
-    plot_sizes(out / "eer-bytes.png", cells, draws)
+    plot_sizes(out / "eer-bytes.png", [f"distilled-{units}" for units in SIZES], (4, 8, 16), cells, draws)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     with whole_file(out / "tables.md", "w") as file:
         file.write(page(cells, draws, scenes, digest))

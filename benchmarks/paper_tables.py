@@ -10,35 +10,18 @@ or not the runs are there too, and what was stopped goes on: for other settings,
 import dataclasses
 import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from pydantic.dataclasses import dataclass
 
-from benchmarks.standard import (
-    TEACHER_LOGITS,
-    Cell,
-    cell_path,
-    read_cells,
-    standard_config,
-    taught_by,
-    write_cell,
-)
+from benchmarks.standard import TEACHER_LOGITS, cell_path, standard_config
+from benchmarks.students import Student, score_tagger, train_and_keep, train_students
 from qkd_jax.command import override, run_command
-from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, TeacherConfig
-from qkd_jax.data.clips import SPLITS, targets
-from qkd_jax.data.dataset import load_split
-from qkd_jax.data.source import read_clips
-from qkd_jax.distill.tagger import read_tagger, tagger_logits
-from qkd_jax.evaluation.cost import model_cost
-from qkd_jax.evaluation.metrics import evaluate
-from qkd_jax.evaluation.scores import clip_logits, make_predict
-from qkd_jax.models.build import build_model
-from qkd_jax.train.folder import TEACHER, Run, load_run
-from qkd_jax.train.log import read_log
-from qkd_jax.train.run import train
+from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig
+from qkd_jax.data.clips import SPLITS
+from qkd_jax.distill.tagger import read_tagger
+from qkd_jax.train.folder import TEACHER
 
 POST_MORTEM = (8, 4)
 
@@ -59,148 +42,36 @@ class Settings:
     """Which students; all by default."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Student:
-    """A student by name, and the files of those who teach it."""
-
-    name: str
-    settings: StudentConfig
-    teachers: tuple[Path, ...]
-
-    def work(self, base: Config) -> int:
-        """How long it trains, up to a factor."""
-        return self.settings.layers * (self.settings.units + base.features.n_mels) * self.settings.units
-
-
-def students(sizes: Sequence[int] = (256, 64, 128)) -> dict[str, StudentConfig]:
-    """The paper's students by name, the most telling first; `sizes` are units, its main one first."""
+def students(*teachers: Path, sizes: Sequence[int] = (256, 64, 128)) -> list[Student]:
+    """The paper's students, the most telling first; `sizes` are units, its main one first."""
     first, *_ = sizes
-    found = {f"plain-{first}": StudentConfig(units=first, distill=False)}
-    for units in sizes:
-        for bits in (32, 4, 8):
-            name = f"distilled-{units}" if bits == 32 else f"distilled-{units}-{bits}"
-            found[name] = StudentConfig(units=units) if bits == 32 else _quantized(units, bits)
-    found[f"distilled-{first}-16"] = _quantized(first, 16)
-    found[f"plain-3x{first}"] = StudentConfig(units=first, layers=3, distill=False)
+    floats = {units: _distilled(units, teachers) for units in sizes}
+    found = [Student(f"plain-{first}", StudentConfig(units=first, distill=False), teachers)]
+    for student in floats.values():
+        found += [student, _quantized(student, 4), _quantized(student, 8)]
+    found.append(_quantized(floats[first], 16))
+    found.append(Student(f"plain-3x{first}", StudentConfig(units=first, layers=3, distill=False), teachers))
     return found
 
 
-def _quantized(units: int, bits: int) -> StudentConfig:
+def _distilled(units: int, teachers: tuple[Path, ...]) -> Student:
+    settings, name = StudentConfig(units=units), f"distilled-{units}"
+    also = {
+        f"{name}-pm{bits}": dataclasses.replace(settings, quant=QuantConfig.paper(bits))
+        for bits in POST_MORTEM
+    }
+    return Student(name, settings, teachers, also=also)
+
+
+def _quantized(student: Student, bits: int) -> Student:
     """Trained on from the float student, which on validation was better than quantized from the start."""
-    return StudentConfig(units=units, quant=QuantConfig.paper(bits), learning_rate=1e-3)
-
-
-def scored_as(name: str, student: StudentConfig) -> dict[str, StudentConfig]:
-    """As what a trained student is scored, by cell.
-
-    As itself and, if it is the distilled one in float, also quantized only now (post-mortem, section 4.2.3).
-    """
-    found = {name: student}
-    if name == f"distilled-{student.units}":
-        for bits in POST_MORTEM:
-            found[f"{name}-pm{bits}"] = dataclasses.replace(student, quant=QuantConfig.paper(bits))
-    return found
-
-
-def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]) -> None:
-    """Train each student with each seed and keep its cells, except those that are kept already."""
-    folder = Path(base.runs) / "cells"
-    kept = read_cells(folder)
-    spent = done = 0.0
-    todo = []
-    for seed in seeds:
-        for student in wanted:
-            cells = {
-                path: settings
-                for cell, settings in scored_as(student.name, student.settings).items()
-                if not (path := cell_path(folder, cell, seed)).is_file()
-            }
-            if cells:
-                todo.append((student, seed, cells))
-            elif seconds := kept[student.name][seed].seconds:
-                spent, done = spent + seconds, done + student.work(base)
-    for index, (student, seed, cells) in enumerate(todo):
-        left = sum(other.work(base) for other, *_ in todo[index:])
-        guess = f", at most {spent / done * left / 60:.0f} minutes left" if done else ""
-        print(f"\n{student.name}-seed{seed}: {len(todo) - index} left{guess}", flush=True)
-        begun = time.monotonic()
-        settings = student.settings
-        if settings.quant != QuantConfig():
-            name = f"distilled-{settings.units}"
-            first = _config(base, Student(name, StudentConfig(units=settings.units), student.teachers), seed)
-            if not (Path(base.runs) / first.name / "report.html").is_file():
-                print(f"{first.name}, to begin with", flush=True)
-                train(first)
-            settings = dataclasses.replace(settings, start=f"{base.runs}/{first.name}/{name}")
-        config = _config(base, dataclasses.replace(student, settings=settings), seed)
-        _train_and_keep(config, student.name, cells)
-        spent, done = spent + time.monotonic() - begun, done + student.work(base)
-
-
-def _config(base: Config, student: Student, seed: int) -> Config:
-    """The run of one student."""
-    return dataclasses.replace(
-        taught_by(base, *student.teachers),
-        name=f"{student.name}-seed{seed}",
-        students={student.name: student.settings},
-        train=dataclasses.replace(base.train, seed=seed),
-    )
+    settings = dataclasses.replace(student.settings, quant=QuantConfig.paper(bits), learning_rate=1e-3)
+    return Student(f"{student.name}-{bits}", settings, student.teachers, first=student)
 
 
 def train_teacher(base: Config, path: Path) -> None:
     """Train the teacher and keep its cell at `path`, with logits on the scenes of all splits."""
-    _train_and_keep(dataclasses.replace(base, name=TEACHER), TEACHER, {path: base.teacher}, SPLITS)
-
-
-def score_tagger(base: Config, file: Path, path: Path) -> None:
-    """Keep at `path` the cell of the tagger that `file` describes, as it is, unless it is there."""
-    if path.is_file():
-        return
-    clips, events = [clip for clip in read_clips(base.data) if clip.split == "test"], base.data.events
-    logits = tagger_logits(file, clips, events, Run(Path(base.runs) / TEACHER, base).cache)
-    if np.isnan(logits).any():
-        raise InputError(f"{file}: events: expected all of {', '.join(events)}")
-    cell = Cell(
-        bytes=(file.parent / read_tagger(file).file).stat().st_size,
-        metrics=evaluate(targets(clips, events), logits, events),
-    )
-    write_cell(path, cell, [clip.name for clip in clips], events, logits)
-
-
-def _train_and_keep(
-    config: Config,
-    name: str,
-    cells: Mapping[Path, StudentConfig | TeacherConfig],
-    splits: Sequence[str] = ("test",),
-) -> None:
-    """Run `config`, and keep its model `name`, scored as each of `cells`, at the path given for it."""
-    new, begun = not (Path(config.runs) / config.name).exists(), time.monotonic()
-    run = load_run(train(config))
-    seconds = time.monotonic() - begun if new else None
-    taught = name != TEACHER and config.students[name].distill
-    epochs = [record for record in read_log(run.folder / name) if "epoch" in record]
-    best = max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
-    data = {split: load_split(run.config, run.clips, split, run.cache) for split in splits}
-    variables = run.best_variables(name)
-    for path, settings in cells.items():
-        model = build_model(settings, len(config.data.events))
-        predict = make_predict(model)
-        logits = {
-            split: clip_logits(predict, variables, part, config.frames, config.train.batch_size)
-            for split, part in data.items()
-        }
-        cell = Cell(
-            **model_cost(model, variables, run.shape, getattr(settings, "quant", None)),
-            metrics=evaluate(data["test"].targets, logits["test"], config.data.events),
-            valid=best["valid"],
-            best_epoch=best["epoch"],
-            epochs=len(epochs),
-            scenes=sum(clip.split == "train" for clip in run.clips),
-            teacher=", ".join(Path(file).name for file in config.distill.teachers) if taught else "",
-            seconds=seconds,
-        )
-        names = [clip for part in data.values() for clip in part.names]
-        write_cell(path, cell, names, config.data.events, np.concatenate(list(logits.values())))
+    train_and_keep(dataclasses.replace(base, name=TEACHER), TEACHER, {path: base.teacher}, SPLITS)
 
 
 def main(arguments: list[str]) -> None:
@@ -215,7 +86,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(base.runs) / "cells"
     teacher = cell_path(folder, TEACHER, 0)
     logits = teacher.with_suffix(".npz")
-    wanted = [Student(name, student, (logits,)) for name, student in students().items()]
+    wanted = students(logits)
     tagger = Path(settings.tagger)
     if settings.tagger:
         read_tagger(tagger)

@@ -6,15 +6,21 @@ The base is preset `paper`'s distilled float student, of other units, taught by 
 the standard set's teacher.  Each change is a run of its own below DIR; what is done is skipped.
 """
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
 from qkd_jax.command import override, run_command
-from qkd_jax.config import Config, InputError, StudentConfig
+from qkd_jax.config import OFF, Config, InputError, StudentConfig
+from qkd_jax.nn import lstm, matmul
 from qkd_jax.train.log import read_log
 from qkd_jax.train.run import train
 
@@ -39,6 +45,14 @@ CHANGES: dict[str, list[str]] = {
     ],
 }
 CHANGES["4-bit-split"] = [*CHANGES["4-bit"], "--students.student.quant.ranges", "split"]
+_GO_ON = [*CHANGES["4-bit"], "--students.student.start", "{runs}/base/student"]
+CHANGES |= {
+    "4-bit-from-float": [*_GO_ON, "--students.student.learning-rate", "1e-3"],
+    "4-bit-from-float-3e-3": _GO_ON,
+    "4-bit-from-float-3e-4": [*_GO_ON, "--students.student.learning-rate", "3e-4"],
+    "4-bit-from-float-chain": [*_GO_ON, "--students.student.learning-rate", "1e-3"],
+}
+CHAIN = "4-bit-from-float-chain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +75,38 @@ def changed(base: Config, name: str) -> Config:
     """`base` with the change `name`, as a run of that name."""
     if name not in CHANGES:
         raise InputError(f"--only: expected some of {', '.join(CHANGES)}, got {name!r}")
-    return dataclasses.replace(override(base, CHANGES[name]), name=name)
+    arguments = [argument.format(runs=base.runs) for argument in CHANGES[name]]
+    return dataclasses.replace(override(base, arguments), name=name)
+
+
+def chain_quant(x: jax.Array, bits: int, *, axis: int | tuple[int, ...] | None = -1) -> jax.Array:
+    """`fake_quant` with the gradient that eq. 3 has by the chain rule, identity through the rounding alone.
+
+    With scale and offset from minimum and maximum: beside the identity it gives the extremes of a vector
+    their share of the rounding errors of all its elements.
+    """
+    if bits == OFF:
+        return x
+    low = x.min(axis=axis, keepdims=True)
+    spread = x.max(axis=axis, keepdims=True) - low
+    scale = jnp.where(spread > 0, spread, 1) / (2**bits - 1)
+    exact = (x - low) / scale
+    return scale * (exact + jax.lax.stop_gradient(jnp.round(exact) - exact)) + low
+
+
+@contextlib.contextmanager
+def chain_gradient() -> Iterator[None]:
+    """Within it the LSTM has `chain_quant`'s gradient, by JAX's own differentiation of the scan."""
+
+    def layer_scan(*arguments):
+        return lstm._run(*arguments)[:2]
+
+    with (
+        mock.patch.object(lstm, "fake_quant", chain_quant),
+        mock.patch.object(matmul, "fake_quant", chain_quant),
+        mock.patch.object(lstm, "_layer_scan", layer_scan),
+    ):
+        yield
 
 
 def best_epoch(folder: Path) -> dict[str, float]:
@@ -91,7 +136,8 @@ def main(arguments: list[str]) -> None:
     )
     rows = {}
     for name in settings.only:
-        rows[name] = best_epoch(train(changed(base, name)))
+        with chain_gradient() if name == CHAIN else contextlib.nullcontext():
+            rows[name] = best_epoch(train(changed(base, name)))
         print(table(rows), flush=True)
 
 

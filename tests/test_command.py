@@ -56,7 +56,7 @@ def test_help_lists_every_field(capsys, monkeypatch):
 
 
 def test_presets_are_found_by_name_and_checked(tmp_path):
-    with pytest.raises(InputError, match=r"no preset 'pape'; there are: audioset, demo, paper"):
+    with pytest.raises(InputError, match=r"no preset 'pape'; there are: audioset, demo, paper, small"):
         load_preset("pape", PRESETS)
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(InputError, match="expected it to bind `config` to a Config, found NoneType"):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks import paper_page
 from benchmarks.bootstrap import average_eer, interval, resample
-from benchmarks.paper_page import FINDINGS, TABLE_1, TABLE_3, main, verdict
+from benchmarks.findings import verdict
+from benchmarks.paper_page import FINDINGS, TABLE_1, TABLE_3, main
+from benchmarks.scenes import DRAWS
 from benchmarks.standard import CELLS, EVENTS, Cell, cell_path, read_cells, write_cell
 from qkd_jax.command import run_command
 from qkd_jax.evaluation.metrics import evaluate
@@ -135,7 +136,7 @@ def test_missing_cells_are_dashes_and_rows_beside_the_papers_are_only_there_with
 
 def test_changes_and_intervals_are_those_of_the_draws(made, written):
     folder, rows, targets, logits = made
-    weights = resample([item["sources"] for item in rows], paper_page.DRAWS, 0)
+    weights = resample([item["sources"] for item in rows], DRAWS, 0)
     draws = {key: average_eer(targets, values, weights) for key, values in logits.items()}
     points = {key: evaluate(targets, values, EVENTS)["average"]["eer"] for key, values in logits.items()}
     for table in (draws, points):
@@ -231,7 +232,7 @@ def test_det_curves_cross_the_diagonal_at_the_eer(made, written):
 def test_errors_stand_at_their_bytes_with_their_intervals(made, written):
     _, rows, targets, logits = made
     (axes,) = written[2].axes
-    weights = resample([item["sources"] for item in rows], paper_page.DRAWS, 0)
+    weights = resample([item["sources"] for item in rows], DRAWS, 0)
     points = sorted((x, y) for line in axes.lines for x, y in zip(*line.get_data()))
     bars = sorted(tuple(map(tuple, bar)) for lines in axes.collections for bar in lines.get_segments())
     expected = []

@@ -10,15 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import benchmarks.students
 from benchmarks import paper_tables
-from benchmarks.paper_tables import (
-    Student,
-    scored_as,
-    students,
-    train_students,
-    train_teacher,
-)
+from benchmarks.paper_tables import _distilled, _quantized, students, train_teacher
 from benchmarks.standard import cell_path, read_cells
+from benchmarks.students import Student, train_students
 from qkd_jax.command import run_command
 from qkd_jax.config import (
     Config,
@@ -39,12 +35,11 @@ from qkd_jax.train.checkpoint import open_checkpoints
 from qkd_jax.train.folder import load_run
 from qkd_jax.train.log import read_log
 
-STUDENTS = {"distilled-6": StudentConfig(units=6), "plain-6": StudentConfig(units=6, distill=False)}
 
-
-def all_of(students, base):
-    teacher = cell_path(Path(base.runs) / "cells", "teacher", 0).with_suffix(".npz")
-    return [Student(name, settings, (teacher,)) for name, settings in students.items()]
+def two_students(base):
+    """One distilled, one plain."""
+    teachers = (cell_path(Path(base.runs) / "cells", "teacher", 0).with_suffix(".npz"),)
+    return [_distilled(6, teachers), Student("plain-6", StudentConfig(units=6, distill=False), teachers)]
 
 
 NAMES = ["distilled-6", "distilled-6-pm4", "distilled-6-pm8", "plain-6", "teacher"]
@@ -64,7 +59,7 @@ def base(tmp_path_factory):
     )
     teacher = cell_path(folder / "runs/cells", "teacher", 0)
     train_teacher(config, teacher)
-    train_students(config, all_of(STUDENTS, config), (0,))
+    train_students(config, two_students(config), (0,))
     return config
 
 
@@ -79,15 +74,17 @@ def kept_logits(base, name, data):
 
 
 def test_the_students_are_those_of_the_paper():
-    found = students()
+    teacher = Path("logits.npz")
+    found = {student.name: student for student in students(teacher)}
     assert len(found) == 1 + 3 * 3 + 2
     assert list(found)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
-    assert found["plain-256"] == StudentConfig(distill=False)
-    assert found["distilled-64-8"] == StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
-    assert found["plain-3x256"] == StudentConfig(layers=3, distill=False)
-    cells = [cell for name, student in found.items() for cell in scored_as(name, student)]
-    assert len(cells) == len(found) + 3 * 2
-    assert {cell for cell in cells if "pm" in cell} == {
+    assert found["plain-256"].settings == StudentConfig(distill=False)
+    eight = StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
+    assert found["distilled-64-8"] == Student(
+        "distilled-64-8", eight, (teacher,), first=found["distilled-64"]
+    )
+    assert found["plain-3x256"].settings == StudentConfig(layers=3, distill=False)
+    assert {cell for student in found.values() for cell in student.also} == {
         f"distilled-{units}-pm{bits}" for units in (256, 128, 64) for bits in (8, 4)
     }
 
@@ -136,8 +133,8 @@ def test_the_teachers_cell_has_its_logits_on_all_scenes(base):
 
 def test_cells_alone_are_enough_to_skip_their_training(base, tmp_path, monkeypatch):
     shutil.copytree(Path(base.runs) / "cells", tmp_path / "cells")
-    monkeypatch.setattr(paper_tables, "train", lambda config: pytest.fail("trained again"))
-    train_students(dataclasses.replace(base, runs=str(tmp_path)), all_of(STUDENTS, base), (0,))
+    monkeypatch.setattr(benchmarks.students, "train", lambda config: pytest.fail("trained again"))
+    train_students(dataclasses.replace(base, runs=str(tmp_path)), two_students(base), (0,))
     assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
@@ -146,7 +143,7 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
     lost = cell_path(cells, "distilled-6-pm4", 0)
     lost.unlink()
-    train_students(base, all_of(STUDENTS, base), (0,))
+    train_students(base, two_students(base), (0,))
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cells.iterdir()}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {lost.name, lost.with_suffix(".npz").name}
@@ -156,10 +153,10 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
 
 
 def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
-    quantized = StudentConfig(units=6, quant=QuantConfig.paper(4), learning_rate=1e-3)
+    quantized = _quantized(two_students(base)[0], 4)
     copy = dataclasses.replace(base, runs=str(tmp_path / "runs"))
     shutil.copytree(Path(base.runs) / "cells", tmp_path / "runs/cells")  # without the float student's run
-    train_students(copy, all_of({"distilled-6-4": quantized}, base), (0,))
+    train_students(copy, [quantized], (0,))
     run = load_run(tmp_path / "runs/distilled-6-4-seed0")
     assert run.config.students["distilled-6-4"].start == f"{copy.runs}/distilled-6-seed0/distilled-6"
     before, after = (
@@ -171,20 +168,21 @@ def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
 
 
 def test_it_says_what_is_left_and_how_long_it_may_take(base, tmp_path, monkeypatch, capsys):
-    wanted = {
-        "plain-24": StudentConfig(units=24, distill=False),
-        "plain-8": StudentConfig(units=8, distill=False),
-    }
+    wanted = [
+        Student(f"plain-{units}", StudentConfig(units=units, distill=False), (Path("t"),))
+        for units in (24, 8)
+    ]
     clock = [0.0]
 
     def pretend(config, name, cells):
-        clock[0] += 60 * wanted[name].units * (wanted[name].units + 8) / 64  # as the work is
+        units = config.students[name].units
+        clock[0] += 60 * units * (units + 8) / 64  # as the work is
         assert config.train.seed == int(config.name[-1])
 
-    monkeypatch.setattr(paper_tables, "_train_and_keep", pretend)
-    monkeypatch.setattr(paper_tables.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(benchmarks.students, "train_and_keep", pretend)
+    monkeypatch.setattr(benchmarks.students.time, "monotonic", lambda: clock[0])
     copy = dataclasses.replace(base, runs=str(tmp_path))
-    train_students(copy, all_of(wanted, base), (0, 1))
+    train_students(copy, wanted, (0, 1))
     assert capsys.readouterr().out.split("\n\n") == [
         "\nplain-24-seed0: 4 left",
         "plain-8-seed0: 3 left, at most 16 minutes left",
@@ -196,7 +194,7 @@ def test_it_says_what_is_left_and_how_long_it_may_take(base, tmp_path, monkeypat
     shutil.copytree(Path(base.runs) / "cells", cells)
     cell = json.loads((cells / "plain-6-seed0.json").read_text()) | {"seconds": 6.0}
     (cells / "plain-8-seed0.json").write_text(json.dumps(cell))
-    train_students(copy, all_of(wanted, base), (0,))
+    train_students(copy, wanted, (0,))
     assert capsys.readouterr().out == "\nplain-24-seed0: 1 left, at most 1 minutes left\n"
 
 

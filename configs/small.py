@@ -1,0 +1,27 @@
+"""Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, at 8 to 2 bits.
+
+What they come to on real recordings beside the paper's: docs/results/past.md.
+
+python train.py small --data.root DIR
+python train.py small --data.root DIR --distill.teachers yamnet.toml
+"""
+
+import dataclasses
+
+from qkd_jax.config import Config, QuantConfig, StudentConfig, TrainConfig
+
+_float = StudentConfig(convolutions=(16, 32, 64, 64), halvings=3, units=128, pooling="attention")
+
+config = Config(
+    name="small",
+    students={
+        "distilled": _float,
+        **{
+            f"distilled-{bits}": dataclasses.replace(
+                _float, quant=QuantConfig.per_channel(bits), start="distilled", learning_rate=1e-3
+            )
+            for bits in (8, 4, 3, 2)
+        },
+    },
+    train=TrainConfig(student_epochs=8),
+)
