@@ -14,7 +14,11 @@ from qkd_jax.files import whole_file
 
 
 def plot_sizes(
-    path: Path, students: Sequence[str], bits: Sequence[int], cells: Cells, draws: Mapping[str, np.ndarray]
+    path: Path,
+    students: Sequence[str],
+    bits: Sequence[int | str],
+    cells: Cells,
+    draws: Mapping[str, np.ndarray],
 ) -> None:
     """The average EER of each cell, with its interval, against its bytes, as PNG.
 

@@ -1,5 +1,7 @@
 """Five models on recordings that the demo synthesises itself, in a few minutes on two cores."""
 
+import dataclasses
+
 from qkd_jax.config import (
     Config,
     DataConfig,
@@ -10,20 +12,22 @@ from qkd_jax.config import (
     TrainConfig,
 )
 
+_distilled = StudentConfig(convolutions=(8, 16, 24), halvings=2, units=24, pooling="attention")
+
 config = Config(
     name="demo",
     features=FeatureConfig(n_mels=32),
     data=DataConfig(source="demo", clip_seconds=2.0),
     teacher=TeacherConfig(blocks=(2, 2, 2), growth=12, stem=16),
     students={
-        "plain": StudentConfig(units=40, distill=False),
-        "distilled": StudentConfig(units=40),
-        "distilled-8": StudentConfig(
-            units=40, quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3
-        ),
-        "distilled-4": StudentConfig(
-            units=40, quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3
-        ),
+        "plain": dataclasses.replace(_distilled, distill=False),
+        "distilled": _distilled,
+        **{
+            f"distilled-{bits}": dataclasses.replace(
+                _distilled, quant=QuantConfig.per_channel(bits), start="distilled", learning_rate=1e-3
+            )
+            for bits in (8, 4)
+        },
     },
-    train=TrainConfig(teacher_learning_rate=3e-3, teacher_epochs=8, student_epochs=24),
+    train=TrainConfig(teacher_learning_rate=3e-3, teacher_epochs=8, student_epochs=12),
 )

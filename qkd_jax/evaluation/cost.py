@@ -38,7 +38,7 @@ def packed_bytes(params: Any, quant: QuantConfig) -> int:
     if quant == QuantConfig():
         return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     if "lstm" not in params:
-        raise ValueError(f"params: expected a student's to count at {quant.weights} bits, got {list(params)}")
+        raise ValueError(f"params: expected a student's to count at few bits, got {list(params)}")
     return sum(_leaf_bytes(path, leaf, quant) for path, leaf in jax.tree.leaves_with_path(params))
 
 

@@ -23,8 +23,8 @@ from qkd_jax.models.common import with_norm
 class TrainState:
     """`step` counts updates; `variables` are the model's other collections (statistics, norm).
 
-    `average` is the moving average of `params`, or None without one.  The leaves are arrays, or
-    whatever a transformation puts in their place.
+    `average` is the moving average of `params` and of the statistics in `variables`, or None without
+    one.  The leaves are arrays, or whatever a transformation puts in their place.
     """
 
     step: Any
@@ -35,9 +35,8 @@ class TrainState:
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the model's `apply` takes, with the averaged parameters if there are any."""
-        params = self.params if self.average is None else self.average
-        return {"params": params, **self.variables}
+        """What the model's `apply` takes, averaged if there is an average."""
+        return {"params": self.params, **self.variables, **(self.average or {})}
 
 
 def make_optimizer(config: TrainConfig, learning_rate: float, steps: int) -> optax.GradientTransformation:
@@ -59,7 +58,7 @@ def init_state(
 ) -> TrainState:
     """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels].
 
-    With `average` it carries a moving average of the parameters.
+    With `average` it carries a moving average.
     """
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
     params = variables.pop("params")
@@ -67,20 +66,20 @@ def init_state(
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        average=params if average else None,
+        average={} if average else None,
         variables=variables,
         opt_state=optimizer.init(params),
     )
-    return begun_with(state, {"params": params})
+    return begun_with(state, {"params": params, **variables})
 
 
 def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
-    """`state` with the parameters of `model`, also as their average if it carries one, and its statistics.
+    """`state` with the parameters and statistics of `model`, also as their average if it carries one.
 
     Not with what it normalises by.
     """
-    params = model["params"]
+    moving = {key: model[key] for key in ("params", "batch_stats") if key in model}
     # A copy: the buffers of a state are donated, and each only once.
-    average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    statistics = {key: model[key] for key in ("batch_stats",) if key in model}
-    return dataclasses.replace(state, params=params, average=average, variables=state.variables | statistics)
+    average = None if state.average is None else jax.tree.map(jnp.copy, moving)
+    params = moving.pop("params")
+    return dataclasses.replace(state, params=params, average=average, variables=state.variables | moving)

@@ -20,7 +20,7 @@ def make_train_step(
 
     `loss(logits, batch)` is a scalar; `batch` holds `features` [batch, frames, mels] and what
     the loss reads.  Metrics: `loss`, and `grad_norm` before clipping.  A state that carries an
-    average of the parameters has it moved by `ema_decay`, less in the first steps: step t by at
+    average has it moved by `ema_decay`, less in the first steps: step t by at
     most (1 + t) / (10 + t), so that initial values are soon forgotten.
     """
 
@@ -36,7 +36,7 @@ def make_train_step(
         params, average = optax.apply_updates(state.params, updates), state.average
         if average is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(params, average, 1 - decay)
+            average = optax.incremental_update({"params": params, **updated}, average, 1 - decay)
         new = TrainState(
             step=state.step + 1,
             params=params,

@@ -42,7 +42,9 @@ def made(tmp_path_factory):
         patch.setattr(past_paper, "SIZES", {"tiny": TINY})
         patch.setattr(past_paper, "BITS", (4,))
         start, logits = first_student(config, "tiny", tagger, 0)
-        wanted = students("tiny", start, logits, tagger)
+        floating, four, mixed = students("tiny", start, logits, tagger)
+    assert vars(mixed.settings.quant) == vars(four.settings.quant) | {"weights": 2}
+    wanted = [floating, four]
     train_students(config, wanted, (0,))
     return config, wanted, tagger, start, logits
 
@@ -77,7 +79,7 @@ def test_the_others_go_on_from_it_taught_by_both(made):
 def test_each_leaves_a_cell_and_the_one_in_float_is_scored_quantized_too(made):
     config, *_ = made
     cells = {name: seeds[0] for name, seeds in read_cells(Path(config.runs) / "cells").items()}
-    assert sorted(cells) == ["tiny", "tiny-4", "tiny-pm4"]
+    assert sorted(cells) == ["tiny", "tiny-4", "tiny-pm2w4", "tiny-pm4"]
     run = load_run(Path(config.runs) / "tiny-seed0")
     variables = run.best_variables("tiny")
     for bits, name in ((32, "tiny"), (4, "tiny-pm4")):

@@ -94,7 +94,7 @@ def test_the_papers_teacher():
 def test_a_densenet_is_not_packed():
     row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8))
     assert row["bytes"] == 4 * row["parameters"]
-    with pytest.raises(ValueError, match="expected a student's to count at 4 bits, got"):
+    with pytest.raises(ValueError, match="expected a student's to count at few bits, got"):
         cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
 
 

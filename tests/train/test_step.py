@@ -140,21 +140,26 @@ def test_learns_what_can_be_learned():
     assert values[-1] < 0.3 * values[0]
 
 
-def test_the_average_follows_the_parameters_by_its_decay():
-    model, optimizer = build_model(MODELS["float"], 2), make_optimizer(TrainConfig(), 0.1, 100)
+@pytest.mark.parametrize("name", ["float", "convolutions"])
+def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
+    model, optimizer = build_model(MODELS[name], 2), make_optimizer(TrainConfig(), 0.1, 100)
     state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
-    batch = setup("float")[3]
-    average = jax.tree.map(np.array, state.params)
+    batch = setup(name)[3]
+
+    def moving(state):
+        return jax.tree.map(np.array, [state.params, state.variables.get("batch_stats")])
+
+    average = moving(state)
     train_step = make_train_step(model, optimizer, loss, ema_decay=0.3)
     for step in range(6):
         state, _ = train_step(state, batch)
         decay = min(0.3, (1 + step) / (10 + step))
-        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), average, state.params)
-        for got, wanted in zip(*map(jax.tree.leaves, (state.average, average))):
-            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
-    # What is validated and kept is the average.
-    for got, wanted in zip(*map(jax.tree.leaves, (state.model["params"], state.average))):
-        np.testing.assert_array_equal(got, wanted)
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, moving(state))
+    # What is validated and kept is the average, normalised as ever.
+    found = [state.model["params"], state.model.get("batch_stats")]
+    for got, wanted in zip(*map(jax.tree.leaves, (found, average)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    assert state.model["norm"] is state.variables["norm"]
 
 
 def test_the_average_changes_nothing_of_the_training():
