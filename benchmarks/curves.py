@@ -36,13 +36,16 @@ def plot_sizes(
     for name, marker in zip(others, itertools.cycle("sD^vP*<>ph")):
         series.append(([name], name, 1 / 1.06, {"color": PALETTE[0][0], "marker": marker, "linestyle": ""}))
 
+    def size(name: str) -> int:
+        return next(iter(cells[name].values())).bytes
+
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes, eers = figure.subplots(), mean_eers(cells)
     for names, label, shift, style in series:
-        found = [name for name in names if name in cells]
+        found = sorted((name for name in names if name in cells), key=size)
         if not found:
             continue
-        sizes = [next(iter(cells[name].values())).bytes * shift for name in found]
+        sizes = [size(name) * shift for name in found]
         axes.plot(sizes, [eers[name] for name in found], label=label, **style)
         low, high = zip(*[interval(draws[name]) for name in found])
         axes.vlines(sizes, low, high, style["color"], linewidth=0.8)

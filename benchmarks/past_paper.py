@@ -4,8 +4,8 @@ python -m benchmarks.past_paper --data DIR --tagger FILE.toml [--manifest FILE] 
 
 Of each size a first student learns in float from the tagger and the labels.  From its best state all
 others go on, in float and at each number of bits by the same recipe, taught by the mean of its logits
-and the tagger's; 2w4 has weights at 2 bits and all else at 4.  What they come to is kept in DIR/cells
-below --out; what is there is skipped, and what was stopped goes on.
+and the tagger's; 2w4 has the weights of LSTM and convolutions at 2 bits and all else at 4.  What they
+come to is kept in DIR/cells below --out; what is there is skipped, and what was stopped goes on.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import cell_path, standard_config
 from benchmarks.students import Student, train_students, trained
-from qkd_jax.command import override, run_command
+from qkd_jax.command import load_preset, override, run_command
 from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, with_data
 from qkd_jax.distill.tagger import read_tagger
 from qkd_jax.train.folder import load_run
 from qkd_jax.train.score import score_run
 
+_SMALL = load_preset("small", Path(__file__).parents[1] / "configs")
 SIZES = {
-    "conv-128": StudentConfig(convolutions=(16, 32, 64, 64), halvings=3, units=128, pooling="attention"),
+    "conv-128": _SMALL.students["distilled"],
     "conv-64": StudentConfig(convolutions=(8, 16, 32, 32), halvings=3, units=64, pooling="attention"),
 }
 BITS = (8, 4, 3, 2)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
+from benchmarks.text import markdown
 from qkd_jax.command import override, run_command
 from qkd_jax.config import OFF, Config, InputError, StudentConfig
 from qkd_jax.nn import lstm, matmul
@@ -96,7 +97,10 @@ def chain_quant(x: jax.Array, bits: int, *, axis: int | tuple[int, ...] | None =
 
 @contextlib.contextmanager
 def chain_gradient() -> Iterator[None]:
-    """Within it the LSTM has `chain_quant`'s gradient, by JAX's own differentiation of the scan."""
+    """Within it the LSTM has `chain_quant`'s gradient, by JAX's own differentiation of the scan.
+
+    A run's settings don't know of it: one that was stopped goes on with it only by this command.
+    """
 
     def layer_scan(*arguments):
         return lstm._run(*arguments)[:2]
@@ -112,17 +116,16 @@ def chain_gradient() -> Iterator[None]:
 def best_epoch(folder: Path) -> dict[str, float]:
     """`epoch`, `auc` and `eer` of the epoch of the run in `folder` that was best on validation."""
     epochs = [record for record in read_log(folder / "student") if "epoch" in record]
-    best = max(epochs, key=lambda record: record["valid"]["auc"])
+    best = max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
     return {"epoch": best["epoch"], **best["valid"]}
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """`best_epoch` of each change as Markdown."""
-    lines = ["| change | validation AUC | EER | epoch |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['auc']:.2f} | {row['eer']:.2f} | {row['epoch']:.0f} |" for name, row in rows.items()
+    found = [
+        [name, f"{row['auc']:.2f}", f"{row['eer']:.2f}", f"{row['epoch']:.0f}"] for name, row in rows.items()
     ]
-    return "\n".join(lines) + "\n"
+    return markdown(["change", "validation AUC", "EER", "epoch"], found) + "\n"
 
 
 def main(arguments: list[str]) -> None:

@@ -35,7 +35,7 @@ class Student:
     """As what else it is scored, by cell: quantized after training (post-mortem, section 4.2.3)."""
 
     def work(self, base: Config) -> int:
-        """How long it trains, up to a factor."""
+        """How long it trains, up to a factor, beside others with the like in front of the LSTM."""
         return self.settings.layers * (self.settings.units + base.features.n_mels) * self.settings.units
 
 

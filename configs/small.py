@@ -1,6 +1,6 @@
 """Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, at 8 to 2 bits.
 
-What they come to on real recordings beside the paper's: docs/results/past.md.
+What students of this size come to on real recordings, by a longer recipe: docs/results/past.md.
 
 python train.py small --data.root DIR
 python train.py small --data.root DIR --distill.teachers yamnet.toml

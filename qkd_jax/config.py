@@ -125,7 +125,7 @@ class QuantConfig:
     """Bit widths of a quantized student (eq. 6): 2 to 16, or 32 for off."""
 
     weights: Bits = 32
-    """Those of the LSTM, one range per gate matrix, and of convolutions, one per kernel."""
+    """Those of the LSTM, one range per gate matrix, and of convolutions, one per kernel; but see `ranges`."""
     activations: Bits = 32
     """The inputs h and x of the LSTM's product, and of convolutions; one range per vector, or frame."""
     gates: Bits = 32
@@ -133,9 +133,9 @@ class QuantConfig:
     cell: Bits = 32
     """The cell state where it is used; the paper keeps it at 16, as few bits make training diverge."""
     output: Bits = 32
-    """Weights and inputs of the layers that read the LSTM; the paper keeps them in float."""
+    """Weights and inputs of a student's output layers, one range each; the paper keeps them in float."""
     ranges: Literal["joint", "split", "channel"] = "joint"
-    """One range for [h, x] and for [W_h, W_x]; one each; or one each, those of weights per output channel."""
+    """One range for [h, x] and for [W_h, W_x]; one each; or so, but weights by unit or channel."""
 
     @classmethod
     def paper(cls, bits: int) -> "QuantConfig":
@@ -144,7 +144,7 @@ class QuantConfig:
 
     @classmethod
     def per_channel(cls, bits: int) -> "QuantConfig":
-        """Everything at `bits`, the output layer too, the cell at 16; the finest ranges."""
+        """Everything at `bits`, the output layers too, the cell at 16; `ranges` channel."""
         return cls(weights=bits, activations=bits, gates=bits, cell=16, output=bits, ranges="channel")
 
 
@@ -153,7 +153,7 @@ class StudentConfig:
     """An LSTM student; the default is the paper's: one layer, 256 units, last state."""
 
     convolutions: tuple[Count, ...] = ()
-    """Channels of 3 x 3 convolutions in front of the LSTM, each of which halves the mel bands."""
+    """Channels of 3 x 3 convolutions in front of the LSTM; each halves the mel bands, rounded up."""
     halvings: Annotated[int, Field(ge=0)] = 0
     """How many of the convolutions, from the first, halve the frames too."""
     layers: Count = 1
@@ -167,7 +167,7 @@ class StudentConfig:
     learning_rate: Positive = 3e-3
     """Adam's learning rate, at the start."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay a step of the weights' moving average, which is then what is validated and kept; 0 for off."""
+    """Decay a step of the moving average of weights and statistics, which is then kept; 0 for off."""
     quant: QuantConfig = QuantConfig()
     """Bit widths, in training and after it."""
     start: str | None = None

@@ -33,7 +33,7 @@ def model_cost(
 def packed_bytes(params: Any, quant: QuantConfig) -> int:
     """Bytes of a model's `params` at the bits of `quant`; biases and batch-norms are float32.
 
-    Raises ValueError if weights are to be packed and there are none.
+    Raises ValueError for `quant` of what is no student.
     """
     if quant == QuantConfig():
         return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -19,7 +19,8 @@ def conv_frames(
     """Q(w) * Q(x): a convolution of `strides` in time and mel.
 
     Time is not padded: step t reads the frames from t · stride on, `taps` of them, so that a stream may be
-    cut anywhere.  The mel axis is padded by zeros, half a kernel on either side.  Each frame of x has its own
+    cut between steps.  The mel axis is padded by zeros, half a kernel on either side, which are no codes
+    but exact.  Each frame of x has its own
     range, over bands and channels; the kernel has one, or with `per_channel` one for each output.  The
     product is that of the recovered floats (see `fake_quant`, also for the gradient).
     """

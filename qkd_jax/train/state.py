@@ -63,23 +63,27 @@ def init_state(
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
     params = variables.pop("params")
     variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
-    state = TrainState(
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        average={} if average else None,
+        average=_moving({"params": params, **variables}) if average else None,
         variables=variables,
         opt_state=optimizer.init(params),
     )
-    return begun_with(state, {"params": params, **variables})
 
 
 def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     """`state` with the parameters and statistics of `model`, also as their average if it carries one.
 
-    Not with what it normalises by.
+    What features are normalised by stays: it is that of the data.
     """
-    moving = {key: model[key] for key in ("params", "batch_stats") if key in model}
-    # A copy: the buffers of a state are donated, and each only once.
-    average = None if state.average is None else jax.tree.map(jnp.copy, moving)
-    params = moving.pop("params")
-    return dataclasses.replace(state, params=params, average=average, variables=state.variables | moving)
+    average = None if state.average is None else _moving(model)
+    statistics = {key: value for key, value in model.items() if key not in ("params", "norm")}
+    return dataclasses.replace(
+        state, params=model["params"], average=average, variables=state.variables | statistics
+    )
+
+
+def _moving(model: dict[str, Any]) -> dict[str, Any]:
+    """What training moves: all but the norm; a copy, for a state's buffers are donated, each only once."""
+    return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key != "norm"}

@@ -2,6 +2,7 @@
 
 import csv
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -12,12 +13,12 @@ from benchmarks.scenes import DRAWS
 from benchmarks.standard import EVENTS, Cell, cell_path, write_cell
 from qkd_jax.evaluation.metrics import evaluate
 
-SEPARATION = {"tiny": 2.0, "tiny-4": 1.9, "tiny-pm4": 1.0} | dict.fromkeys(BESIDE, 1.5)
+SEPARATION = {"tiny": 2.0, "tiny-8": 2.0, "tiny-4": 1.9, "tiny-pm4": 1.0} | dict.fromkeys(BESIDE, 1.5)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The page's lines, the scenes' sources, their targets, and the logits by cell."""
+    """The page's lines, the scenes' sources, their targets, the logits by cell, and the figure."""
     folder, rng = tmp_path_factory.mktemp("past"), np.random.default_rng(0)
     targets = (rng.random((300, 3)) < 0.3).astype(np.float32)
     sources = [
@@ -37,18 +38,24 @@ def made(tmp_path_factory):
         logits[name] = values.astype(np.float32)
         own = name.startswith("tiny")
         cell = Cell(
-            bytes=32_000 if own else 999_000,
+            bytes={"tiny": 256_000, "tiny-8": 64_000}.get(name, 32_000) if own else 999_000,
             multiply_adds=None if name == "yamnet" else 80_400_000,
             metrics=evaluate(targets, logits[name], EVENTS),
             valid={"auc": 91.0, "eer": 16.0} if own else None,
         )
         path = cell_path(folder / ("past" if own else "paper"), name, 0)
         write_cell(path, cell, names, EVENTS, logits[name])
+    figures, save = [], matplotlib.figure.Figure.savefig
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(past_page, "CELLS", folder / "paper")
+        patch.setattr(
+            matplotlib.figure.Figure,
+            "savefig",
+            lambda self, *rest, **keywords: (figures.append(self), save(self, *rest, **keywords)),
+        )
         main(["--data", str(folder), "--cells", str(folder / "past"), "--out", str(folder / "out")])
-    assert (folder / "out/eer-bytes.png").read_bytes().startswith(b"\x89PNG")
-    return (folder / "out/tables.md").read_text().splitlines(), sources, targets, logits
+    (figure,) = figures
+    return (folder / "out/tables.md").read_text().splitlines(), sources, targets, logits, figure
 
 
 def row(lines, label):
@@ -57,14 +64,22 @@ def row(lines, label):
 
 
 def test_each_model_has_its_cost_and_its_figures(made):
-    lines, _, targets, logits = made
+    lines, _, targets, logits, _ = made
     found = evaluate(targets, logits["tiny-4"], EVENTS)
     eers = [f"{found[key]['eer']:.2f}" for key in ("average", *EVENTS)]
     auc = f"{found['average']['auc']:.2f}"
     assert row(lines, "tiny-4") == ["32,000", "80", auc, *eers, "91.00 / 16.00", "1"]
     assert row(lines, "YAMNet, zero-shot")[:2] == ["999,000", "–"]
     order = [line.split(" | ")[0].strip("| ") for line in lines if line.startswith("| ")]
-    assert order[: order.index("finding")] == ["model", "---", *BESIDE.values(), "tiny", "tiny-4", "tiny-pm4"]
+    assert order[: order.index("finding")] == [
+        "model",
+        "---",
+        *BESIDE.values(),
+        "tiny",
+        "tiny-8",
+        "tiny-4",
+        "tiny-pm4",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,7 @@ def test_each_model_has_its_cost_and_its_figures(made):
     ],
 )
 def test_changes_are_paired_over_the_recordings(made, label, small, against, start):
-    lines, sources, targets, logits = made
+    lines, sources, targets, logits, _ = made
     weights = resample(sources, DRAWS, 0)
     one, other = (average_eer(targets, logits[name], weights) for name in (small, against))
     low, high = interval(100 * (one / other - 1))
@@ -88,3 +103,15 @@ def test_changes_are_paired_over_the_recordings(made, label, small, against, sta
 
 def test_what_has_no_cell_has_no_figure(made):
     assert row(made[0], "tiny-2 against float") == ["–", "< +15.0 %", "–", "–"]
+
+
+def test_a_line_joins_a_student_from_its_fewest_bytes_to_its_most(made):
+    (axes,) = made[4].axes
+    lines = {line.get_label(): line.get_data() for line in axes.lines}
+    sizes, eers = lines["tiny, quantized in training"]
+    assert list(sizes) == [32_000, 64_000, 256_000]
+    _, _, targets, logits, _ = made
+    expected = [
+        evaluate(targets, logits[name], EVENTS)["average"]["eer"] for name in ("tiny-4", "tiny-8", "tiny")
+    ]
+    np.testing.assert_allclose(eers, expected)

@@ -21,6 +21,7 @@ from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.models.build import build_model
 from qkd_jax.train.folder import load_run
 
+TAGGER = Path(benchmarks.students.__file__).parent / "yamnet.toml"
 TINY = StudentConfig(convolutions=(2, 2), halvings=1, units=4, pooling="attention")
 
 
@@ -98,7 +99,7 @@ def test_what_is_kept_is_not_trained_again(made, monkeypatch):
     train_students(config, wanted, (0,))
 
 
-def test_every_operand_is_quantized_and_the_file_of_4_bits_is_small():
+def test_all_is_set_to_the_same_bits_and_4_of_them_are_small():
     for bits in past_paper.BITS:
         parts = vars(QuantConfig.per_channel(bits))
         assert {name: value for name, value in parts.items() if value != bits} == {
@@ -118,6 +119,11 @@ def test_the_commands_say_what_they_lack(tmp_path, capsys):
     for main, arguments, said in (
         (past_paper.main, [], "--data: expected the folder of the recordings, got none"),
         (past_paper.main, given, "--tagger: expected a tagger's settings, got none"),
+        (
+            past_paper.main,
+            [*given, "--tagger", str(TAGGER), "--only", "conv-1"],
+            "--only: expected some of conv-128",
+        ),
         (past_page.main, given, "--data: expected a table at"),
     ):
         assert run_command(main, arguments) == 2
