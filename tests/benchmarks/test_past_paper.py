@@ -50,6 +50,7 @@ def made(tmp_path_factory):
     return config, wanted, tagger, start, logits
 
 
+@pytest.mark.slow
 def test_the_first_student_learns_longer_and_from_the_tagger_alone(made):
     _, _, tagger, start, _ = made
     run = load_run(Path(start).parent)
@@ -58,6 +59,7 @@ def test_the_first_student_learns_longer_and_from_the_tagger_alone(made):
     assert run.config.students == {"tiny-first": TINY}
 
 
+@pytest.mark.slow
 def test_the_others_go_on_from_it_taught_by_both(made):
     config, wanted, tagger, start, logits = made
     assert [student.name for student in wanted] == ["tiny", "tiny-4"]
@@ -77,6 +79,7 @@ def test_the_others_go_on_from_it_taught_by_both(made):
     assert first.folder.name == "tiny-first-seed0"
 
 
+@pytest.mark.slow
 def test_each_leaves_a_cell_and_the_one_in_float_is_scored_quantized_too(made):
     config, *_ = made
     cells = {name: seeds[0] for name, seeds in read_cells(Path(config.runs) / "cells").items()}
@@ -90,6 +93,7 @@ def test_each_leaves_a_cell_and_the_one_in_float_is_scored_quantized_too(made):
     assert cells["tiny-4"].bytes == cells["tiny-pm4"].bytes < cells["tiny"].bytes
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_not_trained_again(made, monkeypatch):
     config, wanted, tagger, start, logits = made
     monkeypatch.setattr(benchmarks.students, "train", lambda config: pytest.fail("trained again"))
