@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.curves import plot_sizes
 from benchmarks.findings import Finding, change, findings_table
-from benchmarks.scenes import DRAWS, Cells, Scenes, eer_draws, read_scenes, read_test_logits
+from benchmarks.scenes import DRAWS, Cells, Scenes, eer_draws, read_scenes, read_test_logits, validation
 from benchmarks.standard import EVENTS, read_cells
 from benchmarks.text import DASH, markdown, spread
 from qkd_jax.command import override, run_command
@@ -189,13 +189,11 @@ def _what_ran(cells: Cells) -> str:
     rows = []
     for name, seeds in cells.items():
         each = list(seeds.values())
-        trained = [cell.valid for cell in each if cell.valid]
-        valid = [spread([row[key] for row in trained]) for key in ("auc", "eer") if trained]
         facts = [
             known(getattr(cell, field) for cell in each)
             for field in ("scenes", "epochs", "best_epoch", "teacher")
         ]
-        rows.append([name, ", ".join(map(str, seeds)), *facts, " / ".join(valid) or DASH])
+        rows.append([name, ", ".join(map(str, seeds)), *facts, validation(seeds)])
     return markdown(["cell", "seeds", "scenes", "epochs", "best", "taught by", "validation"], rows)
 
 

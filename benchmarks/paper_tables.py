@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import TEACHER_LOGITS, cell_path, standard_config
-from benchmarks.students import Student, score_tagger, train_and_keep, train_students
+from benchmarks.students import Student, named, score_tagger, train_and_keep, train_students
 from qkd_jax.command import override, run_command
-from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig
+from qkd_jax.config import Config, QuantConfig, StudentConfig
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.distill.tagger import read_tagger
 from qkd_jax.train.folder import TEACHER
@@ -92,10 +92,7 @@ def main(arguments: list[str]) -> None:
         read_tagger(tagger)
         wanted.append(Student(f"distilled-256-{tagger.stem}", StudentConfig(), (tagger,)))
         wanted.append(Student("distilled-256-both", StudentConfig(), (logits, tagger)))
-    names = [student.name for student in wanted]
-    for name in settings.only:
-        if name not in names:
-            raise InputError(f"--only: expected some of {', '.join(names)}, got {name!r}")
+    wanted = named(wanted, settings.only)
 
     if settings.tagger:
         score_tagger(base, tagger, cell_path(folder, tagger.stem, 0))
@@ -106,8 +103,7 @@ def main(arguments: list[str]) -> None:
                 shutil.copy(file, folder)
         else:
             train_teacher(base, teacher)
-    chosen = [student for student in wanted if student.name in (settings.only or names)]
-    train_students(base, chosen, (0,) if settings.small else (0, 1, 2))
+    train_students(base, wanted, (0,) if settings.small else (0, 1, 2))
     print(
         f"\nall done; python -m benchmarks.paper_page --data {settings.data} --cells {folder} makes the page"
     )

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.curves import plot_sizes
 from benchmarks.findings import Finding, change, findings_table
-from benchmarks.scenes import DRAWS, Cells, eer_draws, read_scenes, read_test_logits
+from benchmarks.scenes import DRAWS, Cells, eer_draws, read_scenes, read_test_logits, validation
 from benchmarks.standard import CELLS, EVENTS, read_cells
 from benchmarks.text import DASH, markdown, spread
 from qkd_jax.command import override, run_command
@@ -69,10 +69,8 @@ def rows(cells: Cells) -> list[list[str]]:
             spread([cell.metrics[column][key] for cell in each])
             for column, key in (("average", "auc"), ("average", "eer"), *((event, "eer") for event in EVENTS))
         ]
-        trained = [cell.valid for cell in each if cell.valid]
-        valid = [spread([row[key] for row in trained]) for key in ("auc", "eer") if trained]
         title = BESIDE.get(name, name)
-        found.append([title, f"{one.bytes:,}", work, *figures, " / ".join(valid) or DASH, str(len(each))])
+        found.append([title, f"{one.bytes:,}", work, *figures, validation(seeds), str(len(each))])
     return found
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from benchmarks.standard import cell_path, standard_config
-from benchmarks.students import Student, train_students, trained
+from benchmarks.standard import standard_config
+from benchmarks.students import Student, lacking, named, train_students, trained
 from qkd_jax.command import load_preset, override, run_command
 from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, with_data
 from qkd_jax.distill.tagger import read_tagger
@@ -82,20 +82,12 @@ def main(arguments: list[str]) -> None:
         raise InputError("--tagger: expected a tagger's settings, got none")
     tagger, cells = Path(settings.tagger), Path(settings.out) / "cells"
     read_tagger(tagger)
-    names = [student.name for size in SIZES for student in students(size, "")]
-    for name in settings.only:
-        if name not in names:
-            raise InputError(f"--only: expected some of {', '.join(names)}, got {name!r}")
+    every = [student for size in SIZES for student in students(size, "")]
+    wanted = [student.name for student in named(every, settings.only)]
 
     for seed in settings.seeds:
         for size in SIZES:
-            wanted = {
-                student.name
-                for student in students(size, "")
-                if student.name in (settings.only or names)
-                and not all(cell_path(cells, cell, seed).is_file() for cell in (student.name, *student.also))
-            }
-            if wanted:
+            if any(lacking(s, cells, seed) for s in students(size, "") if s.name in wanted):
                 start, logits = first_student(base, size, tagger, seed)
                 chosen = [s for s in students(size, start, logits, tagger) if s.name in wanted]
                 train_students(base, chosen, (seed,))

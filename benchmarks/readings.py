@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from pydantic.dataclasses import dataclass
 
+from benchmarks import students
 from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
 from benchmarks.text import markdown
 from qkd_jax.command import override, run_command
 from qkd_jax.config import OFF, Config, InputError, StudentConfig
 from qkd_jax.nn import lstm, matmul
-from qkd_jax.train.log import read_log
+from qkd_jax.train.log import read_epochs
 from qkd_jax.train.run import train
 
 CHANGES: dict[str, list[str]] = {
@@ -115,8 +116,7 @@ def chain_gradient() -> Iterator[None]:
 
 def best_epoch(folder: Path) -> dict[str, float]:
     """`epoch`, `auc` and `eer` of the epoch of the run in `folder` that was best on validation."""
-    epochs = [record for record in read_log(folder / "student") if "epoch" in record]
-    best = max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
+    best = students.best_epoch(read_epochs(folder / "student"))
     return {"epoch": best["epoch"], **best["valid"]}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.bootstrap import average_eer, resample
 from benchmarks.standard import EVENTS, Cell, cell_path
+from benchmarks.text import DASH, spread
 from qkd_jax.data.logits import read_logits
 from qkd_jax.data.table import read_table
 
@@ -50,6 +51,12 @@ def eer_draws(logits: Mapping[str, Sequence[np.ndarray]], scenes: Scenes) -> dic
         name: np.mean([average_eer(scenes.targets, values, weights) for values in seeds], axis=0)
         for name, seeds in logits.items()
     }
+
+
+def validation(seeds: Mapping[int, Cell]) -> str:
+    """AUC / EER on validation, of a cell's trained seeds; a dash if there are none."""
+    trained = [cell.valid for cell in seeds.values() if cell.valid]
+    return " / ".join(spread([row[key] for row in trained]) for key in ("auc", "eer") if trained) or DASH
 
 
 def mean_eers(cells: Cells) -> dict[str, float]:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.models.build import build_model
 from qkd_jax.train.folder import TEACHER, Run, load_run
-from qkd_jax.train.log import read_log
+from qkd_jax.train.log import read_epochs
 from qkd_jax.train.run import train
 
 
@@ -39,6 +40,29 @@ class Student:
         return self.settings.layers * (self.settings.units + base.features.n_mels) * self.settings.units
 
 
+def named(students: Sequence[Student], only: Sequence[str]) -> list[Student]:
+    """The `students` of these names, all if there are none; raises InputError for an unknown one."""
+    names = [student.name for student in students]
+    for name in only:
+        if name not in names:
+            raise InputError(f"--only: expected some of {', '.join(names)}, got {name!r}")
+    return [student for student in students if student.name in (only or names)]
+
+
+def lacking(student: Student, folder: Path, seed: int) -> dict[Path, StudentConfig]:
+    """The cells of a student that `folder` doesn't have: their paths, and as what it is scored for each."""
+    return {
+        path: settings
+        for cell, settings in {student.name: student.settings, **student.also}.items()
+        if not (path := cell_path(folder, cell, seed)).is_file()
+    }
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of a model's epochs (`read_epochs`) the one whose state is kept: the last of the best AUC."""
+    return max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
+
+
 def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]) -> None:
     """Train each student with each seed and keep its cells, except those that are kept already."""
     folder = Path(base.runs) / "cells"
@@ -47,12 +71,7 @@ def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]
     todo = []
     for seed in seeds:
         for student in wanted:
-            cells = {
-                path: settings
-                for cell, settings in {student.name: student.settings, **student.also}.items()
-                if not (path := cell_path(folder, cell, seed)).is_file()
-            }
-            if cells:
+            if cells := lacking(student, folder, seed):
                 todo.append((student, seed, cells))
             elif seconds := kept[student.name][seed].seconds:
                 spent, done = spent + seconds, done + student.work(base)
@@ -116,8 +135,8 @@ def train_and_keep(
     run = load_run(train(config))
     seconds = time.monotonic() - begun if new else None
     taught = name != TEACHER and config.students[name].distill
-    epochs = [record for record in read_log(run.folder / name) if "epoch" in record]
-    best = max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
+    epochs = read_epochs(run.folder / name)
+    best = best_epoch(epochs)
     data = {split: load_split(run.config, run.clips, split, run.cache) for split in splits}
     variables = run.best_variables(name)
     for path, settings in cells.items():

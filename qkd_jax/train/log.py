@@ -24,6 +24,11 @@ def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]
     return [record for record in records if last_step is None or record["step"] <= last_step]
 
 
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The records of a model's epochs: `epoch` from 1, `epoch_loss`, and `valid`, `auc` and `eer`."""
+    return [record for record in read_log(folder) if "epoch" in record]
+
+
 @contextlib.contextmanager
 def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
     """A function that adds its keywords, `step` among them, as one record, handed to the system at once.

@@ -19,7 +19,7 @@ from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.evaluation.table import print_table
 from qkd_jax.files import whole_file
 from qkd_jax.train.folder import TEACHER, Run
-from qkd_jax.train.log import read_log
+from qkd_jax.train.log import read_epochs
 
 _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
@@ -78,9 +78,7 @@ def _keep(run: Run, results: dict[str, Any], dataset: Dataset, scores: dict[str,
         targets=dataset.targets,
         logits=scores,
         clips={name: paths[name] for name in dataset.names},
-        history={
-            name: [record for record in read_log(run.folder / name) if "epoch" in record] for name in scores
-        },
+        history={name: read_epochs(run.folder / name) for name in scores},
         config_json=to_json(run.config),
         versions={"python": platform.python_version()}
         | {library: importlib.metadata.version(library) for library in _LIBRARIES},
