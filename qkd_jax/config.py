@@ -124,6 +124,9 @@ class TeacherConfig:
 class QuantConfig:
     """Bit widths of a quantized student (eq. 6): 2 to 16, or 32 for off."""
 
+    scheme: Literal["paper", "integer"] = "paper"
+    """Ranges of each vector at each step, or static units for integer arithmetic on any device."""
+
     weights: Bits = 32
     """Those of the LSTM, one range per gate matrix, and of convolutions, one per kernel; but see `ranges`."""
     activations: Bits = 32
@@ -146,6 +149,27 @@ class QuantConfig:
     def per_channel(cls, bits: int) -> "QuantConfig":
         """Everything at `bits`, the output layers too, the cell at 16; `ranges` channel."""
         return cls(weights=bits, activations=bits, gates=bits, cell=16, output=bits, ranges="channel")
+
+    @classmethod
+    def integer(cls, weights: int, activations: int = 8) -> "QuantConfig":
+        """The integer scheme: gates and cell at 16 bits, the output layers at 8."""
+        return cls(
+            scheme="integer",
+            weights=weights,
+            activations=activations,
+            gates=16,
+            cell=16,
+            output=8,
+            ranges="channel",
+        )
+
+    def __post_init__(self) -> None:
+        few = max(self.weights, self.activations, self.output) <= 8
+        if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
+            raise ValueError(
+                "scheme: integer takes weights, activations, output of at most 8 bits, gates and cell of 16, "
+                f"got {self.weights}, {self.activations}, {self.output}, {self.gates}, {self.cell}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -180,16 +204,27 @@ class StudentConfig:
                 f"got {self.halvings}"
             )
 
+    def stride(self, index: int) -> int:
+        """Frames from step to step of convolution `index`."""
+        return 2 if index < self.halvings else 1
+
     def fits(self, other: "StudentConfig") -> bool:
         """Whether both have the same parameters."""
         shape = attrgetter("convolutions", "halvings", "layers", "units", "pooling")
         return shape(self) == shape(other)
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Frames that a step of the LSTM reads, by 3-tap convolutions that pad none, and to the next."""
+        frames, hop = 1, 1
+        for index in reversed(range(len(self.convolutions))):
+            frames, hop = (frames - 1) * self.stride(index) + 3, hop * self.stride(index)
+        return frames, hop
+
     def steps(self, frames: int) -> int:
-        """Steps of the LSTM over `frames` frames: 3-tap convolutions that pad none, some of stride 2."""
-        for index in range(len(self.convolutions)):
-            frames = (frames - 3) // (2 if index < self.halvings else 1) + 1
-        return max(frames, 0)
+        """Steps of the LSTM over `frames` frames."""
+        read, hop = self.span
+        return max((frames - read) // hop + 1, 0)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -312,6 +347,10 @@ class Config:
                     f"layers, units and pooling, or RUN/STUDENT, got {student.start!r}"
                 )
             earlier[name] = student
+            if student.quant.scheme == "integer" and student.start is None:
+                raise ValueError(
+                    f"students.{name}.start: expected a float student, which the integer scheme goes on from"
+                )
             if student.steps(self.frames) < 1:
                 raise ValueError(
                     f"students.{name}.convolutions: expected fewer, or fewer halvings: nothing is left of "
@@ -334,6 +373,82 @@ class EvalConfig:
     """A file to write the figures to, to the last digit."""
     data: DataConfig = DataConfig()
     """Other recordings; the run's own by default.  Events and clip length stay the run's."""
+
+
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DetectionConfig:
+    """How a detector's readings, a probability of each event at each step, become events."""
+
+    thresholds: dict[str, dict[str, Probability]] = Field(default_factory=dict)
+    """For each operating point (`eer`, `1/h` for a false alarm an hour) where each event begins."""
+    use: str | None = None
+    """The operating point in use; without one every event begins at 0.5."""
+    end: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """An event ends where its probability falls below so much of its threshold."""
+    median_seconds: Seconds = 0.0
+    """Each probability is first replaced by the median of so long around it; 0 for off."""
+    gap_seconds: Seconds = 0.0
+    """Events of one class that are nearer than this are one."""
+    shortest_seconds: Seconds = 0.0
+    """Events that are shorter, once gaps are closed, are none."""
+    history_seconds: Positive | None = None
+    """The longest that a reading looks back, half of it the shortest; by default to the very start."""
+
+    def __post_init__(self) -> None:
+        if self.use is not None and self.use not in self.thresholds:
+            raise ValueError(f"use: expected an operating point ({self.points}), got {self.use!r}")
+
+    @property
+    def points(self) -> str:
+        """The names of the operating points."""
+        return ", ".join(self.thresholds) or "there are none"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DetectConfig:
+    """How to detect events, and how to say them."""
+
+    format: Literal["table", "json", "audacity", "desed"] = "table"
+    """A table to read, an object a line, labels for Audacity, or DESED's tab-separated table."""
+    false_alarms: Positive | None = None
+    """Take the operating point of so many false alarms an hour."""
+    threshold: Probability | None = None
+    """Begin every event here, at no operating point."""
+    detection: DetectionConfig = DetectionConfig()
+    """The model's own by default."""
+
+    def chosen(self, events: tuple[str, ...]) -> DetectionConfig:
+        """`detection` with the operating point, or the threshold of all `events`, that is asked for.
+
+        Raises InputError if there is no such point, or if both are asked for.
+        """
+        if self.false_alarms and self.threshold:
+            raise InputError("false_alarms, threshold: expected one of them, got both")
+        if self.threshold:
+            given = {"given": dict.fromkeys(events, self.threshold)}
+            return dataclasses.replace(self.detection, thresholds=given, use="given")
+        if not self.false_alarms:
+            return self.detection
+        point = f"{self.false_alarms:g}/h"
+        if point not in self.detection.thresholds:
+            raise InputError(
+                f"false_alarms: expected an operating point ({self.detection.points}), got {point}"
+            )
+        return dataclasses.replace(self.detection, use=point)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExportConfig:
+    """Where a student goes."""
+
+    format: Literal["safetensors", "onnx", "litert", "c"] = "safetensors"
+    """What detect.py and NumPy read; a model for ONNX Runtime, or for LiteRT; a header for a C compiler."""
+    out: str | None = None
+    """The file; by default it lies in the student's folder and has its name."""
 
 
 def with_data(config: Config, **fields: Any) -> Config:

@@ -19,7 +19,8 @@ def model_cost(
     Parameters are those that training moves (batch-norm statistics and CMVN are not among
     them), and bytes are theirs: with `quant`, weights at its bits, packed, and the rest in float32.
     As in the paper, the few bytes of ranges, CMVN and a file's header don't count; ranges for each
-    unit and channel do, by two numbers each.
+    unit and channel do, by two numbers each, or in the integer scheme by one, which for a
+    convolution is its batch-norm's.
     """
     params = variables["params"]
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -49,8 +50,10 @@ def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:
     bits = quant.weights if part in ("lstm", "front") else quant.output
     ranges = 0
     if quant.ranges == "channel" and bits != OFF:
-        ranges = {"lstm": 2, "front": 1}.get(part, 0) * leaf.shape[-1]  # W_h and W_x of the LSTM
-    return -(-leaf.size * bits // 8) + 2 * 4 * ranges
+        integer = quant.scheme == "integer"
+        numbers = {"lstm": 2, "front": 0} if integer else {"lstm": 4, "front": 2}  # W_h and W_x of the LSTM
+        ranges = numbers.get(part, 0) * leaf.shape[-1]
+    return -(-leaf.size * bits // 8) + 4 * ranges
 
 
 def multiply_adds(function: Any, *arguments: Any) -> int:

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from qkd_jax.config import StudentConfig, TeacherConfig
 from qkd_jax.models.densenet import DenseNet
+from qkd_jax.models.integer import IntegerStudent
 from qkd_jax.models.lstm import LSTMStudent
 from qkd_jax.models.resnet import ResNet
 
@@ -15,5 +16,5 @@ Model: TypeAlias = nn.Module
 def build_model(config: TeacherConfig | StudentConfig, events: int) -> Model:
     """The Flax module, log-mel energies [batch, frames, mels] -> logits [batch, events], of `config`."""
     if isinstance(config, StudentConfig):
-        return LSTMStudent(config, events)
+        return (IntegerStudent if config.quant.scheme == "integer" else LSTMStudent)(config, events)
     return ResNet(config, events) if config.architecture == "resnet" else DenseNet(config, events)

@@ -1,24 +1,13 @@
-"""The LSTM of Shi et al. 2019, float or with every operand quantized (eq. 5 and 6).
+"""The LSTM of Shi et al. 2019 over time, float or quantized (`qkd_jax.nn.cell`, `qkd_jax.nn.integer`).
 
 A layer's parameters are `{"w": [units + inputs, 4 · units], "b": [4 · units]}`: the rows of `w`
-are those of [h, x], its columns the gates f, i, c~, o.  For n-bit weights, activations, gates
-and cell, each with its own n,
-
-    u  = Qn([h, x])              one range ("joint"); "split" or "channel": Qn(h), Qn(x), Qn(W_gh), Qn(W_gx)
-    z_g = Qn(W_g) · u + b_g      for g in f, i, c, o; one range per gate matrix, "channel": per unit
-    f, i, o = Qn(σ(z_f)), Qn(σ(z_i)), Qn(σ(z_o));   c~ = Qn(tanh(z_c))
-    c' = f * Qn(c) + i * c~      carried unquantized, quantized where it is used next
-    h' = o * Qn(tanh(c'))        carried unquantized
-
-with every range that of one vector of one example at one step, so that results depend neither
-on batch mates, nor on padding, nor on how a stream is cut.  (Eq. 5 prints b_i in the candidate;
-b_c is meant.)  Quantizing after training is calling the same functions with `quant` on
-parameters trained without it.
+are those of [h, x], its columns the gates f, i, c~, o; in the integer scheme they have its `exponents` too.
+Quantizing after training is calling the same functions with `quant` on parameters trained without it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +15,10 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from qkd_jax.config import QuantConfig
-from qkd_jax.nn.matmul import quantized_matmul, recovered
-from qkd_jax.quant.fake_quant import fake_quant
+from qkd_jax.nn import cell, integer
+from qkd_jax.nn.cell import Layer, LSTMState
 
-Layer = dict[str, jax.Array]
 FLOAT = QuantConfig()
-
-
-class LSTMState(NamedTuple):
-    """What one layer carries: `h` and `c`, [*batch, units]."""
-
-    h: jax.Array
-    c: jax.Array
 
 
 def lstm_init(
@@ -89,7 +70,7 @@ def lstm_step(
     _check(params, carry, x.shape[:-1], x.shape[-1])
     new = []
     for layer, state in zip(params, carry):
-        state, _ = _cell(layer, quant)(state, x)
+        state, _ = _new_cell(layer, quant)(state, x)
         new.append(state)
         x = state.h
     return tuple(new)
@@ -131,17 +112,6 @@ def lstm_scan(
     return jnp.moveaxis(by_time, 0, -2), tuple(final)
 
 
-class _Slopes(NamedTuple):
-    """Derivatives of one step, straight through the rounding: of c' in c and z, of h' in c' and z."""
-
-    c_c: jax.Array
-    c_f: jax.Array
-    c_i: jax.Array
-    c_candidate: jax.Array
-    h_c: jax.Array
-    h_o: jax.Array
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _layer_scan(
     quant: QuantConfig, layer: Layer, start: LSTMState, x: jax.Array, valid: jax.Array | None
@@ -155,11 +125,11 @@ def _layer_scan(
 
 
 def _run(quant, layer, start, x, valid):
-    cell = _cell(layer, quant)
+    step = _new_cell(layer, quant)
 
     def body(state, inputs):
         x_t, valid_t = inputs
-        new, slopes = cell(state, x_t)
+        new, slopes = step(state, x_t)
         new = _where(valid_t, new, state)
         return new, (new.h, slopes)
 
@@ -178,8 +148,11 @@ def _layer_scan_jvp(quant, primals, tangents):
     d_layer, d_start = jax.tree.map(_instantiated, tangents[:2], (layer, start), is_leaf=_is_zero)
     hs, final, slopes = _run(quant, layer, start, x, valid)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    w_hat = _recovered_weights(layer["w"], quant)
-    u_hat = _recovered_inputs(jnp.concatenate([start.h[None], hs])[:-1], x, quant)
+    before = jnp.concatenate([start.h[None], hs])[:-1]
+    if quant.scheme == "integer":
+        w_hat, u_hat = integer.recovered_weights(layer, quant), jnp.concatenate([before, x], axis=-1)
+    else:
+        w_hat, u_hat = cell.recovered_weights(layer, quant), cell.recovered_inputs(before, x, quant)
     units = start.h.shape[-1]
     # Flat, for otherwise its transpose would copy u_hat into another order.
     flat = u_hat.reshape(-1, u_hat.shape[-1])
@@ -200,6 +173,11 @@ def _layer_scan_jvp(quant, primals, tangents):
     return (hs, final), (d_hs, d_final)
 
 
+def _new_cell(layer: Layer, quant: QuantConfig) -> cell.Cell:
+    """One layer's step, its weights quantized once."""
+    return (integer.integer_cell if quant.scheme == "integer" else cell.paper_cell)(layer, quant)
+
+
 def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
 
@@ -210,65 +188,6 @@ def _instantiated(tangent: Any, primal: jax.Array) -> jax.Array:
 
 def _where(valid: jax.Array | None, new: LSTMState, old: LSTMState) -> LSTMState:
     return new if valid is None else jax.tree.map(partial(jnp.where, valid), new, old)
-
-
-def _cell(layer: Layer, quant: QuantConfig) -> Callable[[LSTMState, jax.Array], tuple[LSTMState, _Slopes]]:
-    """One layer's step, its weights quantized once."""
-    units = layer["b"].shape[0] // 4
-
-    def matmul(w: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        return quantized_matmul(
-            w, x_bits=quant.activations, w_bits=quant.weights, blocks=_weight_ranges(quant, units)
-        )
-
-    if quant.ranges == "joint":
-        joint = matmul(layer["w"])
-    else:
-        from_h, from_x = matmul(layer["w"][:units]), matmul(layer["w"][units:])
-
-    def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, _Slopes]:
-        h, c = state
-        if quant.ranges == "joint":
-            z = joint(jnp.concatenate([h, x.astype(h.dtype)], axis=-1))
-        else:
-            z = from_h(h) + from_x(x.astype(h.dtype))
-        z_f, z_i, z_c, z_o = jnp.split(z + jnp.broadcast_to(layer["b"], z.shape), 4, axis=-1)
-        f, i, o, candidate = (*map(jax.nn.sigmoid, (z_f, z_i, z_o)), jnp.tanh(z_c))
-        f_hat, i_hat, o_hat, candidate_hat = (fake_quant(gate, quant.gates) for gate in (f, i, o, candidate))
-        c_hat = fake_quant(c, quant.cell)
-        c = f_hat * c_hat + i_hat * candidate_hat
-        squashed = jnp.tanh(c)
-        squashed_hat = fake_quant(squashed, quant.gates)
-        slopes = _Slopes(
-            c_c=f_hat,
-            c_f=c_hat * f * (1 - f),
-            c_i=candidate_hat * i * (1 - i),
-            c_candidate=i_hat * (1 - candidate**2),
-            h_c=o_hat * (1 - squashed**2),
-            h_o=squashed_hat * o * (1 - o),
-        )
-        return LSTMState((o_hat * squashed_hat).astype(h.dtype), c.astype(state.c.dtype)), slopes
-
-    return cell
-
-
-def _recovered_weights(w: jax.Array, quant: QuantConfig) -> jax.Array:
-    units = w.shape[1] // 4
-    parts = (w,) if quant.ranges == "joint" else (w[:units], w[units:])
-    blocks = _weight_ranges(quant, units)
-    return jnp.concatenate([recovered(part, quant.weights, blocks=blocks) for part in parts])
-
-
-def _weight_ranges(quant: QuantConfig, units: int) -> int:
-    """How many equal blocks of columns of the weights have a range of their own."""
-    return 4 * units if quant.ranges == "channel" else 4
-
-
-def _recovered_inputs(h: jax.Array, x: jax.Array, quant: QuantConfig) -> jax.Array:
-    x = x.astype(h.dtype)
-    if quant.ranges == "joint":
-        return fake_quant(jnp.concatenate([h, x], axis=-1), quant.activations)
-    return jnp.concatenate([fake_quant(part, quant.activations) for part in (h, x)], axis=-1)
 
 
 def _as_varied(carry: tuple[LSTMState, ...], others: Any) -> tuple[LSTMState, ...]:

@@ -1,5 +1,7 @@
 """A whole run: recordings and labels in, a teacher, its students and a table out."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.files import whole_file
+from qkd_jax.models.integer import calibrate
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
-from qkd_jax.train.state import begun_with, make_optimizer
+from qkd_jax.train.state import TrainState, begun_with, make_optimizer
 from qkd_jax.train.step import make_train_step
 from qkd_jax.train.teachers import foreign_logits, make_augment, mean_logits
+
+_CALIBRATION = 8  # batches
 
 
 def train(config: Config) -> Path:
@@ -87,10 +92,7 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
     else:
         epochs, rate = settings.student_epochs, student.learning_rate
     epoch_steps = clips // settings.batch_size
-    state = run.new_state(name, norm)
-    if student and (start := run.start(name)):
-        other, started = start
-        state = begun_with(state, other.best_variables(started))
+    batches_from = _batches_from(run, data["train"], logits, taught=taught)
     fit(
         make_train_step(
             model,
@@ -98,14 +100,33 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
             _objective(run.config, data["train"], known),
             ema_decay=student.ema_decay if student else 0.0,
         ),
-        state,
-        _batches_from(run, data["train"], logits, taught=taught),
+        _first_state(run, name, norm, batches_from),
+        batches_from,
         validate,
         folder=run.folder / name,
         epochs=epochs,
         epoch_steps=epoch_steps,
         patience=settings.patience,
     )
+
+
+def _first_state(
+    run: Run,
+    name: str,
+    norm: tuple[np.ndarray, np.ndarray],
+    batches_from: Callable[[int], Iterator[Batch]],
+) -> TrainState:
+    """New, or another student's best; of the integer scheme, with its units."""
+    state = run.new_state(name, norm)
+    if name == TEACHER or (start := run.start(name)) is None:
+        return state
+    student, (other, started) = run.config.students[name], start
+    state = begun_with(state, other.best_variables(started))
+    if student.quant.scheme == "integer":
+        batches = itertools.islice(batches_from(0), _CALIBRATION)
+        exponents = calibrate(student, state.model, (batch["features"] for batch in batches))
+        state = dataclasses.replace(state, variables=state.variables | {"exponents": exponents})
+    return state
 
 
 def _batches_from(

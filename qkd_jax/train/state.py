@@ -13,6 +13,8 @@ from qkd_jax.config import TrainConfig
 from qkd_jax.models.build import Model
 from qkd_jax.models.common import with_norm
 
+_STILL = ("norm", "exponents")
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -78,12 +80,12 @@ def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     What features are normalised by stays: it is that of the data.
     """
     average = None if state.average is None else _moving(model)
-    statistics = {key: value for key, value in model.items() if key not in ("params", "norm")}
+    statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}
     return dataclasses.replace(
         state, params=model["params"], average=average, variables=state.variables | statistics
     )
 
 
 def _moving(model: dict[str, Any]) -> dict[str, Any]:
-    """What training moves: all but the norm; a copy, for a state's buffers are donated, each only once."""
-    return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key != "norm"}
+    """What training moves; a copy, for a state's buffers are donated, each only once."""
+    return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key not in _STILL}
