@@ -1,0 +1,359 @@
+"""A detector in one .safetensors file.
+
+Its tensors are `mean`, `std` and, after the name of the part (front.0 …, lstm.0 …, output, attention), the
+arrays that `nn/codes.py` describes.  Weights are packed at their bits (`quant/pack.py`), flat, each code plus
+2^(bits - 1).  All else is JSON, the one entry of the file's metadata, whose key names the format.  The
+checksum therein is the sha256 of the whole file with zeros for the checksum's own digits.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticSerializationError
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as to_safetensors
+
+from qkd_jax.config import (
+    DetectionConfig,
+    FeatureConfig,
+    InputError,
+    Positive,
+    StudentConfig,
+    explain,
+    from_json,
+    to_json,
+)
+from qkd_jax.deploy.detector import Detector
+from qkd_jax.files import whole_file
+from qkd_jax.nn.codes import ConvCodes, LinearCodes, LSTMCodes
+from qkd_jax.quant.pack import pack, unpack
+
+FORMAT = "qkd_jax detector, version 1"
+MAX_FILE, MAX_HEADER = 1 << 24, 1 << 18
+"""Bytes.  The largest file, of 2-bit codes, takes 200 MB to read."""
+_MAX_MESSAGE = 300
+_DAY = 24 * 3600
+_ZEROS = "0" * 64
+_DTYPES = {"U8": "uint8", "I32": "int32", "F32": "float32"}
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Type and shape of arrays, by name."""
+
+
+class _Product(NamedTuple):
+    """Codes x, of which |x| is at most `x_max`, times `w`, rescaled by `multiplier`."""
+
+    w: np.ndarray
+    multiplier: np.ndarray
+    x_max: int
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Settings:
+    """What a detector has beside arrays: its own fields of these names, and the `cell` of each layer."""
+
+    features: FeatureConfig
+    student: StudentConfig
+    events: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    clip_seconds: Positive
+    input: Annotated[int, Field(ge=-16, le=16)]
+    cell: tuple[Annotated[int, Field(ge=6, le=13)], ...]
+    detection: DetectionConfig
+
+    def __post_init__(self) -> None:
+        features, student, detection = self.features, self.student, self.detection
+        for name, value, most in (
+            ("features.sample_rate", features.sample_rate, 1 << 20),
+            ("features.hop_length", features.hop_length, 1 << 20),
+            ("features.n_fft", features.n_fft, 1 << 15),
+            ("features.n_mels", features.n_mels, 1 << 10),
+            ("student.convolutions", max(student.convolutions, default=0), 1 << 12),
+            ("student.units", student.units, 1 << 12),
+            ("clip_seconds", self.clip_seconds, _DAY),
+            *(
+                (f"detection.{name}", getattr(detection, name) or 0, _DAY)
+                for name in ("median_seconds", "gap_seconds", "shortest_seconds", "history_seconds")
+            ),
+        ):
+            if value > most:
+                raise ValueError(f"{name}: expected at most {most}, got {value}")
+        if student.quant.scheme != "integer":
+            raise ValueError(f"student.quant.scheme: expected integer, got {student.quant.scheme}")
+        if len(self.cell) != student.layers:
+            raise ValueError(f"cell: expected {student.layers}, one for each layer, got {len(self.cell)}")
+        if len(set(self.events)) < len(self.events):
+            raise ValueError(f"events: expected each once, got {', '.join(self.events)}")
+        for point, thresholds in detection.thresholds.items():
+            if thresholds.keys() != set(self.events):
+                raise ValueError(
+                    f"detection.thresholds.{point}: expected one for each of {', '.join(self.events)}, "
+                    f"got {', '.join(thresholds) or 'none'}"
+                )
+        if student.steps(features.frames(round(self.clip_seconds * features.sample_rate))) < 1:
+            raise ValueError(f"clip_seconds: expected enough for one step, got {self.clip_seconds:g}")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Document:
+    """The JSON in the file's metadata; `sha256` comes first, so that its digits are the first such."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = _ZEROS
+    detector: _Settings
+    provenance: dict[str, str]
+
+
+def save(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> None:
+    """Write `detector` to `path`, whole or not at all; the same detector gives the same bytes.
+
+    `provenance` says where it comes from: a run, versions of libraries, data.  Raises InputError if
+    `check` does, if there is too much to write, or if `path` can't be written.
+    """
+    check(detector)
+    try:
+        document = to_json(_Document(detector=_settings(detector), provenance=dict(provenance)))
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+    except PydanticSerializationError as error:  # of file names that are no text, say
+        raise InputError(str(error)) from None
+    tensors = {
+        name: _packed(array, _bits(name, detector.student)) for name, array in _arrays(detector).items()
+    }
+    # One entry: safetensors writes several in random order.
+    data = to_safetensors(tensors, {FORMAT: document})
+    data = data.replace(_ZEROS.encode(), _digest(data, _ZEROS).encode(), 1)
+    _parse(data)  # what is written can be read: it isn't too long
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def load(path: Path) -> Detector:
+    """The detector in the file at `path`, however that came about.
+
+    Raises InputError, of one line, for all that `save` didn't write or `check` refuses.
+    """
+    return _read(path)[0]
+
+
+def load_provenance(path: Path) -> dict[str, str]:
+    """What `save` was told of where the detector at `path` comes from; raises what `load` does."""
+    return _read(path)[1]
+
+
+def check(detector: Detector) -> None:
+    """Raise InputError, naming the part, unless every runtime computes `detector` alike.
+
+    Arrays must have the types and shapes that the settings ask for, and finite values, weights
+    symmetric codes in their bits.  No input may take an accumulator to 2^24, which float32 no longer
+    holds exactly, nor what is rescaled, bias included, to 2^29, where doubling it for tanh must fit int32.
+    """
+    settings, arrays = _settings(detector), _arrays(detector)
+    _expect({name: (str(array.dtype), array.shape) for name, array in arrays.items()}, _layout(settings))
+    for name, array in arrays.items():
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise InputError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
+        if array.dtype == np.int8:
+            largest = 2 ** (_bits(name, settings.student) - 1) - 1
+            if max(-int(array.min()), int(array.max())) > largest:
+                raise InputError(
+                    f"{name}: expected codes from {-largest} to {largest}, got {array.min()} to {array.max()}"
+                )
+    # Runtimes may flush what is smaller to 0.
+    if detector.std.min() < np.finfo(np.float32).tiny:
+        raise InputError(f"std: expected positive normal numbers, got {detector.std.min()}")
+    for part, products, bias in _outputs(detector):
+        highest = np.abs(bias.astype(np.float64))
+        for w, multiplier, x_max in products:
+            sums = np.abs(w).reshape(-1, w.shape[-1]).sum(axis=0, dtype=np.int64) * x_max
+            if sums.max() >= 1 << 24:
+                raise InputError(f"{part}: expected accumulators below 2^24, but they may reach {sums.max()}")
+            highest += sums * np.abs(multiplier.astype(np.float64))
+        if highest.max() >= 1 << 29:
+            raise InputError(f"{part}: expected values below 2^29, but they may reach {highest.max():.0f}")
+
+
+def _outputs(detector: Detector) -> Iterator[tuple[str, list[_Product], np.ndarray]]:
+    """The name, the products and the bias of each part."""
+    bits = detector.student.quant.activations
+    signed, unsigned = 1 << (bits - 1), (1 << bits) - 1
+    x_max = signed
+    for index, conv in enumerate(detector.front):
+        yield f"front.{index}", [_Product(conv.w, conv.multiplier, x_max)], conv.bias
+        x_max = unsigned
+    for index, layer in enumerate(detector.lstm):
+        from_h = _Product(layer.w_h, layer.multiplier_h, signed)
+        yield f"lstm.{index}", [from_h, _Product(layer.w_x, layer.multiplier_x, x_max)], layer.bias
+        x_max = signed
+    for name, linear in (("output", detector.output), ("attention", detector.attention)):
+        if linear is not None:
+            yield name, [_Product(linear.w, linear.multiplier, signed)], linear.bias
+
+
+def _plain(of: Detector | _Settings) -> dict[str, Any]:
+    """The fields that a detector has in common with its settings."""
+    return {
+        field.name: getattr(of, field.name) for field in dataclasses.fields(_Settings) if field.name != "cell"
+    }
+
+
+def _settings(detector: Detector) -> _Settings:
+    try:
+        return _Settings(**_plain(detector), cell=tuple(layer.cell for layer in detector.lstm))
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def _arrays(detector: Detector) -> dict[str, np.ndarray]:
+    parts: dict[str, Any] = {f"front.{index}": conv for index, conv in enumerate(detector.front)}
+    parts |= {f"lstm.{index}": layer for index, layer in enumerate(detector.lstm)}
+    parts |= {"output": detector.output, "attention": detector.attention}
+    return {"mean": detector.mean, "std": detector.std} | {
+        f"{part}.{name}": array
+        for part, codes in parts.items()
+        if codes is not None
+        for name, array in codes._asdict().items()
+        if name != "cell"
+    }
+
+
+def _layout(settings: _Settings) -> Layout:
+    """The arrays of a detector of these settings."""
+    student, mels = settings.student, settings.features.n_mels
+    layout: Layout = {"mean": ("float32", (mels,)), "std": ("float32", (mels,))}
+
+    def product(part: str, shape: tuple[int, ...], of: str = "") -> None:
+        layout[f"{part}.w{of}"] = "int8", shape
+        layout[f"{part}.multiplier{of}"] = "float32", shape[-1:]
+        layout[f"{part}.bias"] = "int32", shape[-1:]
+
+    bands, channels = mels, 1
+    for index, outputs in enumerate(student.convolutions):
+        product(f"front.{index}", (3, 3, channels, outputs))
+        bands, channels = -(-bands // 2), outputs
+    inputs = bands * channels
+    for index in range(student.layers):
+        product(f"lstm.{index}", (student.units, 4 * student.units), "_h")
+        product(f"lstm.{index}", (inputs, 4 * student.units), "_x")
+        inputs = student.units
+    for part in ("output", "attention") if student.pooling == "attention" else ("output",):
+        product(part, (student.units, len(settings.events)))
+    return layout
+
+
+def _expect(found: Layout, expected: Layout) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            wanted, got = (
+                f"{of[name][0]} {list(of[name][1])}" if name in of else "none" for of in (expected, found)
+            )
+            raise InputError(f"{name}: expected {wanted}, got {got}")
+
+
+def _bits(name: str, student: StudentConfig) -> int:
+    return student.quant.output if name.startswith(("output", "attention")) else student.quant.weights
+
+
+def _packed(array: np.ndarray, bits: int) -> np.ndarray:
+    if array.dtype != np.int8:
+        return np.ascontiguousarray(array)  # safetensors would write what lies in memory
+    return pack(array.astype(np.int16) + (1 << (bits - 1)), bits)
+
+
+def _stored(dtype: str, shape: tuple[int, ...], bits: int) -> tuple[str, tuple[int, ...]]:
+    return (dtype, shape) if dtype != "int8" else ("uint8", (-(-math.prod(shape) * bits // 8),))
+
+
+def _unpacked(data: np.ndarray, dtype: str, shape: tuple[int, ...], bits: int) -> np.ndarray:
+    if dtype != "int8":
+        return data.view(dtype).reshape(shape)
+    codes = unpack(data, bits, math.prod(shape)) - np.uint8(1 << (bits - 1))  # modulo 256
+    return codes.view(np.int8).reshape(shape)
+
+
+def _digest(data: bytes, digits: str) -> str:
+    return hashlib.sha256(data.replace(digits.encode(), _ZEROS.encode(), 1)).hexdigest()
+
+
+def _read(path: Path) -> tuple[Detector, dict[str, str]]:
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise InputError(f"{path}: expected a detector's file, found none")
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise InputError(f"{path}: could not be read: {error.strerror}") from None
+    try:
+        return _parse(data)
+    except InputError as error:
+        # A hostile file's words may be in it.
+        line = "".join(letter if letter.isprintable() else "?" for letter in str(error))
+        raise InputError(f"{path}: {line[:_MAX_MESSAGE]}") from None
+
+
+def _parse(data: bytes) -> tuple[Detector, dict[str, str]]:
+    """The detector and its provenance; no array is made before all that it is made of fits the settings."""
+    document, tensors = _opened(data)
+    settings = document.detector
+    digest = _digest(data, document.sha256)
+    if digest != document.sha256:
+        raise InputError(f"damaged: expected the checksum {document.sha256}, got {digest}")
+    layout, student = _layout(settings), settings.student
+    found = {
+        name: (_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"])) for name, of in tensors.items()
+    }
+    _expect(found, {name: _stored(*kind, _bits(name, student)) for name, kind in layout.items()})
+    arrays = {
+        name: _unpacked(np.frombuffer(tensors[name]["data"], np.uint8), *kind, _bits(name, student))
+        for name, kind in layout.items()
+    }
+
+    def part(kind: Any, name: str, **more: int) -> Any:
+        own = {field: arrays[f"{name}.{field}"] for field in kind._fields if field not in more}
+        return kind(**own, **more)
+
+    detector = Detector(
+        **_plain(settings),
+        mean=arrays["mean"],
+        std=arrays["std"],
+        front=tuple(part(ConvCodes, f"front.{index}") for index in range(len(student.convolutions))),
+        lstm=tuple(part(LSTMCodes, f"lstm.{index}", cell=cell) for index, cell in enumerate(settings.cell)),
+        output=part(LinearCodes, "output"),
+        attention=part(LinearCodes, "attention") if student.pooling == "attention" else None,
+    )
+    check(detector)
+    return detector, document.provenance
+
+
+def _opened(data: bytes) -> tuple[_Document, dict[str, Any]]:
+    """What the metadata says, and what safetensors finds of each tensor: its dtype, shape and bytes."""
+    if len(data) > MAX_FILE:
+        raise InputError(f"expected a detector of at most {MAX_FILE} bytes, found more")
+    header = int.from_bytes(data[:8], "little")
+    if not 8 + header <= len(data):
+        raise InputError(
+            f"expected a .safetensors file, whose first 8 bytes are the length of its header, "
+            f"found {header} in a file of {len(data)} bytes"
+        )
+    if header > MAX_HEADER:
+        raise InputError(
+            f"expected settings, events and provenance of at most {MAX_HEADER} bytes, found {header}"
+        )
+    try:
+        tensors = dict(deserialize(data))
+    except SafetensorError as error:
+        raise InputError(f"expected a .safetensors file: {error}") from None
+    metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
+    if list(metadata) != [FORMAT]:
+        raise InputError(f"expected metadata {[FORMAT]}, found {list(metadata)}")
+    try:
+        return from_json(_Document, metadata[FORMAT], "metadata"), tensors
+    except OverflowError:
+        raise InputError("metadata: expected numbers that a float can hold, found a larger one") from None
