@@ -1,0 +1,63 @@
+"""Find events in sound of any length: python detect.py MODEL FILE… [--false-alarms 1] [--format json]
+
+A FILE of - is standard input: samples at the model's rate, mono, 16-bit little-endian, without a header.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+
+from qkd_jax.command import override, run_command
+from qkd_jax.config import DetectConfig, InputError
+
+settings_from = partial(override, prog="detect.py MODEL FILE…", description=__doc__)
+
+
+def main(arguments: list[str]) -> None:
+    """`arguments` start with a model's file and those of recordings."""
+    if "--help" in arguments or "-h" in arguments:
+        settings_from(DetectConfig(), ["--help"])
+    names = list(takewhile(lambda argument: not argument.startswith("--"), arguments))
+    if len(names) < 2:
+        raise InputError(f"expected a model and recordings first. {__doc__.splitlines()[0]}")
+    # A product of one vector takes several threads longer than one.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    from qkd_jax.audio.io import audio_blocks
+    from qkd_jax.deploy.artefact import load
+    from qkd_jax.deploy.events import Event, detect
+    from qkd_jax.deploy.formats import lines
+    from qkd_jax.deploy.stream import raw_blocks
+
+    model, *files = names
+    detector = load(Path(model))
+    settings = settings_from(DetectConfig(detection=detector.detection), arguments[len(names) :])
+    detector = dataclasses.replace(detector, detection=settings.chosen(detector.events))
+    rate, failed = detector.features.sample_rate, []
+
+    def found() -> Iterator[tuple[str, Event]]:
+        for file in files:
+            try:
+                blocks = raw_blocks(sys.stdin.buffer) if file == "-" else audio_blocks(file, rate)
+                yield from ((file, event) for event in detect(detector, blocks))
+            except InputError as error:
+                failed.append(str(error))
+
+    try:
+        for line in lines(settings.format, found(), files, detector.events):
+            print(line, flush=True)
+    except BrokenPipeError:
+        # Whoever read has enough; else Python would fail to flush once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # nothing is lost that could be gone on with
+    if failed:
+        raise InputError("\n".join(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
