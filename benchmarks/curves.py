@@ -22,7 +22,8 @@ def plot_sizes(
 ) -> None:
     """The average EER of each cell, with its interval, against its bytes, as PNG.
 
-    Of each of the float `students` those at `bits`, trained and post-mortem, are joined by lines.
+    Of each of the float `students` those at `bits`, trained, post-mortem and in the integer scheme, are
+    joined by lines.
     """
     from matplotlib.figure import Figure
 
@@ -32,6 +33,9 @@ def plot_sizes(
         series.append((trained, f"{student}, quantized in training", 1, {"color": color, "marker": "o"}))
         dashed = {"color": color, "marker": "x", "linestyle": "--"}
         series.append(([f"{student}-pm{n}" for n in bits], f"{student}, post-mortem", 1.06, dashed))
+        dotted = {"color": color, "marker": "^", "linestyle": ":"}
+        integer = [f"{student}-integer-{n}" for n in bits]
+        series.append((integer, f"{student}, integer scheme", 1 / 1.03, dotted))
     others = [name for name in cells if not any(name in names for names, *_ in series)]
     for name, marker in zip(others, itertools.cycle("sD^vP*<>ph")):
         series.append(([name], name, 1 / 1.06, {"color": PALETTE[0][0], "marker": marker, "linestyle": ""}))

@@ -50,6 +50,7 @@ def students(*teachers: Path, sizes: Sequence[int] = (256, 64, 128)) -> list[Stu
     for student in floats.values():
         found += [student, _quantized(student, 4), _quantized(student, 8)]
     found.append(_quantized(floats[first], 16))
+    found += [_quantized(floats[first], bits, "integer") for bits in POST_MORTEM]
     found.append(Student(f"plain-3x{first}", StudentConfig(units=first, layers=3, distill=False), teachers))
     return found
 
@@ -63,10 +64,12 @@ def _distilled(units: int, teachers: tuple[Path, ...]) -> Student:
     return Student(name, settings, teachers, also=also)
 
 
-def _quantized(student: Student, bits: int) -> Student:
+def _quantized(student: Student, bits: int, scheme: str = "") -> Student:
     """Trained on from the float student, which on validation was better than quantized from the start."""
-    settings = dataclasses.replace(student.settings, quant=QuantConfig.paper(bits), learning_rate=1e-3)
-    return Student(f"{student.name}-{bits}", settings, student.teachers, first=student)
+    quant = QuantConfig.integer(bits) if scheme else QuantConfig.paper(bits)
+    settings = dataclasses.replace(student.settings, quant=quant, learning_rate=1e-3)
+    name = "-".join(filter(None, (student.name, scheme, str(bits))))
+    return Student(name, settings, student.teachers, first=student)
 
 
 def train_teacher(base: Config, path: Path) -> None:

@@ -55,6 +55,13 @@ def findings(student: str) -> list[Finding]:
             Finding(f"{small} against DenseNet-63", against_teacher, change(small, "teacher"), "<", 10),
             Finding(f"{small} against YAMNet", DASH, change(small, "yamnet"), "<"),
         ]
+    for bits in ("8", "4", "3", "2"):
+        integer = f"{student}-integer-{bits}"
+        found += [
+            Finding(f"{integer} against float", DASH, change(integer, student), "<", MARGINS[bits]),
+            Finding(f"{integer} against {student}-{bits}", DASH, change(integer, f"{student}-{bits}"), "<"),
+            Finding(f"{integer} against YAMNet", DASH, change(integer, "yamnet"), "<"),
+        ]
     return found
 
 
@@ -89,7 +96,7 @@ def main(arguments: list[str]) -> None:
     order = {
         name: own[name]
         for student in students
-        for name in (student, *(f"{student}{kind}{n}" for kind in ("-", "-pm") for n in MARGINS))
+        for name in (student, *(f"{student}{kind}{n}" for kind in ("-", "-pm", "-integer-") for n in MARGINS))
         if name in own
     }
     cells = beside | order
@@ -100,7 +107,8 @@ def main(arguments: list[str]) -> None:
         f"""Written by `python -m benchmarks.past_page`: edits would be lost. AUC and EER in percent on the
 {len(scenes.names):,} test scenes, of the epoch that was best on validation; the last columns are AUC / EER
 there and the seeds, of several the mean ± half their range. conv-UNITS-BITS: every operand at so many
-bits in training, 2w4 weights at 2 and all else at 4; pm: the float student, quantized only afterwards.""",
+bits in training, 2w4 weights at 2 and all else at 4; pm: the float student, quantized only afterwards;
+integer: in the integer scheme, weights at so many bits, activations at 8.""",
         markdown(header, rows(cells)),
         "![EER against bytes](eer-bytes.png)",
         "## Against float, the paper's teacher and YAMNet",

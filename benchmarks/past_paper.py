@@ -4,8 +4,9 @@ python -m benchmarks.past_paper --data DIR --tagger FILE.toml [--manifest FILE] 
 
 Of each size a first student learns in float from the tagger and the labels.  From its best state all
 others go on, in float and at each number of bits by the same recipe, taught by the mean of its logits
-and the tagger's; 2w4 has the weights of LSTM and convolutions at 2 bits and all else at 4.  What they
-come to is kept in DIR/cells below --out; what is there is skipped, and what was stopped goes on.
+and the tagger's; 2w4 has the weights of LSTM and convolutions at 2 bits and all else at 4, integer-N
+is in the integer scheme with weights at N bits.  What they come to is kept in DIR/cells below --out;
+what is there is skipped, and what was stopped goes on.
 """
 
 import dataclasses
@@ -54,8 +55,13 @@ def students(size: str, start: str, *teachers: Path) -> list[Student]:
     floating = dataclasses.replace(SIZES[size], start=start, learning_rate=1e-3)
     at = {str(bits): QuantConfig.per_channel(bits) for bits in BITS}
     at["2w4"] = dataclasses.replace(QuantConfig.per_channel(4), weights=2)
+    at |= {f"integer-{bits}": QuantConfig.integer(bits) for bits in BITS}
     students = {bits: dataclasses.replace(floating, quant=quant) for bits, quant in at.items()}
-    also = {f"{size}-pm{bits}": settings for bits, settings in students.items()}
+    also = {
+        f"{size}-pm{bits}": settings
+        for bits, settings in students.items()
+        if settings.quant.scheme == "paper"  # the other can't do without training: it has no units then
+    }
     return [
         Student(size, floating, teachers, also=also),
         *(Student(f"{size}-{bits}", settings, teachers) for bits, settings in students.items()),

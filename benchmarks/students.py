@@ -80,12 +80,11 @@ def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]
         guess = f", at most {spent / done * left / 60:.0f} minutes left" if done else ""
         print(f"\n{student.name}-seed{seed}: {len(todo) - index} left{guess}", flush=True)
         begun = time.monotonic()
-        config = _config(base, student, seed)
         if student.first:
             start = f"{trained(base, student.first, seed)}/{student.first.name}"
             settings = dataclasses.replace(student.settings, start=start)
-            config = dataclasses.replace(config, students={student.name: settings})
-        train_and_keep(config, student.name, cells)
+            student = dataclasses.replace(student, settings=settings)
+        train_and_keep(_config(base, student, seed), student.name, cells)
         spent, done = spent + time.monotonic() - begun, done + student.work(base)
 
 

@@ -24,7 +24,7 @@ config = Config(
         "distilled": _distilled,
         **{
             f"distilled-{bits}": dataclasses.replace(
-                _distilled, quant=QuantConfig.per_channel(bits), start="distilled", learning_rate=1e-3
+                _distilled, quant=QuantConfig.integer(bits), start="distilled", learning_rate=1e-3
             )
             for bits in (8, 4)
         },

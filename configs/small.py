@@ -1,4 +1,6 @@
-"""Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, at 8 to 2 bits.
+"""Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, weights of 8 to 2 bits.
+
+All but the one in float are integers that a device computes with (docs/integer.md).
 
 What students of this size come to on real recordings, by a longer recipe: docs/results/past.md.
 
@@ -18,7 +20,7 @@ config = Config(
         "distilled": _float,
         **{
             f"distilled-{bits}": dataclasses.replace(
-                _float, quant=QuantConfig.per_channel(bits), start="distilled", learning_rate=1e-3
+                _float, quant=QuantConfig.integer(bits), start="distilled", learning_rate=1e-3
             )
             for bits in (8, 4, 3, 2)
         },

@@ -26,14 +26,17 @@ ROOMS = (
     "train",
 )
 PUBLIC = [
+    "Detector",
     "FeatureConfig",
     "QTensor",
     "QuantConfig",
     "build_model",
     "dequantize",
+    "detect",
     "distillation_loss",
     "evaluate",
     "fake_quant",
+    "load",
     "log_mel",
     "lstm_init",
     "lstm_scan",
@@ -42,6 +45,7 @@ PUBLIC = [
     "pack",
     "qdot",
     "quantize",
+    "to_jax",
     "unpack",
     "weighted_bce",
 ]

@@ -12,8 +12,8 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     """One row a model: AUC / EER in percent on average and for each event, then size and work.
 
     `results` holds `split`, `clips` and, under `models`, each model's `metrics` (see `evaluate`),
-    `bytes`, `parameters` and `multiply_adds`; `file` is stdout by default.  On a terminal, events for
-    which there is no room are left out.
+    `bytes`, and where they are known `parameters` and `multiply_adds`; `file` is stdout by default.  On a
+    terminal, events for which there is no room are left out.
     """
     from rich.console import Console
 
@@ -46,7 +46,7 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
             name,
             *(f"{figure['auc']:.2f} / {figure['eer']:.2f}" for figure in figures),
             f"{row['bytes']:,}",
-            f"{row['parameters']:,}",
-            f"{row['multiply_adds'] / 1e6:,.1f} M",
+            f"{row['parameters']:,}" if "parameters" in row else "–",
+            f"{row['multiply_adds'] / 1e6:,.1f} M" if "multiply_adds" in row else "–",
         )
     return table

@@ -4,10 +4,12 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd_jax.config import DataConfig, InputError, to_json, with_data
+from qkd_jax.config import Config, DataConfig, InputError, to_json, with_data
+from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.data.logits import write_logits
 from qkd_jax.data.source import usable_clips
@@ -94,10 +96,7 @@ def _resolved(run: Run, data: DataConfig) -> DataConfig:
 
 
 def _other(run: Run, data: DataConfig, split: str) -> Dataset:
-    """The clips of `split` in other recordings; all of them where no column says a split.
-
-    Recordings that the run knows by name stay in its splits: it may have learned from them.
-    """
+    """The clips of `split` in other recordings; what the run knows it may have learned from."""
     fixed = run.config.data
     for field in ("events", "clip_seconds"):
         if getattr(data, field) != getattr(fixed, field):
@@ -105,11 +104,18 @@ def _other(run: Run, data: DataConfig, split: str) -> Dataset:
                 f"data.{field}: a run's models have {getattr(fixed, field)}, got {getattr(data, field)}"
             )
     config = dataclasses.replace(run.config, data=data)
-    if data.source == "demo":  # they are there already
+    return load_split(config, other_clips(config, split, run.cache, run.clips), split, run.cache)
+
+
+def other_clips(config: Config, split: str, cache: Path, own: Sequence[Clip]) -> list[Clip]:
+    """The recordings of `config`, in `split` where no column says another; raises InputError.
+
+    Those that a run knows by the name of one of its `own` are in the split that they are in there.
+    """
+    if config.data.source == "demo":  # they are there already
         config = with_data(config, source="manifest")
-    clips, _ = usable_clips(config, run.cache)
-    known = {clip.name: clip.split for clip in run.clips}
+    clips, _ = usable_clips(config, cache)
+    known = {clip.name: clip.split for clip in own}
     if shared := sum(clip.name in known for clip in clips):
         print(f"{shared} of {len(clips)} recordings are the run's own by name, and stay in its splits")
-    clips = [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
-    return load_split(config, clips, split, run.cache)
+    return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]

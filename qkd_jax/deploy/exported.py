@@ -1,0 +1,91 @@
+"""Exported detectors, of whatever format, as functions of waveforms."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qkd_jax.config import FeatureConfig, InputError, from_json
+from qkd_jax.deploy import artefact, c, front_end, litert, onnx, reference
+from qkd_jax.nn.codes import GRID
+
+
+class Exported(NamedTuple):
+    """What a file holds; `clip_logits`, of one thread: waveform float32 [samples] -> logits float32 [events].
+
+    It takes samples of full scale 1 at the rate of `features`, `clip_seconds` of them.
+    """
+
+    events: tuple[str, ...]
+    features: FeatureConfig
+    clip_seconds: float
+    clip_logits: Callable[[np.ndarray], np.ndarray]
+
+
+def open_exported(path: Path) -> Exported:
+    """Open the detector in the .safetensors, .onnx, .tflite or .h file at `path`.
+
+    Raises InputError if it is damaged or no such detector, or if what runs it is not installed.
+    """
+    opener = {".safetensors": _numpy, ".onnx": _onnx, ".tflite": _litert, ".h": _c}.get(path.suffix)
+    if opener is None:
+        raise InputError(f"{path}: expected a detector in .safetensors, .onnx, .tflite or .h")
+    return opener(path)
+
+
+def _numpy(path: Path) -> Exported:
+    detector = artefact.load(path)
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        log_mel = front_end.log_mel(detector.features, waveform)
+        return reference.clip_logits(detector, reference.input_codes(detector, log_mel))
+
+    return Exported(detector.events, detector.features, detector.clip_seconds, clip_logits)
+
+
+def _onnx(path: Path) -> Exported:
+    session = open_session(path)
+    about = session.get_modelmeta().custom_metadata_map
+    if about["form"] != "clip":
+        raise InputError(f"{path}: expected a model of whole clips, found one of single steps")
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"waveform": waveform})[0]
+
+    features = from_json(FeatureConfig, about["features"], f"{path}: features")
+    return Exported(tuple(json.loads(about["events"])), features, float(about["clip_seconds"]), clip_logits)
+
+
+def open_session(path: Path) -> Any:
+    """The onnxruntime.InferenceSession, of one thread, of the model that `onnx.save` wrote to `path`.
+
+    Raises InputError if it is damaged, or if onnxruntime is not installed.
+    """
+    model = onnx.load(path)
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("onnxruntime: needed to run .onnx: pip install 'qkd_jax[taggers]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _litert(path: Path) -> Exported:
+    runner = litert.load(path)
+    about = runner.description
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        outputs, attention = runner.run(front_end.log_mel(about.features, waveform))
+        weights = None if attention is None else attention * 2.0**GRID
+        return reference.pooled(about.pooling, outputs * 2.0**GRID, weights)
+
+    return Exported(about.events, about.features, about.clip_seconds, clip_logits)
+
+
+def _c(path: Path) -> Exported:
+    runner = c.compile_c(path)
+    about = runner.description
+    return Exported(about.events, about.features, about.clip_seconds, runner.clip_logits)

@@ -1,0 +1,84 @@
+"""Scoring an exported detector on recordings, in the runtime that its file is for."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.audio.io import read_audio
+from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError
+from qkd_jax.data.clips import Clip, targets
+from qkd_jax.data.dataset import check_split, load_split
+from qkd_jax.deploy import artefact
+from qkd_jax.deploy.exported import Exported, open_exported
+from qkd_jax.deploy.jax_runtime import to_jax
+from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.scores import clip_logits
+from qkd_jax.evaluation.table import print_table
+from qkd_jax.progress import track
+from qkd_jax.train.folder import Run, load_run
+from qkd_jax.train.score import other_clips
+
+_BATCH = 32
+
+
+def run_around(path: Path) -> Run | None:
+    """The run that the file at `path` lies in, RUN/STUDENT/FILE, if it does."""
+    folder = path.absolute().parents[1]
+    return load_run(folder) if (folder / "config.json").is_file() else None
+
+
+def score_file(path: Path, run: Run | None, *, data: DataConfig, split: str) -> dict[str, Any]:
+    """Score the detector in the file at `path` (`open_exported`) on a split; print and return the table.
+
+    On the recordings of `data`; those of the `run` around it are in the splits that they are in there.
+    Raises InputError.
+    """
+    exported = open_exported(path)
+    if run and data == run.config.data:
+        config, clips, cache = run.config, run.clips, run.cache
+    else:
+        data = dataclasses.replace(data, events=exported.events, clip_seconds=exported.clip_seconds)
+        config, cache = Config(features=exported.features, data=data), Path("runs/.features")
+        clips = other_clips(config, split, cache, run.clips if run else ())
+    expected = config.data.events, config.features, config.data.clip_seconds
+    if expected != exported[:3]:
+        raise InputError(
+            f"{path}: expected a detector of the run around it, {expected}, found {exported[:3]}"
+        )
+    if path.suffix == ".safetensors":  # NumPy would take long, for the same codes
+        detector = artefact.load(path)
+        dataset = load_split(config, clips, split, cache)
+        predict = jax.jit(lambda _, log_mel: to_jax(detector)(log_mel))
+        logits = clip_logits(predict, None, dataset, config.frames, _BATCH)
+        truth = dataset.targets
+    else:
+        check_split(config.data, clips, split)
+        chosen = [clip for clip in clips if clip.split == split]
+        logits, truth = _logits(exported, chosen), targets(chosen, exported.events)
+    figures = {"metrics": evaluate(truth, logits, exported.events), "bytes": path.stat().st_size}
+    results = {"split": split, "clips": len(truth), "models": {path.name: figures}}
+    print_table(results)
+    return results
+
+
+def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:
+    """Logits [clips, events]: the maximum over windows, as a run's models are scored."""
+    rate, logits = exported.features.sample_rate, []
+    samples = round(exported.clip_seconds * rate)
+    for clip in track(clips, len(clips), "scores"):
+        pieces = _windows(read_audio(clip.path, rate), samples, exported.features)
+        logits.append(np.max([exported.clip_logits(piece) for piece in pieces], axis=0))
+    return np.array(logits)
+
+
+def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:
+    """The samples behind `data.batches.windows`; what is shorter than one is tiled."""
+    frames = features.frames(samples)
+    last = max(features.frames(len(waveform)) - frames, 0)
+    for start in (*range(0, last, frames), last):
+        first = start * features.hop_length
+        yield np.resize(waveform[first : first + samples], samples)
