@@ -29,5 +29,5 @@ def test_its_functions_are_the_public_ones():
     import qkd_jax
 
     table = README[README.index("| function | does |") :]
-    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:10])))
+    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:12])))
     assert named == set(qkd_jax.__all__) - {"QuantConfig", "FeatureConfig"}
