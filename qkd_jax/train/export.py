@@ -93,7 +93,7 @@ def _write(detector: Detector, run: Run, name: str, kind: str, path: Path) -> No
     elif kind == "litert":
         path.write_bytes(litert.to_litert(detector))
     else:
-        path.write_text(c.to_c(detector))
+        path.write_bytes(c.to_c(detector).encode())
 
 
 def _recordings(run: Run) -> list[np.ndarray]:

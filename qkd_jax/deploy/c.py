@@ -1,0 +1,369 @@
+"""A detector as one C header for microcontrollers, and what compiles and runs such a header here."""
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from qkd_jax.audio.mel import mel_basis, window
+from qkd_jax.config import FeatureConfig, InputError, from_json, to_json
+from qkd_jax.deploy.artefact import check
+from qkd_jax.deploy.detector import Detector
+from qkd_jax.nn.codes import GATE, LIMIT, sigmoid_table
+
+_CHECKSUM = "// sha256 of the rest: "
+_RUNNER = """
+#include "detector.h"
+
+int runCodes(const int8_t *codes, int frames, int32_t *outputs, int32_t *attention)
+{
+    qkd_state state;
+    int frame, steps = 0;
+    qkd_reset(&state);
+    for (frame = 0; frame < frames; frame++)
+        if (qkd_codes(&state, codes + (size_t)QKD_MELS * frame)) {
+            memcpy(outputs + QKD_EVENTS * steps, state.output, sizeof state.output);
+            memcpy(attention + QKD_EVENTS * steps, state.ATTENTION, sizeof state.ATTENTION);
+            steps++;
+        }
+    return steps;
+}
+
+int runClip(const float *samples, int frames, float *logits)
+{
+    qkd_state state;
+    int frame;
+    qkd_reset(&state);
+    for (frame = 0; frame < frames; frame++)
+        qkd_frame(&state, samples + (size_t)QKD_HOP * frame);
+    return qkd_clip(&state, logits);
+}
+"""
+"""What `Runner` calls of a header whose names begin with qkd, none of which has a capital in it.
+
+Without attention, ATTENTION is `output`.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class Description:
+    """What a header says of itself in its second line; the names in it begin with `name`."""
+
+    format: Literal["qkd_jax C header, version 1"] = "qkd_jax C header, version 1"
+    name: str
+    events: tuple[str, ...]
+    features: FeatureConfig
+    clip_seconds: float
+    pooling: Literal["last", "mean", "attention"]
+
+
+class Runner(NamedTuple):
+    """A header that was compiled; for any thread."""
+
+    description: Description
+    library: ctypes.CDLL
+
+    def advance(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the output layers say of `codes` (input codes [frames, mels]) at each step, on the grid.
+
+        int32 [steps, events], those of the attention None without one: as `reference.advance` from its start.
+        """
+        codes = np.ascontiguousarray(codes, np.int8)
+        outputs, attention = np.zeros((2, len(codes), len(self.description.events)), np.int32)
+        steps = self.library.runCodes(_pointer(codes), len(codes), _pointer(outputs), _pointer(attention))
+        return outputs[:steps], attention[:steps] if self.description.pooling == "attention" else None
+
+    def clip_logits(self, waveform: np.ndarray) -> np.ndarray:
+        """Logits float32 [events] of a clip, `waveform` float32 [samples] of full scale 1.
+
+        Raises InputError if it is too short for a step.
+        """
+        waveform = np.ascontiguousarray(waveform, np.float32)
+        frames = self.description.features.frames(len(waveform))
+        logits = np.zeros(len(self.description.events), np.float32)
+        if not self.library.runClip(_pointer(waveform), frames, _pointer(logits)):
+            raise InputError(f"waveform: expected enough for one step, got {len(waveform)} samples")
+        return logits
+
+
+def to_c(detector: Detector, *, name: str = "qkd") -> str:
+    """`detector` as the text of a C99 header, whose names begin with `name`; the header says how to use it.
+
+    It needs the C standard library alone, allocates nothing, and computes from the input codes on what
+    `deploy/reference.py` does.  Weights of up to 4 bits take 4, others 8.  Raises InputError if
+    `artefact.check` does, for a `name` that is none in C, and for an n_fft that isn't a power of two.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    check(detector)
+    features, student = detector.features, detector.student
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise InputError(f"name: expected lower-case letters, digits and _, a letter first, got {name!r}")
+    if features.n_fft not in [2**power for power in range(2, 16)]:
+        raise InputError(f"n_fft: expected a power of two from 4 to 32768, got {features.n_fft}")
+    front, lstm, linear = _front(detector), _lstm(detector), _linear(detector)
+    layers = [*front, *lstm, *linear]
+    arrays = {key: array for layer in layers for key, array in layer.arrays().items()} | _tables(detector)
+    fields = _fields(detector, front)
+    ram = sum(field.bytes * (field.length or 1) for field in fields)
+    description = Description(
+        name=name,
+        events=detector.events,
+        features=features,
+        clip_seconds=detector.clip_seconds,
+        pooling=student.pooling,
+    )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("detector.h.jinja").render(
+        n=name,
+        N=name.upper(),
+        description=json.dumps(json.loads(to_json(description))),  # on one line, in ASCII
+        features=features,
+        student=student,
+        events=[_string(event) for event in detector.events],
+        front=front,
+        lstm=lstm,
+        linear=linear,
+        kernels=sorted({(p.kernel, p.bits, p.signed) for layer in layers for p in layer.products}),
+        arrays=[(_kind(array), key, array.size, _numbers(array)) for key, array in arrays.items()],
+        fields=fields,
+        flash=sum(array.nbytes for array in arrays.values()),
+        ram=ram + -ram % fields[0].bytes,
+        floor=_float(features.floor),
+        input_scale=_float(2.0**detector.input),
+    )
+    return _digest(text.encode()) + text
+
+
+def compile_c(path: Path) -> Runner:
+    """The header at `path`, which `to_c` made, compiled for this machine.
+
+    The compiler is cc, or what the environment's CC says.  Raises InputError if there is none, if it fails,
+    or if the header can't be read or is not what was made.
+    """
+    try:
+        first, _, rest = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: expected an exported C header: {error.strerror or error}") from None
+    if first + b"\n" != _digest(rest).encode():
+        raise InputError(f"{path}: expected a C header as exported, found a changed or another one")
+    line = rest[: rest.index(b"\n")].decode().removeprefix("// ")
+    description = from_json(Description, line, str(path))
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(compiler[0]) is None:
+        raise InputError(f"{path}: needs a C compiler: expected {compiler[0]} (or what CC names), found none")
+    source = _RUNNER.replace("qkd", description.name).replace("QKD", description.name.upper())
+    attention = "attention" if description.pooling == "attention" else "output"
+    flags = f"-std=c99 -O3 -DATTENTION={attention} -shared -fPIC -o run.so run.c -lm".split()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "detector.h").write_bytes(rest)
+        Path(folder, "run.c").write_text(source)
+        # Not every compiler knows what machine it is on.
+        for command in ([*compiler, "-march=native", *flags], [*compiler, *flags]):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode == 0:
+                return Runner(description, ctypes.CDLL(str(Path(folder, "run.so"))))
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
+    raise InputError(f"{path}: {compiler[0]} failed: {lines[0]}")
+
+
+class _Product(NamedTuple):
+    """Weights in rows, `codes` [rows, inputs] of 4 or 8 `bits` a weight, for inputs that are `signed` or not.
+
+    At 4 bits, a row has the weights of two outputs, one in the low and one in the high bits.
+    """
+
+    name: str
+    inputs: int
+    codes: np.ndarray
+    multiplier: np.ndarray
+    bits: int
+    signed: bool
+
+    @property
+    def kernel(self) -> str:
+        return f"dot_{'signed' if self.signed else 'unsigned'}_{self.bits}"
+
+
+class _Layer(NamedTuple):
+    """What is added: `products` and `bias` [outputs].  `shape` is what else the header asks for."""
+
+    name: str
+    products: list[_Product]
+    bias: np.ndarray
+    shape: dict[str, int]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for product in self.products:
+            found |= {product.name: product.codes, f"{product.name}_multiplier": product.multiplier}
+        return found | {f"{self.name}_bias": self.bias}
+
+
+class _Field(NamedTuple):
+    """A member of the state; `length` is 0 if it is no array."""
+
+    kind: str
+    name: str
+    length: int
+    comment: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return 4 if self.kind == "float" else int(re.sub(r"\D", "", self.kind)) // 8
+
+
+def _product(name: str, w: np.ndarray, multiplier: np.ndarray, bits: int, *, signed: bool) -> _Product:
+    """Of `w` [inputs, outputs], codes of `bits` bits."""
+    rows, inputs, stored = w.T.astype(np.int32), len(w), 4 if bits <= 4 else 8
+    if inputs > 1 << 16:
+        raise InputError(f"{name}: expected at most 65536 inputs, whose sums fit 32 bits, got {inputs}")
+    if stored == 4:
+        pairs = np.pad(rows + 8, ((0, len(rows) % 2), (0, 0)))
+        codes = (pairs[::2] + 16 * pairs[1::2]).astype(np.uint8)
+    else:
+        codes = (rows + 128).astype(np.uint8) if signed else rows.astype(np.int8)
+    return _Product(name, inputs, codes, multiplier, stored, signed)
+
+
+def _front(detector: Detector) -> list[_Layer]:
+    """The convolutions; their rows go by band, then frame, then channel."""
+    student, bands, layers = detector.student, detector.features.n_mels, []
+    for index, conv in enumerate(detector.front):
+        name, (channels, outputs) = f"conv_{index + 1}", conv.w.shape[2:]
+        w = conv.w.swapaxes(0, 1).reshape(9 * channels, outputs)
+        product = _product(name, w, conv.multiplier, student.quant.weights, signed=index == 0)
+        shape = {"channels": channels, "bands": bands, "stride": student.stride(index)}
+        layers.append(_Layer(name, [product], conv.bias, shape))
+        bands = -(-bands // 2)
+    return layers
+
+
+def _lstm(detector: Detector) -> list[_Layer]:
+    """The LSTM's layers; their rows go by unit, then gate."""
+
+    def by_unit(columns: np.ndarray) -> np.ndarray:
+        gates = columns.reshape(*columns.shape[:-1], 4, -1)
+        return gates.swapaxes(-1, -2).reshape(columns.shape)
+
+    bits, layers = detector.student.quant.weights, []
+    for index, layer in enumerate(detector.lstm):
+        name, signed = f"lstm_{index + 1}", index > 0 or not detector.front
+        h = _product(f"{name}_h", by_unit(layer.w_h), by_unit(layer.multiplier_h), bits, signed=True)
+        x = _product(f"{name}_x", by_unit(layer.w_x), by_unit(layer.multiplier_x), bits, signed=signed)
+        layers.append(_Layer(name, [h, x], by_unit(layer.bias), {"cell": layer.cell}))
+    return layers
+
+
+def _linear(detector: Detector) -> list[_Layer]:
+    """The output layer, and that of the attention if there is one."""
+    layers = []
+    for name, linear in (("output", detector.output), ("attention", detector.attention)):
+        if linear is not None:
+            bits = detector.student.quant.output
+            product = _product(name, linear.w, linear.multiplier, bits, signed=True)
+            layers.append(_Layer(name, [product], linear.bias, {}))
+    return layers
+
+
+def _tables(detector: Detector) -> dict[str, np.ndarray]:
+    """What gates and front end look up; of what is symmetric, half."""
+    features, filters = detector.features, mel_basis(detector.features).T
+    turns = np.arange(features.n_fft // 2 + 1) / features.n_fft
+    return {
+        "odd_table": (sigmoid_table()[LIMIT:] - (1 << (GATE - 1))).astype(np.int16),
+        "hann": window(features)[: features.win_length // 2 + 1],
+        "cosine": np.cos(2 * np.pi * turns).astype(np.float32),
+        "mel_filters": filters[filters > 0],
+        "mel_first": (filters > 0).argmax(axis=1).astype(np.uint16),
+        "mel_end": (filters > 0).sum(axis=1).cumsum().astype(np.uint16),
+        "mean": detector.mean,
+        "std": detector.std,
+    }
+
+
+def _fields(detector: Detector, front: list[_Layer]) -> list[_Field]:
+    """The members of the state, the widest first: so nothing lies between them."""
+    features, student, events = detector.features, detector.student, len(detector.events)
+    pooled = {
+        "last": [],
+        "mean": [_Field("int64_t", "sum", events, "of the outputs")],
+        "attention": [
+            _Field("int32_t", "attention", events, "that of the last step, in the same units"),
+            _Field("int32_t", "peak", events, "the largest attention"),
+            _Field("float", "weight", events, "the sum of exp(attention - peak)"),
+            _Field("float", "weighted", events, "the sum of exp(attention - peak) * output"),
+        ],
+    }
+    fields = [
+        _Field("int32_t", "output", events, "logits of the last step, in units of 2^-9"),
+        _Field("uint32_t", "steps", 0, "since the reset"),
+        *pooled[student.pooling],
+        _Field("float", "log_mel", features.n_mels, "of the last frame"),
+        _Field("float", "spectrum", features.n_fft + 2),
+        _Field("int32_t", "filled", 0, "samples in pcm; below 0, samples to pass over"),
+        _Field("int16_t", "pcm", features.win_length),
+        _Field("int8_t", "codes", features.n_mels),
+        _Field("int8_t", "next_h", student.units),
+    ]
+    for layer in front:
+        kind = "int8_t" if layer.products[0].signed else "uint8_t"
+        bands = layer.shape["bands"] + 1 + layer.shape["bands"] % 2
+        fields += [
+            _Field("int32_t", f"{layer.name}_frames", 0),
+            _Field(kind, layer.name, 3 * bands * layer.shape["channels"]),
+        ]
+    if front:
+        widest = max(-(-layer.shape["bands"] // 2) * len(layer.bias) for layer in front)
+        fields.append(_Field("uint8_t", "front", widest, "what a convolution gave"))
+    for index in range(student.layers):
+        fields.append(_Field("int16_t", f"lstm_{index + 1}_c", student.units))
+        fields.append(_Field("int8_t", f"lstm_{index + 1}_h", student.units))
+    return sorted(fields, key=lambda field: -field.bytes)
+
+
+def _kind(array: np.ndarray) -> str:
+    return "float" if array.dtype == np.float32 else f"{array.dtype}_t"
+
+
+def _numbers(array: np.ndarray) -> str:
+    """The elements of `array` as C writes them, 16 a line."""
+    numbers = [_float(x) if isinstance(x, float) else str(x) for x in array.ravel().tolist()]
+    return ",\n".join(", ".join(numbers[start : start + 16]) for start in range(0, len(numbers), 16))
+
+
+def _float(x: float) -> str:
+    return f"{x:.8e}f"  # 9 digits tell a float32 from the next
+
+
+def _string(text: str) -> str:
+    """`text` as a literal of UTF-8: an octal escape ends after three digits, and no trigraph begins."""
+    plain = (
+        chr(byte) if 32 <= byte < 127 and byte not in b'"?\\' else f"\\{byte:03o}" for byte in text.encode()
+    )
+    return f'"{"".join(plain)}"'
+
+
+def _digest(rest: bytes) -> str:
+    return f"{_CHECKSUM}{hashlib.sha256(rest).hexdigest()}\n"
+
+
+def _pointer(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.c_void_p)
