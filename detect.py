@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qkd_jax.command import override, run_command
 from qkd_jax.config import DetectConfig, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 settings_from = partial(override, prog="detect.py MODEL FILE…", description=__doc__)
 
@@ -31,7 +35,6 @@ def main(arguments: list[str]) -> None:
     from qkd_jax.deploy.artefact import load
     from qkd_jax.deploy.events import Event, detect
     from qkd_jax.deploy.formats import lines
-    from qkd_jax.deploy.stream import raw_blocks
 
     model, *files = names
     detector = load(Path(model))
@@ -42,7 +45,7 @@ def main(arguments: list[str]) -> None:
     def found() -> Iterator[tuple[str, Event]]:
         for file in files:
             try:
-                blocks = raw_blocks(sys.stdin.buffer) if file == "-" else audio_blocks(file, rate)
+                blocks = _standard_input() if file == "-" else audio_blocks(file, rate, silent=True)
                 yield from ((file, event) for event in detect(detector, blocks))
             except InputError as error:
                 failed.append(str(error))
@@ -57,6 +60,14 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(130) from None  # nothing is lost that could be gone on with
     if failed:
         raise InputError("\n".join(failed))
+
+
+def _standard_input() -> "Iterator[np.ndarray]":
+    from qkd_jax.deploy.stream import raw_blocks
+
+    if sys.stdin is None:
+        raise InputError("standard input: expected samples, found it closed")
+    return raw_blocks(sys.stdin.buffer)
 
 
 if __name__ == "__main__":

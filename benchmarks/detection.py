@@ -80,6 +80,9 @@ def read_scenes(folder: Path, names: Sequence[str], seconds: float, kinds: Seque
         if row["event_label"] in spans and row["filename"] in place:
             start = place[row["filename"]]
             spans[row["event_label"]].append((start + float(row["onset"]), start + float(row["offset"])))
+    for event, found in spans.items():
+        if not found:
+            raise InputError(f"{folder}: expected scenes with {event}, found none in {len(names)}")
     return {event: np.array(found) for event, found in spans.items()}
 
 

@@ -1,4 +1,4 @@
-"""Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, weights of 8 to 2 bits.
+"""Students that hear better in fewer bytes: convolutions in front of a smaller LSTM, weights of 8 and 4 bits.
 
 All but the one in float are integers that a device computes with (docs/integer.md).
 
@@ -22,7 +22,7 @@ config = Config(
             f"distilled-{bits}": dataclasses.replace(
                 _float, quant=QuantConfig.integer(bits), start="distilled", learning_rate=1e-3
             )
-            for bits in (8, 4, 3, 2)
+            for bits in (8, 4)
         },
     },
     train=TrainConfig(student_epochs=8),

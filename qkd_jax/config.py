@@ -165,6 +165,8 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         few = max(self.weights, self.activations, self.output) <= 8
+        if self.scheme == "integer" and self.ranges != "channel":
+            raise ValueError(f"ranges: integer has those of channels, got {self.ranges}")
         if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
             raise ValueError(
                 "scheme: integer takes weights, activations, output of at most 8 bits, gates and cell of 16, "
@@ -346,11 +348,14 @@ class Config:
                     f"students.{name}.start: expected an earlier student with its convolutions, halvings, "
                     f"layers, units and pooling, or RUN/STUDENT, got {student.start!r}"
                 )
-            earlier[name] = student
-            if student.quant.scheme == "integer" and student.start is None:
+            begun = earlier.get(student.start or "")
+            floating = student.start is not None and (begun is None or begun.quant == QuantConfig())
+            if student.quant.scheme == "integer" and not floating:
                 raise ValueError(
-                    f"students.{name}.start: expected a float student, which the integer scheme goes on from"
+                    f"students.{name}.start: expected a float student, from which the integer scheme goes "
+                    f"on, got {student.start!r}"
                 )
+            earlier[name] = student
             if student.steps(self.frames) < 1:
                 raise ValueError(
                     f"students.{name}.convolutions: expected fewer, or fewer halvings: nothing is left of "
@@ -414,8 +419,8 @@ class DetectConfig:
 
     format: Literal["table", "json", "audacity", "desed"] = "table"
     """A table to read, an object a line, labels for Audacity, or DESED's tab-separated table."""
-    false_alarms: Positive | None = None
-    """Take the operating point of so many false alarms an hour."""
+    false_alarms: str | None = None
+    """Take the operating point of so many false alarms an hour: 10, or 10/h."""
     threshold: Probability | None = None
     """Begin every event here, at no operating point."""
     detection: DetectionConfig = DetectionConfig()
@@ -433,10 +438,11 @@ class DetectConfig:
             return dataclasses.replace(self.detection, thresholds=given, use="given")
         if not self.false_alarms:
             return self.detection
-        point = f"{self.false_alarms:g}/h"
+        point = f"{self.false_alarms.removesuffix('/h')}/h"
         if point not in self.detection.thresholds:
             raise InputError(
-                f"false_alarms: expected an operating point ({self.detection.points}), got {point}"
+                f"false_alarms: expected an operating point ({self.detection.points}), got {point}; N/h "
+                "takes an Nth of an hour, and more, of validation recordings without the event"
             )
         return dataclasses.replace(self.detection, use=point)
 

@@ -59,6 +59,39 @@ def test_paper_preset_has_the_papers_sizes():
             lambda: QuantConfig(ranges="both"),
             "ranges: Input should be 'joint', 'split' or 'channel', got 'both'",
         ),
+        (lambda: QuantConfig(scheme="float"), "scheme: Input should be 'paper' or 'integer', got 'float'"),
+        *(
+            (
+                make,
+                "scheme: integer takes weights, activations, output of at most 8 bits, gates and cell of 16, "
+                f"got {got}",
+            )
+            for make, got in (
+                (lambda: QuantConfig(scheme="integer", ranges="channel"), "32, 32, 32, 32, 32"),
+                (lambda: QuantConfig.integer(9), "9, 8, 8, 16, 16"),
+                (lambda: QuantConfig.integer(4, activations=12), "4, 12, 8, 16, 16"),
+                (lambda: dataclasses.replace(QuantConfig.integer(4), output=32), "4, 8, 32, 16, 16"),
+                (lambda: dataclasses.replace(QuantConfig.integer(4), gates=8), "4, 8, 8, 8, 16"),
+                (lambda: dataclasses.replace(QuantConfig.integer(4), cell=32), "4, 8, 8, 16, 32"),
+            )
+        ),
+        (
+            lambda: dataclasses.replace(QuantConfig.integer(4), ranges="joint"),
+            "ranges: integer has those of channels, got joint",
+        ),
+        *(
+            (
+                lambda first=first, start=start: Config(
+                    students={
+                        "first": StudentConfig(quant=first),
+                        "s": StudentConfig(quant=QuantConfig.integer(8), start=start),
+                    }
+                ),
+                "students.s.start: expected a float student, from which the integer scheme goes on, "
+                f"got {start!r}",
+            )
+            for first, start in ((QuantConfig(), None), (QuantConfig.paper(4), "first"))
+        ),
         (
             lambda: StudentConfig(convolutions=(16, 0)),
             "convolutions.1: Input should be greater than or equal to 1, got 0",
@@ -124,6 +157,16 @@ def test_convolutions_that_leave_a_step_of_the_clip_are_taken():
     # 998 frames halved, each time without the last or the last two: 498, 248, 123, 61, 30, 14, 6, 2.
     for student in (StudentConfig(convolutions=(1,) * 8, halvings=8), StudentConfig(convolutions=(1,) * 498)):
         assert Config(students={"s": student}).students["s"].steps(998) == 2
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integer_students_go_on_from_another(bits):
+    quant = QuantConfig.integer(bits, activations=bits)
+    for start in ("first", "runs/other/student"):
+        students = {"first": StudentConfig(), "integer": StudentConfig(quant=quant, start=start)}
+        assert Config(students=students).students["integer"].quant == QuantConfig(
+            scheme="integer", weights=bits, activations=bits, gates=16, cell=16, output=8, ranges="channel"
+        )
 
 
 def test_settings_are_frozen():

@@ -157,7 +157,7 @@ def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
 
 def test_a_model_without_operating_points_says_so():
     with pytest.raises(InputError, match=r"expected an operating point \(there are none\), got 1/h"):
-        DetectConfig(false_alarms=1.0).chosen(("dog",))
+        DetectConfig(false_alarms="1/h").chosen(("dog",))
 
 
 def test_a_bad_recording_is_named_when_the_others_are_done(model, record, tmp_path, capsys):

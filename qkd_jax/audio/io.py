@@ -17,13 +17,16 @@ def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
     return np.concatenate(list(audio_blocks(path, sample_rate)))
 
 
-def audio_blocks(path: str | Path, sample_rate: int = 16_000) -> Iterator[np.ndarray]:
+def audio_blocks(
+    path: str | Path, sample_rate: int = 16_000, *, silent: bool = False
+) -> Iterator[np.ndarray]:
     """The recording at `path`, float32 [samples] each, in blocks of at most about 30 s.
 
     Mono (mean of the channels) at `sample_rate` Hz, resampled by soxr's high-quality filter; how
     a recording is cut into blocks changes no sample.  Raises InputError, at the latest after
     the last block, if the file can't be read or is cut off, or if it holds no samples, NaN or
-    infinity, or one constant value.  (A cut-off Ogg file can't be told from a shorter one.)
+    infinity, or, unless it may be `silent`, one constant value.  (A cut-off Ogg file can't be told from
+    a shorter one.)
     """
     import soundfile
     import soxr
@@ -50,7 +53,7 @@ def audio_blocks(path: str | Path, sample_rate: int = 16_000) -> Iterator[np.nda
         raise InputError(f"{path}: expected samples, found none")
     if count < promised:
         raise InputError(f"{path}: cut off: expected {promised} samples, found {count}")
-    if low == high:
+    if low == high and not silent:
         raise InputError(f"{path}: silent: all {count} samples are {low:g}")
 
 

@@ -135,17 +135,17 @@ def save(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> 
         file.write(data)
 
 
-def load(path: Path) -> Detector:
+def load(path: str | Path) -> Detector:
     """The detector in the file at `path`, however that came about.
 
     Raises InputError, of one line, for all that `save` didn't write or `check` refuses.
     """
-    return _read(path)[0]
+    return _read(Path(path))[0]
 
 
-def load_provenance(path: Path) -> dict[str, str]:
+def load_provenance(path: str | Path) -> dict[str, str]:
     """What `save` was told of where the detector at `path` comes from; raises what `load` does."""
-    return _read(path)[1]
+    return _read(Path(path))[1]
 
 
 def check(detector: Detector) -> None:

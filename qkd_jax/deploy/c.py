@@ -20,7 +20,8 @@ from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig, InputError, from_json, to_json
 from qkd_jax.deploy.artefact import check
 from qkd_jax.deploy.detector import Detector
-from qkd_jax.nn.codes import GATE, LIMIT, sigmoid_table
+from qkd_jax.deploy.events import rule_of
+from qkd_jax.nn.codes import GATE, GRID, LIMIT, sigmoid_table
 
 _CHECKSUM = "// sha256 of the rest: "
 _RUNNER = """
@@ -296,6 +297,7 @@ def _tables(detector: Detector) -> dict[str, np.ndarray]:
         "mel_end": (filters > 0).sum(axis=1).cumsum().astype(np.uint16),
         "mean": detector.mean,
         "std": detector.std,
+        "threshold": np.ceil(rule_of(detector).begin * 2.0**GRID).astype(np.int32),
     }
 
 

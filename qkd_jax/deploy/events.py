@@ -59,13 +59,18 @@ def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
     """Events in a waveform that comes in `blocks` (float32 [samples], full scale is 1), each when it is over.
 
     `detector.detection` says what an event is.  However the waveform is cut into blocks, the events are the
-    same, in the same order; memory is bounded, however long it is.  Raises InputError if the thresholds in
-    use are not those of the detector's events.
+    same, in the same order; memory is bounded, however long it is.  Raises InputError for blocks of another
+    kind, and if the thresholds in use are not those of the detector's events.
     """
     rule = rule_of(detector)
     state, spans = stream.start(detector), start(rule)
     piece = _PIECE_SECONDS * detector.features.sample_rate
     for block in blocks:
+        if block.ndim != 1 or block.dtype != np.float32 or not np.isfinite(block).all():
+            raise InputError(
+                "blocks: expected finite float32 [samples] of full scale 1, "
+                f"found {block.dtype} {list(block.shape)}{_odd(block)}"
+            )
         for begin in range(0, len(block), piece):
             state, logits, _ = stream.push(detector, state, block[begin : begin + piece])
             spans, events = push(rule, spans, logits)
@@ -158,6 +163,10 @@ def _events(
         )
         for index in np.flatnonzero(over & (last - first + 1 >= rule.shortest))
     ]
+
+
+def _odd(block: np.ndarray) -> str:
+    return " with NaN or infinity" if block.dtype.kind == "f" and not np.isfinite(block).all() else ""
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:

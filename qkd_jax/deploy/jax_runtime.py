@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import GRID
-from qkd_jax.nn.integer import convolve, from_inputs, linear, step
+from qkd_jax.nn.integer import convolve, from_inputs, linear, normalized, step
 
 
 def to_jax(
@@ -35,8 +35,8 @@ def input_codes(
 ) -> Int[Array, "*batch frames mel"]:
     """What the first layer sees."""
     half = 2 ** (detector.student.quant.activations - 1)
-    mean, std = (jnp.broadcast_to(jnp.asarray(x), log_mel.shape) for x in (detector.mean, detector.std))
-    scaled = (log_mel - mean) / std * 2.0**detector.input
+    mean, std = jnp.asarray(detector.mean), jnp.asarray(detector.std)
+    scaled = normalized(log_mel, mean, std) * 2.0**detector.input
     return jnp.clip(jnp.round(scaled), -half, half - 1).astype(jnp.int32)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import FeatureConfig, InputError, from_json, to_json
+from qkd_jax.config import DetectionConfig, FeatureConfig, InputError, from_json, to_json
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import CELL, GRID, MARGIN, ConvCodes, LSTMCodes
 
@@ -46,6 +46,7 @@ class Description:
     features: FeatureConfig
     clip_seconds: float
     pooling: Literal["last", "mean", "attention"]
+    detection: DetectionConfig
     frames: int
     hop: int
 
@@ -93,6 +94,7 @@ def to_litert(detector: Detector) -> bytes:
         features=detector.features,
         clip_seconds=detector.clip_seconds,
         pooling=student.pooling,
+        detection=detector.detection,
         frames=frames,
         hop=hop,
     )

@@ -214,6 +214,7 @@ class _Graph:
             "features": to_json(detector.features),
             "clip_seconds": str(detector.clip_seconds),
             "pooling": detector.student.pooling,
+            "detection": to_json(detector.detection),
         }
         helper.set_model_props(model, common | metadata)
         return model
@@ -388,4 +389,4 @@ def _onnx() -> Any:
     try:
         return importlib.import_module("onnx")
     except ImportError:
-        raise InputError("ONNX models need onnx: pip install 'qkd_jax[onnx]'") from None
+        raise InputError("ONNX models need onnx: pip install 'qkd_jax[export]'") from None

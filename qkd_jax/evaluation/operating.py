@@ -56,4 +56,4 @@ def _above(peak: np.ndarray, value: float) -> float:
 
 
 def _probability(logit: float) -> float:
-    return min(max(1 / (1 + math.exp(-logit)), 1e-6), 1 - 1e-6)
+    return min(max((1 + math.tanh(logit / 2)) / 2, 1e-6), 1 - 1e-6)

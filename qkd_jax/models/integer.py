@@ -21,6 +21,7 @@ from qkd_jax.nn.integer import (
     integer_linear,
     linear_codes,
     lstm_codes,
+    normalized,
 )
 from qkd_jax.nn.lstm import lstm_scan, lstm_step, lstm_zeros
 from qkd_jax.quant.static import on_grid, signed
@@ -45,7 +46,8 @@ class IntegerStudent(nn.Module):
         self.floats = LSTMStudent(_in_float(self.config), self.events)
         nn.share_scope(self, self.floats)
         self.variable("exponents", "input", jnp.zeros, (), jnp.int32)
-        self.variable("exponents", "convolutions", jnp.zeros, len(self.config.convolutions), jnp.int32)
+        if self.config.convolutions:  # Orbax keeps no array of no size
+            self.variable("exponents", "convolutions", jnp.zeros, len(self.config.convolutions), jnp.int32)
         self.variable("exponents", "cell", jnp.full, self.config.layers, _CELL_EXPONENTS[0], jnp.int32)
 
     def __call__(
@@ -63,9 +65,7 @@ def _in_float(config: StudentConfig) -> StudentConfig:
 def _logits(config: StudentConfig, variables: Any, features: jax.Array) -> jax.Array:
     params, exponents, quant = variables["params"], variables["exponents"], config.quant
     norm = variables["norm"]["normalize"]
-    # A barrier, for XLA multiplies by the reciprocal of what is broadcast, one bit off at times.
-    std = jax.lax.optimization_barrier(jnp.broadcast_to(norm["std"], features.shape))
-    x = (features - jnp.broadcast_to(norm["mean"], features.shape)) / std
+    x = normalized(features, norm["mean"], norm["std"])
     x = on_grid(x, exponents["input"], *signed(quant.activations))
     if config.convolutions:
         x = x[..., None]
@@ -131,7 +131,7 @@ def calibrate(config: StudentConfig, variables: Any, batches: Iterable[Any]) -> 
         )
         found = captured["intermediates"]
         x = found["normalize"]["__call__"][0]
-        errors = {"input": _errors(x, *signed(bits)), "convolutions": jnp.zeros((0, len(_EXPONENTS)))}
+        errors = {"input": _errors(x, *signed(bits))}
         if config.convolutions:
             front = [
                 nn.relu(found["front"][f"BatchNorm_{index}"]["__call__"][0])
@@ -153,11 +153,9 @@ def calibrate(config: StudentConfig, variables: Any, batches: Iterable[Any]) -> 
     errors = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *(errors for errors, _ in measures))
     largest = np.max([largest for _, largest in measures], axis=0)
     room = np.floor(np.log2(2 ** (CELL - 1) / (2 * np.maximum(largest, 1e-6))))
-    return {
-        "input": jnp.asarray(_EXPONENTS[errors["input"].argmin()], jnp.int32),
-        "convolutions": jnp.asarray(_EXPONENTS[errors["convolutions"].argmin(axis=-1)], jnp.int32),
-        "cell": jnp.asarray(np.clip(room, *_CELL_EXPONENTS), jnp.int32),
-    }
+    found = {site: _EXPONENTS[error.argmin(axis=-1)] for site, error in errors.items()}
+    cell = np.clip(room, *_CELL_EXPONENTS)
+    return {site: jnp.asarray(value, jnp.int32) for site, value in (*found.items(), ("cell", cell))}
 
 
 def _errors(x: jax.Array, low: int, high: int) -> jax.Array:

@@ -33,6 +33,15 @@ from qkd_jax.quant.static import power_of_two, signed, symmetric
 Codes = Int[Array, "..."]
 
 
+def normalized(
+    x: Float[Array, "*batch mel"], mean: Float[Array, " mel"], std: Float[Array, " mel"]
+) -> Float[Array, "*batch mel"]:
+    """(x - mean) / std, divided as NumPy divides; XLA would multiply by the reciprocal of a constant."""
+    terms = tuple(jnp.broadcast_to(term, x.shape) for term in (mean, std))
+    mean, std = jax.lax.optimization_barrier(terms)
+    return (x - mean) / std
+
+
 def conv_codes(
     w: Float[Array, "taps bands channels outputs"],
     gain: Float[Array, " outputs"],

@@ -24,7 +24,8 @@ from qkd_jax.nn.codes import GRID
 from qkd_jax.train.folder import Run
 
 _CHECKED = 32  # recordings
-_CLOSE = 0.02  # LiteRT's rounding, the only one of its own, moves a probability by a hundredth
+_CLOSE = {".tflite": 0.02}  # LiteRT rounds by its own rule
+_SAME = 1e-3  # last bits of log-mel energies may move a code now and then
 _GAP = 1.0  # seconds; see docs/results/detection.md
 
 
@@ -115,11 +116,7 @@ def _compared(detector: Detector, path: Path, recordings: list[np.ndarray]) -> s
         log_mel = front_end.log_mel(detector.features, waveform)
         expected = reference.clip_logits(detector, reference.input_codes(detector, log_mel))
         differences.append(abs(_sigmoid(logits) - _sigmoid(expected)).max())
-    if not np.mean(differences) <= _CLOSE:
-        raise InputError(
-            f"{path.name}: expected the reference's probabilities within {_CLOSE}, found them off by "
-            f"{np.mean(differences):.3f}; please report this"
-        )
+    _check(path, float(np.mean(differences)))
     frames = len(recordings) * len(log_mel)
     return (
         f"{seconds / frames * 1e6:.1f} µs a frame; probabilities of {len(recordings)} recordings within "
@@ -142,14 +139,20 @@ def _compared_step(detector: Detector, path: Path, waveform: np.ndarray) -> str:
     seconds = (time.perf_counter() - begun) / len(steps)
     _, expected, _ = stream.push(detector, stream.start(detector), waveform)
     difference = abs(_sigmoid(np.array(steps)) - _sigmoid(expected))
-    if not difference.mean() <= _CLOSE:
-        raise InputError(
-            f"{path.name}: expected the reference's steps, found them off by {difference.mean():.3f}"
-        )
+    _check(path, float(difference.mean()))
     return (
         f"{path.stat().st_size:,} bytes; {seconds * 1e6:.1f} µs a step of {window} samples, every {hop}; "
         f"probabilities of {len(steps)} steps within {difference.max():.1g} of the reference's"
     )
+
+
+def _check(path: Path, difference: float) -> None:
+    allowed = _CLOSE.get(path.suffix, _SAME)
+    if not difference <= allowed:
+        raise InputError(
+            f"{path.name}: expected the reference's probabilities within {allowed:g} in the mean, found them "
+            f"off by {difference:.3g}; please report this"
+        )
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

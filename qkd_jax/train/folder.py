@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
-from qkd_jax.config import TRAINED, Config, InputError, from_json, to_json, with_data
+from qkd_jax.config import TRAINED, Config, InputError, QuantConfig, from_json, to_json, with_data
 from qkd_jax.data.clips import SPLITS, Clip, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import check_split
 from qkd_jax.data.source import usable_clips
@@ -96,6 +96,11 @@ class Run:
             raise InputError(
                 f"students.{name}.start: expected a student with its convolutions, halvings, layers, units, "
                 f"pooling, bands, frames and events, got {student.start}"
+            )
+        if student.quant.scheme == "integer" and found.quant != QuantConfig():
+            raise InputError(
+                f"students.{name}.start: expected a float student, from which the integer scheme goes on, "
+                f"got {student.start}, quantized"
             )
         return run, other
 

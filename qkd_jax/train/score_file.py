@@ -27,7 +27,7 @@ _BATCH = 32
 
 def run_around(path: Path) -> Run | None:
     """The run that the file at `path` lies in, RUN/STUDENT/FILE, if it does."""
-    folder = path.absolute().parents[1]
+    folder = path.absolute().parent.parent
     return load_run(folder) if (folder / "config.json").is_file() else None
 
 
@@ -41,8 +41,12 @@ def score_file(path: Path, run: Run | None, *, data: DataConfig, split: str) -> 
     if run and data == run.config.data:
         config, clips, cache = run.config, run.clips, run.cache
     else:
-        data = dataclasses.replace(data, events=exported.events, clip_seconds=exported.clip_seconds)
-        config, cache = Config(features=exported.features, data=data), Path("runs/.features")
+        own: dict[str, Any] = {"events": exported.events, "clip_seconds": exported.clip_seconds}
+        for field, value in own.items():
+            if getattr(data, field) not in (value, getattr(DataConfig(), field)):
+                raise InputError(f"data.{field}: the detector has {value}, got {getattr(data, field)}")
+        config = Config(features=exported.features, data=dataclasses.replace(data, **own))
+        cache = run.cache if run else Path(config.runs) / ".features"
         clips = other_clips(config, split, cache, run.clips if run else ())
     expected = config.data.events, config.features, config.data.clip_seconds
     if expected != exported[:3]:
@@ -76,9 +80,14 @@ def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:
 
 
 def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:
-    """The samples behind `data.batches.windows`; what is shorter than one is tiled."""
-    frames = features.frames(samples)
+    """The samples behind `data.batches.windows`.
+
+    What is shorter is cut to whole hops and tiled, so that only frames across a seam are not the run's.
+    """
+    frames, hop = features.frames(samples), features.hop_length
+    if len(waveform) < samples:
+        yield np.resize(waveform[: max(features.frames(len(waveform)), 1) * hop], samples)
+        return
     last = max(features.frames(len(waveform)) - frames, 0)
     for start in (*range(0, last, frames), last):
-        first = start * features.hop_length
-        yield np.resize(waveform[first : first + samples], samples)
+        yield np.resize(waveform[start * hop : start * hop + samples], samples)

@@ -223,7 +223,8 @@ def test_memory_grows_neither_with_the_stream_nor_with_an_event():
     peak(30)
     (short, few), (long, many) = peak(30), peak(300)
     assert 3 < few < many / 5
-    assert long < 1.2 * short
+    # The samples alone would be 432,000 bytes more; what awaits the garbage collector comes and goes.
+    assert long < short + 100_000
 
 
 def test_thresholds_of_other_events_are_named():

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -73,6 +75,22 @@ def test_convolutions_in_front_and_attention_behind(packed):
 )
 def test_bytes_are_of_what_is_stored_at_few_bits(quant, expected):
     assert cost(StudentConfig(quant=quant), quant)[0]["bytes"] == expected
+
+
+@pytest.mark.parametrize("pooling", ["last", "attention"])
+@pytest.mark.parametrize("bits", [8, 3])
+def test_integer_students_have_a_multiplier_and_a_bias_for_each_column(bits, pooling):
+    shape = {"convolutions": (4, 6), "halvings": 1, "units": 8, "pooling": pooling}
+    quant = QuantConfig.integer(bits)
+    row, _ = cost(StudentConfig(**shape, quant=quant, start="a float one"), quant)
+    # 64 bands halved twice: 16 of 6 channels.
+    weights = [9 * 1 * 4, 9 * 4 * 6, (8 + 16 * 6) * 32]
+    heads = 2 if pooling == "attention" else 1
+    packed = sum(math.ceil(size * bits / 8) for size in weights) + heads * 8 * 3
+    # Of a convolution and of an output layer they are the batch-norm's, or few; the LSTM has two multipliers.
+    assert row["bytes"] == packed + 4 * (2 * (4 + 6) + 3 * 32 + heads * 3)
+    # A device does what the float student does, product by product.
+    assert row["multiply_adds"] == cost(StudentConfig(**shape))[0]["multiply_adds"]
 
 
 def test_three_layers():

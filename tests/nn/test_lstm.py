@@ -643,6 +643,93 @@ def test_bfloat16_parameters_run():
         assert np.linalg.norm(np.float32(a) - b) < 0.1 * np.linalg.norm(b)
 
 
+# The integer scheme: no code depends on how a sequence is run.
+
+INTEGER = [(QuantConfig.integer(8), 1), (QuantConfig.integer(3, activations=5), 2)]
+CELL_EXPONENT = 10
+
+
+def integer_parameters(quant, layers):
+    """`parameters` with the units of what each layer reads, and of its cell."""
+    first, others = quant.activations - 3, quant.activations - 1
+    return tuple(
+        {**layer, "exponents": jnp.array([others if index else first, CELL_EXPONENT])}
+        for index, layer in enumerate(parameters(layers))
+    )
+
+
+def on_grids(carry, quant):
+    half = 2 ** (quant.activations - 1)
+    codes = [(np.rint(h * half), np.rint(c * 2**CELL_EXPONENT)) for h, c in carry]
+    return tuple(
+        LSTMState(np.clip(h, -half, half - 1) / half, jnp.asarray(c / 2**CELL_EXPONENT)) for h, c in codes
+    )
+
+
+def assert_on_grids(carry, quant):
+    half = 2 ** (quant.activations - 1)
+    for h, c in carry:
+        for codes, low in ((np.asarray(h) * half, -half), (np.asarray(c) * 2**CELL_EXPONENT, -(2**15))):
+            np.testing.assert_array_equal(codes, np.rint(codes))
+            assert low <= codes.min() <= codes.max() <= -low - 1
+
+
+@pytest.mark.parametrize(("quant", "layers"), INTEGER, ids=["8 bits", "3 bits"])
+def test_integer_scan_is_the_loop_of_steps_to_the_bit(quant, layers):
+    params, x, lengths = integer_parameters(quant, layers), sequence(*BATCH), np.array([6, 4, 1, 0])
+    start = carry = on_grids(a_carry(params, 4), quant)
+    outputs, last = fast_scan(params, x, quant=quant, carry=start, lengths=jnp.asarray(lengths))
+    for t in range(x.shape[1]):
+        on = (t < lengths)[:, None]
+        carry = jax.tree.map(partial(np.where, on), fast_step(params, carry, x[:, t], quant=quant), carry)
+        np.testing.assert_array_equal(outputs[:, t], np.where(on, carry[-1].h, 0))
+    jax.tree.map(np.testing.assert_array_equal, last, carry)
+    assert_on_grids(last, quant)
+    assert np.unique(outputs).size > 10
+
+
+def test_an_integer_stream_is_its_clip_whatever_its_batch():
+    quant, layers = INTEGER[1]
+    params, x = integer_parameters(quant, layers), sequence(*BATCH)
+    start = on_grids(a_carry(params, 4), quant)
+    whole, last = fast_scan(params, x, quant=quant, carry=start)
+    carry, pieces = start, []
+    for piece in (x[:, :3], x[:, 3:]):
+        outputs, carry = fast_scan(params, piece, quant=quant, carry=carry)
+        pieces.append(outputs)
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    jax.tree.map(np.testing.assert_array_equal, carry, last)
+    own = jax.tree.map(lambda part: part[2:3], start)
+    alone, _ = fast_scan(params, x[2:3], quant=quant, carry=own)
+    np.testing.assert_array_equal(alone, whole[2:3])
+    mapped = jax.jit(jax.vmap(lambda x, carry: lstm_scan(params, x, quant=quant, carry=carry)[0]))
+    np.testing.assert_array_equal(mapped(x, start), whole)
+
+
+def test_padding_changes_no_bit_of_an_integer_gradient():
+    quant, layers = INTEGER[1]
+    params, x, lengths = integer_parameters(quant, layers), sequence(3, 4), jnp.array([4, 3, 1])
+    units = [layer["exponents"] for layer in params]
+
+    @jax.jit
+    def gradient(floats, x):
+        def loss(floats, x):
+            own = [{**layer, "exponents": exponents} for layer, exponents in zip(floats, units)]
+            outputs, carry = lstm_scan(own, x, quant=quant, lengths=lengths)
+            return (outputs**2).sum() + (carry[0].c ** 2).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(floats, x)
+
+    floats = [{name: layer[name] for name in ("w", "b")} for layer in params]
+    beyond = (jnp.arange(4)[None] >= lengths[:, None])[..., None]
+    expected = gradient(floats, jnp.where(beyond, 0, x))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
+    np.testing.assert_array_equal(np.where(beyond, expected[1], 0), 0)
+    for padding in (np.nan, 1e30):
+        got = gradient(floats, jnp.where(beyond, padding, x))
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 # Errors say what was expected and what was got.
 
 
