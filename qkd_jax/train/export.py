@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -44,8 +45,8 @@ def export(run: Run, name: str, kind: str, path: Path | None = None) -> Path:
     recordings = _recordings(run)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         new = Path(folder) / path.name
-        _write(detector, run, name, kind, new)
-        said = [f"{path}: {new.stat().st_size:,} bytes; {_compared(detector, new, recordings)}"]
+        parts = _write(detector, run, name, kind, new)
+        said = [f"{path}: {new.stat().st_size:,} bytes{parts}; {_compared(detector, new, recordings)}"]
         if kind == "onnx":
             step = path.with_name(f"{path.stem}-step.onnx")
             onnx.save(onnx.step_model(detector), new.with_name(step.name))
@@ -85,16 +86,24 @@ def student_detector(run: Run, name: str) -> Detector:
     )
 
 
-def _write(detector: Detector, run: Run, name: str, kind: str, path: Path) -> None:
+def _write(detector: Detector, run: Run, name: str, kind: str, path: Path) -> str:
+    """Write the file; returns what its bytes are, if that is not plain."""
     if kind == "safetensors":
         versions = {library: importlib.metadata.version(library) for library in ("qkd_jax", "jax", "flax")}
         artefact.save(detector, path, {"run": run.config.name, "student": name} | versions)
     elif kind == "onnx":
-        onnx.save(onnx.clip_model(detector), path)
+        model = onnx.clip_model(detector)
+        onnx.save(model, path)
+        parts = (f"{part.replace('_', ' ')} {size:,}" for part, size in onnx.sizes(model).items())
+        return f" ({', '.join(parts)})"
     elif kind == "litert":
         path.write_bytes(litert.to_litert(detector))
     else:
-        path.write_bytes(c.to_c(detector).encode())
+        header = c.to_c(detector)
+        path.write_bytes(header.encode())
+        [(flash, ram)] = re.findall(r"Flash: (\d+) bytes.*RAM: (\d+) bytes", header)
+        return f" of text, flash {int(flash):,}, RAM {int(ram):,}"
+    return ""
 
 
 def _recordings(run: Run) -> list[np.ndarray]:
