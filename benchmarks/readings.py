@@ -22,7 +22,7 @@ from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
 from benchmarks.text import markdown
 from qkd_jax.command import override, run_command
 from qkd_jax.config import OFF, Config, InputError, StudentConfig
-from qkd_jax.nn import lstm, matmul
+from qkd_jax.nn import cell, lstm, matmul
 from qkd_jax.train.log import read_epochs
 from qkd_jax.train.run import train
 
@@ -107,7 +107,7 @@ def chain_gradient() -> Iterator[None]:
         return lstm._run(*arguments)[:2]
 
     with (
-        mock.patch.object(lstm, "fake_quant", chain_quant),
+        mock.patch.object(cell, "fake_quant", chain_quant),
         mock.patch.object(matmul, "fake_quant", chain_quant),
         mock.patch.object(lstm, "_layer_scan", layer_scan),
     ):

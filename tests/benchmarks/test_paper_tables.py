@@ -76,13 +76,15 @@ def kept_logits(base, name, data):
 def test_the_students_are_those_of_the_paper():
     teacher = Path("logits.npz")
     found = {student.name: student for student in students(teacher)}
-    assert len(found) == 1 + 3 * 3 + 2
+    assert len(found) == 1 + 3 * 3 + 1 + 2 + 1
     assert list(found)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
     assert found["plain-256"].settings == StudentConfig(distill=False)
     eight = StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
     assert found["distilled-64-8"] == Student(
         "distilled-64-8", eight, (teacher,), first=found["distilled-64"]
     )
+    integer = StudentConfig(quant=QuantConfig.integer(4), learning_rate=1e-3)
+    assert found["distilled-256-integer-4"].settings == integer
     assert found["plain-3x256"].settings == StudentConfig(layers=3, distill=False)
     assert {cell for student in found.values() for cell in student.also} == {
         f"distilled-{units}-pm{bits}" for units in (256, 128, 64) for bits in (8, 4)

@@ -107,6 +107,7 @@ def test_all_is_set_to_the_same_bits_and_4_of_them_are_small():
     for bits in past_paper.BITS:
         parts = vars(QuantConfig.per_channel(bits))
         assert {name: value for name, value in parts.items() if value != bits} == {
+            "scheme": "paper",
             "cell": 16,
             "ranges": "channel",
         }

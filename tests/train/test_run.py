@@ -358,7 +358,7 @@ def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished, tmp_pat
         (
             "eval",
             [],
-            "error: expected a run's folder first. Score a run's models: python eval.py RUN[/MODEL]",
+            "error: expected a run's folder, or an exported file first. Score a run's models, or an",
         ),
         ("eval", ["nowhere"], "error: nowhere: expected a run with a config.json, found none\n"),
     ],
