@@ -87,7 +87,7 @@ def test_an_untrained_detector_neither_sleeps_nor_saturates(monkeypatch):
     codes = reference.input_codes(detector, front_end.log_mel(detector.features, runtimes.noise(16_000)))
     assert abs(codes.mean()) < 20 < codes.std() < 90
     assert detector.clip_seconds == 1
-    assert abs(reference.clip_logits(detector, codes)).max() > 0.05
+    assert abs(reference.clip_logits(detector, codes)).min() > 0.02
 
 
 def test_files_of_one_name_are_refused(tmp_path):
