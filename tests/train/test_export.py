@@ -41,6 +41,7 @@ FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "c": ".h", "litert": 
 
 MISSING = {"c": "no C compiler, cc, on PATH", "litert": "pip install --no-deps litert-converter"}
 HERE = {"c": shutil.which("cc"), "litert": importlib.util.find_spec("litert_converter")}
+NEAR = 0.002  # LiteRT's probabilities of these students, which vary by hundredths; export allows 0.02
 KINDS = [kind for kind in FORMATS if HERE.get(kind, True)]
 
 
@@ -111,7 +112,7 @@ def test_no_code_differs_between_training_and_any_form(name, run, tmp_path, monk
             said = (None if part is None else part * 2.0**GRID for part in model.run(item))
             found = reference.pooled(loaded.student.pooling, *said)
             apart.append(abs(probability(found) - probability(expected)))
-        assert np.mean(apart) < 0.02
+        assert np.mean(apart) < NEAR
     if missing := [MISSING[kind] for kind in FORMATS if kind not in KINDS]:
         pytest.skip(f"all other forms agree: {'; '.join(missing)}")
 
@@ -167,7 +168,7 @@ def test_an_exported_file_gives_the_table_of_the_run(kind, run, capsys, tmp_path
     if kind != "safetensors":  # front ends of their own may move a code, LiteRT rounds otherwise too
         logits = _logits(open_exported(path), clips)
         apart = abs(probability(logits) - probability(expected)).mean()
-        assert apart < (0.02 if kind == "litert" else 1e-3)
+        assert apart < (NEAR if kind == "litert" else 1e-3)
     for event, figures in evaluate(targets(clips, events), logits, events).items():
         assert found["metrics"][event] == pytest.approx(figures, abs=1e-6)
     if kind == "onnx":
