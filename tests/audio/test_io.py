@@ -133,3 +133,5 @@ def test_a_silent_recording_is_named(tmp_path, value):
     soundfile.write(tmp_path / "silent.wav", np.full((40 * 8000, 2), value), 8000, subtype="FLOAT")
     with pytest.raises(InputError, match=rf"silent\.wav: silent: all 320000 samples are {value:g}"):
         read_audio(tmp_path / "silent.wav")
+    kept = np.concatenate(list(audio_blocks(tmp_path / "silent.wav", 8000, silent=True)))
+    np.testing.assert_array_equal(kept, np.full(40 * 8000, value, np.float32))

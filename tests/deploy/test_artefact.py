@@ -521,3 +521,9 @@ def test_what_could_not_be_read_is_not_saved(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/a\.safetensors: could not be written: "):
         save(detector, tmp_path / "file" / "a.safetensors")
+
+
+def test_a_path_may_be_a_string(tmp_path, detector):
+    save(detector, tmp_path / "a.safetensors", {"run": "yard"})
+    assert load(str(tmp_path / "a.safetensors")).events == detector.events
+    assert load_provenance(str(tmp_path / "a.safetensors")) == {"run": "yard"}

@@ -232,3 +232,16 @@ def test_thresholds_of_other_events_are_named():
     said = r"thresholds\.eer: expected one for each of dog, baby_cry, gunshot, found dog, cat"
     with pytest.raises(InputError, match=said):
         list(detect(detector, []))
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (np.zeros(100, np.int16), r"found int16 \[100\]$"),
+        (np.zeros((100, 2), np.float32), r"found float32 \[100, 2\]$"),
+        (np.float32([0, np.nan]), r"found float32 \[2\] with NaN or infinity$"),
+    ],
+)
+def test_blocks_that_are_no_waveform_are_refused(block, said):
+    with pytest.raises(InputError, match=said):
+        list(detect(DETECTOR, [np.zeros(500, np.float32), block]))

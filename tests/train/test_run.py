@@ -19,6 +19,7 @@ from qkd_jax.config import (
     Config,
     DistillConfig,
     InputError,
+    QuantConfig,
     StudentConfig,
     TeacherConfig,
     TrainConfig,
@@ -74,6 +75,23 @@ def test_a_student_begins_with_the_best_state_of_another(tiny_config, tmp_path):
     loss = weighted_bce(logits, first["labels"], jnp.asarray(positive_weights(data.targets)))
     assert read_log(run.folder / "next")[0]["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert read_log(run.folder / "plain")[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
+
+
+def test_the_integer_scheme_goes_on_from_no_quantized_student(finished, tiny_config, tmp_path):
+    earlier = load_run(finished)
+    quantized = dataclasses.replace(
+        earlier.config.students["four"], start=f"{finished}/four", quant=QuantConfig.integer(4)
+    )
+    config = tiny_config(
+        tmp_path,
+        students={"next": quantized},
+        cache=str(earlier.cache),
+        data=dataclasses.replace(earlier.config.data, source="manifest"),
+    )
+    with pytest.raises(
+        InputError, match=r"students.next.start: expected a float student, .*/four, quantized"
+    ):
+        train(config)
 
 
 def test_a_student_with_convolutions_begins_with_the_statistics_of_another(finished, tiny_config, tmp_path):
