@@ -165,6 +165,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path):
         train(tiny_config(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_may_be_trained_outside_the_main_thread(finished, tiny_config, tmp_path):
     shutil.copytree(finished, tmp_path / "tiny", ignore=shutil.ignore_patterns("four"))
     thread = threading.Thread(target=lambda: train(tiny_config(tmp_path)))
