@@ -143,6 +143,7 @@ def test_stopped_while_it_computes_features_a_run_goes_on_from_there(settings, t
     assert 19 <= len(list(tmp_path.rglob("*.npy"))) < 60 and not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_nothing(finished, tiny_config, settings, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("plain", "four"))

@@ -42,7 +42,10 @@ def setup(name, seed=0):
     return model, optimizer, state, jax.tree.map(jnp.asarray, batch)
 
 
-@pytest.mark.parametrize("name", [pytest.param("teacher", marks=pytest.mark.slow), *list(MODELS)[1:]])
+@pytest.mark.parametrize(
+    "name",
+    ["float", "4-bit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "convolutions"))],
+)
 def test_step_equals_adam_by_hand(name):
     model, _, state, batch = setup(name)
 
@@ -162,6 +165,7 @@ def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
     assert state.model["norm"] is state.variables["norm"]
 
 
+@pytest.mark.slow
 def test_the_average_changes_nothing_of_the_training():
     plain, averaged = (
         init_state(

@@ -204,6 +204,7 @@ def test_the_teacher_sees_what_the_student_sees(finished, data, taught):
         assert "teacher_logits" not in changed
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_on_stops_and_goes_on_bit_identical(tiny_config, tmp_path, monkeypatch):
     def config(name):
         return dataclasses.replace(
