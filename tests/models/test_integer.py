@@ -243,6 +243,16 @@ def test_the_codes_stand_for_what_the_float_student_computes(case):
     assert np.ptp(logits, axis=0).max() > 0.2
 
 
+def test_a_detector_is_of_its_run():
+    config = student("convolutions", 4, 8)
+    variables = random_variables(config)
+    detector = to_detector(CONFIG, config, variables)
+    assert detector.features == CONFIG.features
+    assert (detector.student, detector.events, detector.clip_seconds) == (config, EVENTS, 3.0)
+    for name in ("mean", "std"):
+        np.testing.assert_array_equal(getattr(detector, name), variables["norm"]["normalize"][name])
+
+
 def test_batch_norms_are_folded_as_flax_computes_them():
     # Where the variance is nothing beside what is added to it.
     config = student("convolutions")
