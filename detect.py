@@ -1,6 +1,7 @@
 """Find events in sound of any length: python detect.py MODEL FILE… [--false-alarms 1] [--format json]
 
 A FILE of - is standard input: samples at the model's rate, mono, 16-bit little-endian, without a header.
+A FILE of mic is the microphone (pip install -e '.[microphone]').
 """
 
 import dataclasses
@@ -31,7 +32,6 @@ def main(arguments: list[str]) -> None:
     # A product of one vector takes several threads longer than one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from qkd_jax.audio.io import audio_blocks
     from qkd_jax.deploy.artefact import load
     from qkd_jax.deploy.events import Event, detect
     from qkd_jax.deploy.formats import lines
@@ -45,8 +45,7 @@ def main(arguments: list[str]) -> None:
     def found() -> Iterator[tuple[str, Event]]:
         for file in files:
             try:
-                blocks = _standard_input() if file == "-" else audio_blocks(file, rate, silent=True)
-                yield from ((file, event) for event in detect(detector, blocks))
+                yield from ((file, event) for event in detect(detector, _blocks(file, rate)))
             except InputError as error:
                 failed.append(str(error))
 
@@ -62,7 +61,15 @@ def main(arguments: list[str]) -> None:
         raise InputError("\n".join(failed))
 
 
-def _standard_input() -> "Iterator[np.ndarray]":
+def _blocks(file: str, rate: int) -> "Iterator[np.ndarray]":
+    if file == "mic":
+        from qkd_jax.audio.microphone import microphone_blocks
+
+        return microphone_blocks(rate)
+    if file != "-":
+        from qkd_jax.audio.io import audio_blocks
+
+        return audio_blocks(file, rate, silent=True)
     from qkd_jax.deploy.stream import raw_blocks
 
     if sys.stdin is None:

@@ -90,7 +90,7 @@ def readings(detector: Detector, blocks: Iterator[np.ndarray]) -> np.ndarray:
     """The logits of each step of a stream, [steps, events]."""
     state, logits = stream.start(detector), []
     for block in blocks:
-        state, new, _ = stream.push(detector, state, block)
+        state, new = stream.push(detector, state, block)
         logits.append(new)
     return np.concatenate(logits)
 

@@ -186,6 +186,13 @@ def test_standard_input_is_samples_or_a_mistake(model, record, capsys, monkeypat
         detect.main([model, "-"])
 
 
+def test_the_microphone_is_a_file_of_that_name(model, capsys, monkeypatch):
+    monkeypatch.setattr("qkd_jax.audio.microphone.microphone_blocks", lambda rate: [sound(3, rate)])
+    files, items = said(capsys, model, "mic")
+    assert items == rounded(list(events.detect(DETECTOR, [sound(3)]))) != []
+    assert set(files) == {"mic"}
+
+
 def test_help_is_for_who_has_no_model_yet(capsys):
     with pytest.raises(SystemExit) as caught:
         detect.main(["--help"])

@@ -72,7 +72,7 @@ def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
                 f"found {block.dtype} {list(block.shape)}{_odd(block)}"
             )
         for begin in range(0, len(block), piece):
-            state, logits, _ = stream.push(detector, state, block[begin : begin + piece])
+            state, logits = stream.push(detector, state, block[begin : begin + piece])
             spans, events = push(rule, spans, logits)
             yield from events
     yield from finish(rule, spans)

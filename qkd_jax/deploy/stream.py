@@ -16,13 +16,12 @@ class Stream(NamedTuple):
     """What is carried from one piece to the next.
 
     `samples`: those still to be read; `carriers`: the state of the detector that is read, and with
-    `history_seconds` of its successor; `frames`, `steps`: how many there were.
+    `history_seconds` of its successor; `frames`: how many there were.
     """
 
     samples: front_end.Samples
     carriers: tuple[reference.State, ...]
     frames: int
-    steps: int
 
 
 class Clock(NamedTuple):
@@ -42,14 +41,14 @@ def clock(detector: Detector) -> Clock:
 def start(detector: Detector) -> Stream:
     """The state before the first sample."""
     carriers = 1 if detector.detection.history_seconds is None else 2
-    return Stream(front_end.start(), (reference.start(detector),) * carriers, 0, 0)
+    return Stream(front_end.start(), (reference.start(detector),) * carriers, 0)
 
 
-def push(detector: Detector, stream: Stream, samples: np.ndarray) -> tuple[Stream, np.ndarray, np.ndarray]:
-    """The state after `samples` (float32 [samples], full scale is 1, at the detector's rate), and the steps.
+def push(detector: Detector, stream: Stream, samples: np.ndarray) -> tuple[Stream, np.ndarray]:
+    """The state after `samples` (float32 [samples], full scale is 1, at the detector's rate), and the
+    logits of the steps that these complete, float32 [steps, events].
 
-    Of each step that `samples` complete: the logits, float32 [steps, events], and the time in seconds,
-    float64 [steps].  However a stream is cut into pieces, the steps are the same, bit for bit.
+    However a stream is cut into pieces, the steps are the same, bit for bit; `clock` says when they are.
 
     With `history_seconds` R, an LSTM starts anew every R / 2, is heard out for R / 2 and then read for R / 2:
     it has heard between R / 2 and R at each reading, but for the first, which has heard all there was.
@@ -67,9 +66,7 @@ def push(detector: Detector, stream: Stream, samples: np.ndarray) -> tuple[Strea
             # What convolutions have seen is of no age: the frames that they still need.
             carriers = (carriers[1], carriers[1]._replace(cells=reference.start(detector).cells))
     logits = (np.concatenate(outputs) / 2.0**GRID).astype(np.float32)
-    first, step = clock(detector)
-    times = first + step * np.arange(stream.steps, stream.steps + len(logits))
-    return Stream(rest, carriers, frames, stream.steps + len(logits)), logits, times
+    return Stream(rest, carriers, frames), logits
 
 
 def raw_blocks(file: io.BufferedReader) -> Iterator[np.ndarray]:

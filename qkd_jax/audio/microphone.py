@@ -1,0 +1,35 @@
+"""Sound from the default input device, by PortAudio: the extra `microphone`."""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from qkd_jax.config import InputError
+
+_BLOCKS_PER_SECOND = 10
+
+
+def microphone_blocks(sample_rate: int) -> Iterator[np.ndarray]:
+    """What the default input device hears from now on, without end: float32 [samples] at `sample_rate` Hz.
+
+    Where samples were lost because they were fetched too late, a line on standard error says so: times that
+    follow are too early.  Raises InputError if there is no sounddevice, no PortAudio or no such device.
+    """
+    try:
+        import sounddevice
+    except ImportError:
+        raise InputError("mic: expected sounddevice: pip install -e '.[microphone]'") from None
+    except OSError as error:
+        raise InputError(f"mic: expected the PortAudio library (Debian: libportaudio2): {error}") from None
+    try:
+        with sounddevice.InputStream(sample_rate, channels=1, dtype="float32") as device:
+            while True:
+                samples, lost = device.read(sample_rate // _BLOCKS_PER_SECOND)
+                if lost:
+                    print("mic: samples were lost: times that follow are too early", file=sys.stderr)
+                yield samples[:, 0]
+    except sounddevice.PortAudioError as error:
+        raise InputError(
+            f"mic: expected a device that records {sample_rate} samples a second: {error}"
+        ) from None
