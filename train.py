@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from qkd_jax.command import load_preset, override, run_command
+from qkd_jax.config_sed import SedConfig
 
 
 def main(arguments: list[str]) -> None:
@@ -12,9 +13,14 @@ def main(arguments: list[str]) -> None:
     preset = load_preset(arguments[0] if named else "demo", Path(__file__).parent / "configs")
     config = override(preset, arguments[named:], prog="train.py", description=__doc__)
 
-    from qkd_jax.train.run import train
+    if isinstance(config, SedConfig):
+        from qkd_jax.train.sed_run import train_sed
 
-    train(config)
+        train_sed(config)
+    else:
+        from qkd_jax.train.run import train
+
+        train(config)
 
 
 if __name__ == "__main__":

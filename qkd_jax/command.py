@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from qkd_jax.config import Config, InputError, explain
+from qkd_jax.config_sed import SedConfig
 
 T = TypeVar("T")
 
 
-def load_preset(name: str, folder: Path) -> Config:
+def load_preset(name: str, folder: Path) -> Any:
     """The preset `folder`/`name`.py; raises InputError if there is none or it is not one."""
     path = folder / f"{name}.py"
     if not path.is_file():
@@ -31,8 +32,10 @@ def load_preset(name: str, folder: Path) -> Config:
         config = runpy.run_path(str(path)).get("config")
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
-    if not isinstance(config, Config):
-        raise InputError(f"{path}: expected it to bind `config` to a Config, found {type(config).__name__}")
+    if not isinstance(config, Config | SedConfig):
+        raise InputError(
+            f"{path}: expected it to bind `config` to a Config or SedConfig, found {type(config).__name__}"
+        )
     return config
 
 
@@ -48,7 +51,9 @@ def override(default: T, arguments: list[str], **keywords: Any) -> T:
     width = contextlib.nullcontext() if asked_for_help else _wide_terminal()
     try:
         with contextlib.redirect_stderr(printed), width:
-            return tyro.cli(type(default), default=default, args=arguments, **keywords)
+            # Of what may be one kind or another, a preset has said which.
+            fixed = (tyro.conf.AvoidSubcommands,)
+            return tyro.cli(type(default), default=default, args=arguments, config=fixed, **keywords)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -75,7 +75,7 @@ class DataConfig:
     """Where recordings and labels come from."""
 
     source: str = "manifest"
-    """The layout under root: manifest (a table of your files), audioset, esc50, urbansound8k, or demo."""
+    """The layout under root: manifest (a table of files), audioset, esc50, urbansound8k, desed, or demo."""
     root: str | None = None
     """Folder of the recordings; the demo makes its own, in the run's folder."""
     manifest: str = "metadata.csv"
@@ -94,6 +94,10 @@ class DataConfig:
     """Events to detect; all labels of the source if none is given.  Other labels are negatives."""
     negatives: Count | None = None
     """Clips without any event to keep, drawn at random; all if none is given."""
+    strong: Count | None = None
+    """Of desed's training recordings that have onsets and offsets, how many keep them, the first by name."""
+    weak: Count | None = None
+    """How many of the next keep their labels alone, the others neither; without both all keep all."""
     skip_bad: bool = False
     """Leave out recordings that can't be used, and report them, instead of stopping."""
     clip_seconds: Positive = 10.0
@@ -245,6 +249,8 @@ class AugmentConfig:
     """Bands of the widest of them."""
     mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 for off."""
+    mixup_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Probability that a batch is mixed at all."""
 
     @property
     def on(self) -> bool:
@@ -270,6 +276,9 @@ class TaggerConfig:
     """What it hears at a time; by default what it is made for, or if it takes any length, all."""
     hop_seconds: Positive | None = None
     """From window to window; half a window by default."""
+    layer: str | None = None
+    """An inner tensor whose values are embeddings, by its name, or a part of it that no other name has
+    (LiteRT only)."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -361,6 +370,16 @@ class Config:
                     f"students.{name}.convolutions: expected fewer, or fewer halvings: nothing is left of "
                     f"{self.frames} frames"
                 )
+
+    @property
+    def networks(self) -> "dict[str, TeacherConfig | StudentConfig]":
+        """What each model is, in the order in which they train: the run's own teacher, and the students."""
+        own = {"teacher": self.teacher} if TRAINED in self.distill.teachers else {}
+        return {**own, **self.students}
+
+    def start(self, name: str) -> str | None:
+        """Whose best state model `name` begins with."""
+        return self.students[name].start if name in self.students else None
 
     @property
     def frames(self) -> int:
@@ -457,9 +476,10 @@ class ExportConfig:
     """The file; by default it lies in the student's folder and has its name."""
 
 
-def with_data(config: Config, **fields: Any) -> Config:
-    """`config` with some of its `data` settings changed."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+def with_data(config: T, **fields: Any) -> T:
+    """`config`, of a run, with some of its `data` settings changed."""
+    run: Any = config
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **fields))
 
 
 def to_json(config: Any) -> str:

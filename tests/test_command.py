@@ -56,10 +56,10 @@ def test_help_lists_every_field(capsys, monkeypatch):
 
 
 def test_presets_are_found_by_name_and_checked(tmp_path):
-    with pytest.raises(InputError, match=r"no preset 'pape'; there are: audioset, demo, paper, small"):
+    with pytest.raises(InputError, match=r"no preset 'pape'; there are: audioset, demo, desed, paper, small"):
         load_preset("pape", PRESETS)
     (tmp_path / "empty.py").write_text("")
-    with pytest.raises(InputError, match="expected it to bind `config` to a Config, found NoneType"):
+    with pytest.raises(InputError, match="to a Config or SedConfig, found NoneType"):
         load_preset("empty", tmp_path)
     (tmp_path / "wrong.py").write_text("from qkd_jax.config import Config\nconfig = Config(nam='x')\n")
     with pytest.raises(InputError, match=r"wrong\.py: nam: Unexpected keyword argument"):

@@ -26,7 +26,7 @@ PRESETS = Path(__file__).parents[1] / "configs"
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS.glob("*.py")])
 def test_presets_survive_json(name):
     config = load_preset(name, PRESETS)
-    assert from_json(Config, to_json(config), "here") == config
+    assert from_json(type(config), to_json(config), "here") == config
 
 
 def test_paper_preset_has_the_papers_sizes():

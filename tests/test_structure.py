@@ -11,6 +11,7 @@ import qkd_jax
 PACKAGE = Path(qkd_jax.__file__).parent
 ROOMS = (
     "config",
+    "config_sed",
     "command",
     "progress",
     "files",

@@ -42,7 +42,9 @@ class Graph:
 def write_loudness(path: Path, shape: Sequence[int | str], gains: Sequence[float]) -> Path:
     """Scores gain · max |x| of what it hears, one class for each gain, and beside them |x|.
 
-    In ONNX or LiteRT, as `path` ends; a name in `shape` is for any size.
+    In ONNX or LiteRT, as `path` ends; a name in `shape` is for any size.  In LiteRT its tensors have names:
+    `waveform`, `absolute`, `loudest`, `scores`, the constants `loudest/axis` and `gains`, and
+    `absolute/codes`, round(64 |x|) - 128 in int8.
     """
     if path.suffix == ".tflite":
         return _write_loudness_litert(path, shape, gains)
@@ -61,8 +63,9 @@ def _write_loudness_litert(path: Path, shape: Sequence[int | str], gains: Sequen
     model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [], [graph]
     graph.tensors, graph.operators = [], []
 
-    def tensor(shape: Sequence[int | str], value: np.ndarray | None = None) -> int:
+    def tensor(name: str, shape: Sequence[int | str], value: np.ndarray | None = None) -> int:
         new = schema.TensorT()
+        new.name = name
         new.shapeSignature = [-1 if isinstance(size, str) else size for size in shape]
         new.shape, new.buffer = [abs(size) for size in new.shapeSignature], 0
         if value is not None:
@@ -84,11 +87,16 @@ def _write_loudness_litert(path: Path, shape: Sequence[int | str], gains: Sequen
         model.operatorCodes.append(code)
         graph.operators.append(operator)
 
-    waveform, absolute, loudest = tensor(shape), tensor(shape), tensor([1] * len(shape))
-    scores, axis = tensor((1, len(gains))), tensor([1], np.array([len(shape) - 1], np.int32))
+    waveform, absolute, codes = (tensor(name, shape) for name in ("waveform", "absolute", "absolute/codes"))
+    loudest, scores = tensor("loudest", [1] * len(shape)), tensor("scores", (1, len(gains)))
+    axis = tensor("loudest/axis", [1], np.array([len(shape) - 1], np.int32))
+    factors = tensor("gains", (1, len(gains)), np.asarray(gains, np.float32))
+    graph.tensors[codes].type = schema.TensorType.INT8
+    graph.tensors[codes].quantization = schema.QuantizationParametersT(scale=[1 / 64], zeroPoint=[-128])
     add("ABS", [waveform], absolute, "AbsOptions")
+    add("QUANTIZE", [absolute], codes, "QuantizeOptions")
     add("REDUCE_MAX", [absolute, axis], loudest, "ReducerOptions", keepDims=True)
-    add("MUL", [tensor((1, len(gains)), np.asarray(gains, np.float32)), loudest], scores, "MulOptions")
+    add("MUL", [factors, loudest], scores, "MulOptions")
     graph.inputs, graph.outputs = [waveform], [absolute, scores]
     builder = Builder()
     builder.Finish(model.Pack(builder), b"TFL3")

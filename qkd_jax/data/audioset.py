@@ -14,7 +14,7 @@ _SEGMENTS = ("balanced_train_segments.csv", "unbalanced_train_segments.csv", "ev
 _COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 _LABELS = "class_labels_indices.csv"
 # What libsndfile reads.  Video's .m4a and .webm are not among it.
-_AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
+AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
 _TIMES = re.compile(r"(_\d.*)?")
 
 
@@ -78,7 +78,7 @@ def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
         for file in files:
             stem, extension = os.path.splitext(file)
             ytid = _ytid(stem, ytids)
-            if ytid is not None and extension.lower() in _AUDIO:
+            if ytid is not None and extension.lower() in AUDIO:
                 name = (relative / file).as_posix()
                 found[ytid] = min(name, found.get(ytid, name))
     return found

@@ -1,6 +1,8 @@
 """Batches through Grain: the batch of a step is a pure function of (seed, step)."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import grain
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from qkd_jax.data.dataset import Dataset
 
 Batch = dict[str, np.ndarray]
+Batches: TypeAlias = grain.MapDataset
 
 
 class _Examples:
@@ -46,8 +49,45 @@ def train_batches(
         .shuffle()
         .repeat()
         .random_map(crop)
-        .batch(batch_size)
+        # There is no remainder; without this the number of batches of one clip overflows.
+        .batch(batch_size, drop_remainder=True)
     )
+
+
+class _Mixed(Sequence[int]):
+    """The clips of endless batches, `sizes[k]` of `kinds[k]` in turn, each kind in an order of its own."""
+
+    def __init__(self, kinds: Sequence[np.ndarray], sizes: Sequence[int], seed: int):
+        self.sizes = sizes
+        self.rows = [(kind, place) for kind, size in enumerate(sizes) for place in range(size)]
+        # A seed for each kind, or clips of kinds of one size would always meet.
+        self.orders = [
+            grain.MapDataset.source(clips).seed(len(kinds) * seed + kind).shuffle().repeat()
+            for kind, clips in enumerate(kinds)
+        ]
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index):
+        step, row = divmod(index, len(self.rows))
+        kind, place = self.rows[row]
+        return int(self.orders[kind][step * self.sizes[kind] + place])
+
+
+def mixed_batches(
+    kinds: Sequence[np.ndarray],
+    sizes: Sequence[int],
+    example: Callable[[int, np.random.Generator], Batch],
+    *,
+    seed: int,
+) -> Batches:
+    """Endless batches of `sizes[k]` of the clips `kinds[k]`, kind after kind, as `example` makes them.
+
+    Each kind is shuffled and repeated on its own; `batches[step]` depends on `seed` and `step` alone.
+    """
+    examples = grain.MapDataset.source(_Mixed(kinds, sizes, seed)).seed(seed).random_map(example)
+    return examples.batch(sum(sizes), drop_remainder=True)
 
 
 def from_step(batches: grain.MapDataset, step: int) -> grain.IterDataset:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,15 @@ from qkd_jax.config import InputError
 from qkd_jax.files import whole_file
 
 SPLITS = ("train", "valid", "test")
+KINDS = ("strong", "weak", "unlabelled")
+
+
+class Span(NamedTuple):
+    """An event in a recording, from `onset` to `offset` in seconds."""
+
+    event: str
+    onset: float
+    offset: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +37,21 @@ class Clip:
     group: str
     """What no split may part: a session, a speaker, an original recording."""
     split: str | None = None
+    spans: tuple[Span, ...] | None = None
+    """When its events are, where that is known."""
+    labelled: bool = True
+    """False if what it holds is not known; `labels` is empty then."""
+
+    @property
+    def kind(self) -> str:
+        """How it is labelled: one of `KINDS`."""
+        if not self.labelled:
+            return "unlabelled"
+        return "weak" if self.spans is None else "strong"
 
 
 def targets(clips: Sequence[Clip], events: Sequence[str]) -> np.ndarray:
-    """1 where a clip holds an event, else 0: float32 [clips, events]."""
+    """1 where a clip holds an event, else 0: float32 [clips, events]; 0 too where a clip is unlabelled."""
     return np.array([[event in clip.labels for event in events] for clip in clips], np.float32).reshape(
         len(clips), len(events)
     )
@@ -44,13 +65,14 @@ def divide(
 ) -> list[Clip]:
     """`clips`, each with a split: stratified by their sets of `events`, no group in two splits.
 
-    Without `events` all labels count.  Groups go, the largest first and else at random, to the
-    split that lacks most of what the group holds (iterative stratification after Sechidis et al.
-    2011, on whole groups).
+    Without `events` all labels count; unlabelled clips are stratified apart.  Groups go, the
+    largest first and else at random, to the split that lacks most of what the group holds
+    (iterative stratification after Sechidis et al. 2011, on whole groups).
     """
     groups = defaultdict(list)
     for clip in clips:
-        groups[clip.group].append(clip.labels.intersection(events) if events else clip.labels)
+        labels = clip.labels.intersection(events) if events else clip.labels
+        groups[clip.group].append(labels if clip.labelled else None)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))
@@ -60,7 +82,7 @@ def divide(
     for name in order:
         held = Counter(groups[name])
 
-        def need(split: str, held: Counter[frozenset[str]] = held) -> float:
+        def need(split: str, held: Counter[frozenset[str] | None] = held) -> float:
             # A share of what all clips of the kind are, so that rare kinds count like common ones.
             return sum(n * lack[split][kind] / kinds[kind] for kind, n in held.items())
 
@@ -89,10 +111,14 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
-    """How many clips each split has, and each event in it; and the labels that are no event."""
+    """How many clips each split has, of each kind if they differ, and with each event; and other labels."""
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
+    kinds = Counter((clip.split, clip.kind) for clip in clips)
     sizes = Counter(clip.split for clip in clips)
     lines = ["recordings: " + ", ".join(f"{sizes[split]} {split}" for split in SPLITS)]
+    if any(kind != "weak" for _, kind in kinds):
+        for kind in KINDS:
+            lines.append(f"  {kind}: " + ", ".join(f"{kinds[split, kind]} {split}" for split in SPLITS))
     for event in events:
         lines.append(f"  {event}: " + ", ".join(f"{counts[split, event]} {split}" for split in SPLITS))
     others = Counter(label for clip in clips for label in clip.labels.difference(events)).most_common()
@@ -107,15 +133,27 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
     """Keep `clips` in a file, a line of JSON each."""
     with whole_file(path, "w") as file:
         for clip in clips:
-            fields = {"name": clip.name, "labels": sorted(clip.labels), "group": clip.group}
-            file.write(json.dumps(fields | {"split": clip.split}) + "\n")
+            fields = {
+                "name": clip.name,
+                "labels": sorted(clip.labels),
+                "group": clip.group,
+                "split": clip.split,
+                "spans": clip.spans,
+                "labelled": clip.labelled,
+            }
+            file.write(json.dumps(fields) + "\n")
 
 
 def read_clip_list(path: Path, root: Path) -> list[Clip]:
     """The clips that `write_clips` kept in `path`, their recordings under `root`; raises InputError."""
+
+    def clip(row: dict[str, Any]) -> Clip:
+        row["labels"] = frozenset(row["labels"])
+        if row.get("spans") is not None:  # lists of earlier versions have none
+            row["spans"] = tuple(Span(*span) for span in row["spans"])
+        return Clip(path=root / row["name"], **row)
+
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        known = [{"path": root / row["name"], "labels": frozenset(row["labels"])} for row in rows]
-        return [Clip(**row | fields) for row, fields in zip(rows, known)]
+        return [clip(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected the list of a run's recordings: {error}") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qkd_jax.config import Config, DataConfig, InputError
+from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
 from qkd_jax.data.source import list_bad
@@ -22,13 +23,13 @@ class Dataset:
     events: tuple[str, ...]
 
 
-def load_split(config: Config, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
-    """The features, from `cache` or computed, and the targets of the clips of one split.
+def load_split(config: Config | SedConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
+    """The features, from `cache` or computed, and the targets of the labelled clips of one split.
 
     Raises InputError if a recording can't be used, if there are none, or if an event has no
     positive or no negative clip.
     """
-    chosen = [clip for clip in clips if clip.split == split]
+    chosen = [clip for clip in clips if clip.split == split and clip.labelled]
     entries, bad = cached_features(chosen, config.features, cache)
     if bad:
         raise InputError(list_bad(bad, len(chosen)))
@@ -38,10 +39,16 @@ def load_split(config: Config, clips: Sequence[Clip], split: str, cache: Path) -
 
 
 def check_split(data: DataConfig, clips: Sequence[Clip], split: str) -> None:
-    """Raise InputError if the clips of `split` can't serve to learn or to measure each of `data.events`."""
-    chosen = [clip for clip in clips if clip.split == split]
+    """Raise InputError if the clips of `split` can't serve to learn or to measure each of `data.events`.
+
+    Unlabelled clips don't count.
+    """
+    chosen = [clip for clip in clips if clip.split == split and clip.labelled]
     if not chosen:
-        raise InputError(f"{data.root}: expected clips of split {split!r}, found none")
+        unlabelled = any(clip.split == split for clip in clips)
+        raise InputError(
+            f"{data.root}: expected {'labelled ' * unlabelled}clips of split {split!r}, found none"
+        )
     for event in data.events:
         positives = sum(event in clip.labels for clip in chosen)
         if not 0 < positives < len(chosen):

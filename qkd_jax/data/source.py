@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 from qkd_jax.config import Config, DataConfig, InputError
+from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.audioset import read_audioset
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.demo import read_demo
+from qkd_jax.data.desed import read_desed
 from qkd_jax.data.features import cached_features
 from qkd_jax.data.folds import read_esc50, read_urbansound8k
 from qkd_jax.data.manifest import read_manifest
@@ -21,6 +23,7 @@ SOURCES = {
     "audioset": read_audioset,
     "esc50": read_esc50,
     "urbansound8k": read_urbansound8k,
+    "desed": read_desed,
     "demo": read_demo,
 }
 _LISTED = 20
@@ -44,13 +47,14 @@ def read_clips(data: DataConfig) -> list[Clip]:
             raise InputError(f"data.events: no recording has the label {event!r}; there are {known}")
     if data.negatives is None:
         return clips
-    negatives = {clip.name for clip in clips if clip.labels.isdisjoint(data.events or counts)}
+    labelled = [clip for clip in clips if clip.labelled]
+    negatives = {clip.name for clip in labelled if clip.labels.isdisjoint(data.events or counts)}
     kept = random.Random(0).sample(sorted(negatives), min(data.negatives, len(negatives)))
     left_out = negatives.difference(kept)
     return [clip for clip in clips if clip.name not in left_out]
 
 
-def usable_clips(config: Config, cache: Path) -> tuple[list[Clip], list[str]]:
+def usable_clips(config: Config | SedConfig, cache: Path) -> tuple[list[Clip], list[str]]:
     """The clips of `config.data` that can be read, and what is wrong with the others.
 
     Their features are in `cache` then.  Raises InputError if there are others, unless

@@ -30,13 +30,15 @@ def read_table(
     setting: str,
     delimiter: str = ",",
     header: bool = True,
+    short: bool = False,
     hint: str = "",
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of the table at `path`, one by one: number of its line, and fields by column.
 
     The table is UTF-8, with or without a byte order mark; empty lines are no rows, and blanks
     after a delimiter don't count.  It has `columns` and maybe others.  Without a `header` these
-    are all that it has, and lines that begin with # are comments.
+    are all that it has, and lines that begin with # are comments.  Rows may be `short` of their
+    last fields, which are empty then.
 
     Raises InputError as it reads: there is no file (names `setting`), the encoding, a column
     that is missing (adds `hint`), a row with too few or too many fields, a quote that isn't closed, no rows.
@@ -58,6 +60,8 @@ def read_table(
                 )
             row = None
             for row in rows:
+                if short:
+                    row += [""] * (len(found) - len(row))
                 if len(row) != len(found):
                     raise InputError(
                         f"{path}: row {reader.line_num}: expected {len(found)} fields, got {len(row)}"

@@ -80,7 +80,7 @@ def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
 
 def rule_of(detector: Detector) -> Rule:
     """How `detector` makes events of logits; raises InputError where `detect` does."""
-    config, clock = detector.detection, stream.clock(detector)
+    config, clock = detector.detection, stream.clock(detector.features, detector.student)
     point = config.thresholds[config.use] if config.use else dict.fromkeys(detector.events, 0.5)
     if point.keys() != set(detector.events):
         raise InputError(

@@ -200,7 +200,8 @@ def _advance(layer: LSTMCodes, h: Any, c: Any, x: Any, x_units: float, detector:
     from_h = _matmul(h, layer.w_h, layer.multiplier_h * (h_units / 2.0**GRID), quant.weights)
     z_f, z_i, z_c, z_o = jnp.split(from_h + (from_x + _bias(layer.bias, 2.0**GRID)), 4, axis=1)
     largest = 2.0 ** (CELL - 1 - layer.cell)
-    c = jnp.clip(jax.nn.sigmoid(z_f) * c + jax.nn.sigmoid(z_i) * jnp.tanh(z_c), -largest, largest)
+    kept, new = jax.nn.sigmoid(z_f) * c, jax.nn.sigmoid(z_i) * jnp.tanh(z_c)
+    c = jnp.clip(_on_grid(kept, layer.cell) + _on_grid(new, layer.cell), -largest, largest)
     return jax.nn.sigmoid(z_o) * jnp.tanh(c), c
 
 
@@ -267,3 +268,10 @@ def _import(name: str, remedy: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(f"LiteRT models need {name.split('.')[0]}: {remedy}") from None
+
+
+def _on_grid(x: Any, bits: int) -> Any:
+    """The multiple of 2^-bits that is nearest to x, half up, as the integers' shifts round."""
+    import jax.numpy as jnp
+
+    return jnp.floor(x * 2.0**bits + 0.5) * 2.0**-bits

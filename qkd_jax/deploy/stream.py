@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.config import InputError
+from qkd_jax.config import FeatureConfig, InputError, StudentConfig
+from qkd_jax.config_sed import CRNNConfig
 from qkd_jax.deploy import front_end, reference
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import GRID
@@ -31,9 +32,9 @@ class Clock(NamedTuple):
     step: float
 
 
-def clock(detector: Detector) -> Clock:
-    """When the steps of `detector` are."""
-    (frames, hop), features = detector.student.span, detector.features
+def clock(features: FeatureConfig, network: StudentConfig | CRNNConfig) -> Clock:
+    """When the steps of `network` are."""
+    frames, hop = network.span
     samples = (frames - 1) * features.hop_length + features.win_length
     return Clock(samples / 2 / features.sample_rate, hop * features.hop_length / features.sample_rate)
 

@@ -1,5 +1,7 @@
 """Models of waveforms in ONNX and LiteRT files."""
 
+import difflib
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +27,23 @@ def open_model(path: Path) -> tuple[int | None, Run]:
     opener = {".onnx": _onnx, ".tflite": _litert}.get(path.suffix)
     if opener is None:
         raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
+    return _open(path, opener)
+
+
+def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray], np.ndarray]]:
+    """Open the model in the .tflite file at `path` for what its inner tensor `layer` holds.
+
+    `layer` is the name of a tensor that the model computes, or a part of it that no other one has.
+    Returns as `open_model` does, but the function gives that tensor's values, float32 [size], as numbers
+    where the model has codes.  Raises InputError as `open_model` does, and if there is no such tensor.
+    """
+    if path.suffix != ".tflite":
+        raise InputError(f"layer: expected a .tflite for inner layers, got {path}")
+    samples, run = _open(path, functools.partial(_litert, layer=layer))
+    return samples, lambda waveform: run(waveform)[0].astype(np.float32).ravel()
+
+
+def _open(path: Path, opener: Callable[[Path], tuple[Shape, Run]]) -> tuple[int | None, Run]:
     if not path.is_file():
         raise InputError(f"file: expected a model at {path}, found none")
     shape, run = opener(path)
@@ -52,20 +71,27 @@ def _onnx(path: Path) -> tuple[Shape, Run]:
     return shape, lambda array: session.run(None, {name: array})
 
 
-def _litert(path: Path) -> tuple[Shape, Run]:
+def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
     litert = _import("ai_edge_litert.interpreter", path)
+    options: dict[str, Any] = {"num_threads": 1}
+    if layer is not None:
+        # Else XNNPACK, the default delegate, joins operations, and tensors take each other's memory.
+        options["experimental_op_resolver_type"] = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        options["experimental_preserve_all_tensors"] = True
 
     def new() -> Any:
-        return litert.Interpreter(str(path), num_threads=1)
+        return litert.Interpreter(str(path), **options)
 
     try:
-        inputs = new().get_input_details()
+        model = new()
+        inputs = model.get_input_details()
     except Exception as error:
         raise InputError(f"{path}: expected a LiteRT model: {_first_line(error)}") from None
     shape = _waveform_shape(
         path, [(item["shape_signature"].tolist(), item["dtype"]) for item in inputs], np.float32
     )
     position = inputs[0]["index"]
+    outputs = model.get_output_details() if layer is None else [_computed(path, model, layer)]
     opened = threading.local()  # an interpreter is of one thread
 
     def run(array: np.ndarray) -> list[np.ndarray]:
@@ -78,9 +104,33 @@ def _litert(path: Path) -> tuple[Shape, Run]:
         interpreter.reset_all_variables()
         interpreter.set_tensor(position, array)
         interpreter.invoke()
-        return [interpreter.get_tensor(item["index"]) for item in interpreter.get_output_details()]
+        return [_values(interpreter.get_tensor(item["index"]), *item["quantization"]) for item in outputs]
 
     return shape, run
+
+
+def _computed(path: Path, model: Any, layer: str) -> Any:
+    """The tensor `layer` of the LiteRT model; raises InputError if no operation gives it."""
+    given = {index for operation in model._get_ops_details() for index in operation["outputs"]}
+    tensors = model.get_tensor_details()
+    computed = [item for item in tensors if item["index"] in given]
+    exact = [item for item in tensors if item["name"] == layer]
+    found = exact or [item for item in computed if layer in item["name"]]
+    if len(found) > 1:
+        some = ", ".join(repr(item["name"]) for item in found[:3])
+        raise InputError(
+            f"layer: expected a part of one name in {path}, got {layer!r}, a part of {len(found)}: {some}"
+        )
+    if not found or found[0]["index"] not in given:
+        names = difflib.get_close_matches(layer, [item["name"] for item in computed])
+        near = "".join(f", maybe {name!r}" for name in names)
+        raise InputError(f"layer: expected a tensor that {path} computes, got {layer!r}{near}")
+    return found[0]
+
+
+def _values(codes: np.ndarray, scale: float, zero: int) -> np.ndarray:
+    """The numbers that `codes` stand for; without a scale they are these themselves."""
+    return (codes.astype(np.float32) - zero) * np.float32(scale) if scale else codes
 
 
 def _waveform_shape(path: Path, inputs: Sequence[tuple[Sequence[Any], Any]], float32: Any) -> Shape:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from qkd_jax.config import OFF, QuantConfig
 from qkd_jax.models.build import Model
@@ -17,12 +18,13 @@ def model_cost(
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
     Parameters are those that training moves (batch-norm statistics and CMVN are not among
-    them), and bytes are theirs: with `quant`, weights at its bits, packed, and the rest in float32.
+    them), but for a layer `embedding`, which only guides it; and bytes are theirs: with `quant`, weights
+    at its bits, packed, and the rest in float32.
     As in the paper, the few bytes of ranges, CMVN and a file's header don't count; ranges for each
     unit and channel do, by two numbers each, or in the integer scheme by one, which for a
     convolution is its batch-norm's.
     """
-    params = variables["params"]
+    params = _kept(variables["params"])
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -34,24 +36,30 @@ def model_cost(
 def packed_bytes(params: Any, quant: QuantConfig) -> int:
     """Bytes of a model's `params` at the bits of `quant`; biases and batch-norms are float32.
 
-    Raises ValueError for `quant` of what is no student.
+    A layer `embedding` has none.  Raises ValueError for `quant` of what is neither a student nor a CRNN.
     """
+    params = _kept(params)
     if quant == QuantConfig():
         return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    if "lstm" not in params:
-        raise ValueError(f"params: expected a student's to count at few bits, got {list(params)}")
+    if not {"lstm", "gru"} & set(params):
+        raise ValueError(f"params: expected a student's or CRNN's to count at few bits, got {list(params)}")
     return sum(_leaf_bytes(path, leaf, quant) for path, leaf in jax.tree.leaves_with_path(params))
+
+
+def _kept(params: Any) -> Any:
+    return {name: part for name, part in params.items() if name != "embedding"}
 
 
 def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:
     part, name = path[0].key, path[-1].key
     if not name.startswith("w"):
         return 4 * leaf.size
-    bits = quant.weights if part in ("lstm", "front") else quant.output
+    bits = quant.weights if part in ("lstm", "gru", "front") else quant.output
     ranges = 0
     if quant.ranges == "channel" and bits != OFF:
         integer = quant.scheme == "integer"
-        numbers = {"lstm": 2, "front": 0} if integer else {"lstm": 4, "front": 2}  # W_h and W_x of the LSTM
+        # W_h and W_x of the LSTM are one leaf.
+        numbers = {"lstm": 2, "front": 0} if integer else {"lstm": 4, "gru": 2, "front": 2}
         ranges = numbers.get(part, 0) * leaf.shape[-1]
     return -(-leaf.size * bits // 8) + 4 * ranges
 
@@ -59,11 +67,13 @@ def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:
 def multiply_adds(function: Any, *arguments: Any) -> int:
     """Multiply-adds of all matrix products and convolutions in one call (the paper's "FLOPs").
 
-    Read off the traced program, loops counted as often as they run, of branches the
-    dearest; nothing is computed.
+    Read off the traced program, without what its results don't need, loops counted as often as they
+    run, of branches the dearest; nothing is computed.
     Raises ValueError for a loop of unknown length.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(needed)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

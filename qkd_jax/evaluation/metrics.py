@@ -34,6 +34,13 @@ def _equal_errors(targets: np.ndarray, scores: np.ndarray) -> tuple[float, float
     return rate, threshold
 
 
+def average_precision(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of each event in [0, 1], float64 [events]; the rest as in `eer`, [clips, events]."""
+    from sklearn.metrics import average_precision_score
+
+    return np.array([average_precision_score(truth, score) for truth, score in zip(targets.T, scores.T)])
+
+
 def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, float]]:
     """`auc` and `eer` in percent for each event and their plain mean, under the key `average`.
 

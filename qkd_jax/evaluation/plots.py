@@ -3,12 +3,13 @@
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkd_jax.evaluation.sound_events import MAX_FALSE_POSITIVES, Rocs
 from qkd_jax.files import whole_file
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ def curve_figures(
     (roc_figure, roc), (det_figure, det) = _panel(3.4, 3.4), _panel(3.4, 3.4)
     _draw_curves(roc, det, truth, scores, styles)
     return roc_figure, det_figure
+
+
+def psd_roc_figures(rocs: Mapping[str, Rocs], styles: Styles) -> tuple["Figure", "Figure"]:
+    """The curves of PSDS1 and of PSDS2: each model's `rocs` are those of `evaluate_sound_events`."""
+    figures = []
+    for scenario in ("psds1", "psds2"):
+        figure, axis = _panel(3.4, 3.4)
+        for name, curves in rocs.items():
+            false_positives, true_positive = curves[scenario]
+            axis.step(false_positives, 100 * true_positive, where="post", **styles[name])
+        axis.set(xlabel="false positives an hour", ylabel="true positives, %")
+        axis.set(xlim=(0, MAX_FALSE_POSITIVES), ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        figures.append(figure)
+    return figures[0], figures[1]
 
 
 def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, styles: Styles) -> "Figure":

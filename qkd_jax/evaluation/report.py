@@ -1,6 +1,8 @@
 """A run's report: one HTML file that needs nothing but itself, and the recordings to listen to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from qkd_jax.evaluation.plots import (
     histogram_figure,
     history_figure,
     model_styles,
+    psd_roc_figures,
     size,
     size_figure,
     to_svg,
 )
+from qkd_jax.evaluation.sound_events import Rocs
+from qkd_jax.evaluation.table import SOUNDS
 from qkd_jax.files import whole_file
 
 _WORST = 5
@@ -35,18 +40,21 @@ def write_report(
     config_json: str,
     versions: dict[str, str],
     teacher: str = "teacher",
+    rocs: Mapping[str, Rocs] | None = None,
 ) -> None:
     """Write the report of the run `title` to `path`, an HTML file; the same input gives the same bytes.
 
     `results` is what `print_table` prints; `targets` and each model's `logits` are [clips, events],
     and `clips` has the name and the path of each recording in that order.  `history` has each model's
-    epochs: `epoch`, `epoch_loss` and, under `valid`, `auc` and `eer` in percent; models without any
-    may be missing.  Students are compared with the model `teacher`, if there is one.
+    epochs: `epoch`, `epoch_loss` and, under `valid`, what was measured, in percent; models without any
+    may be missing.  `rocs` are each model's curves of `evaluate_sound_events`.  Students are compared with
+    the model `teacher`, if there is one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     models = results["models"]
     events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
+    sounds = [key for key in SOUNDS if key in next(iter(models.values()))["metrics"]["average"]]
     students = [name for name in models if name != teacher] or list(models)
     smallest = min(
         students, key=lambda name: (models[name]["bytes"], models[name]["metrics"]["average"]["eer"])
@@ -67,8 +75,10 @@ def write_report(
         swatches=_swatches(styles),
         smallest=smallest,
         tiles=_tiles(models, smallest, teacher),
-        table=_table(models, events, students),
+        sounds=[SOUNDS[key] for key in sounds],
+        table=_table(models, events, sounds, students),
         sizes=_sizes(models, styles),
+        psd_rocs=_psd_rocs(rocs, styles) if rocs else {},
         curves=_curves(targets, logits, styles),
         learning=_learning(history, styles),
         # What would be shipped comes first.
@@ -108,20 +118,22 @@ def _tiles(models: dict[str, Any], name: str, teacher: str) -> list[tuple[str, s
 
 
 def _table(
-    models: dict[str, Any], events: Sequence[str], students: Sequence[str]
+    models: dict[str, Any], events: Sequence[str], sounds: Sequence[str], students: Sequence[str]
 ) -> dict[str, list[tuple[str, bool]]]:
     """The cells of each model's row: text, and whether no student is better and some are worse."""
     figures = {
         name: [row["metrics"][event][key] for event in ("average", *events) for key in ("auc", "eer")]
+        + [row["metrics"]["average"][key] for key in sounds]
         + [row["bytes"], row["parameters"], row["multiply_adds"] / 1e6]
         for name, row in models.items()
     }
-    formats = ["{:.2f}"] * (2 + 2 * len(events)) + ["{:,}", "{:,}", "{:,.1f} M"]
+    rates = 2 + 2 * len(events)
+    formats = ["{:.2f}"] * (rates + len(sounds)) + ["{:,}", "{:,}", "{:,.1f} M"]
     ranges = []
     for column in range(len(formats)):
         values = [figures[name][column] for name in students]
-        is_auc = column < 2 + 2 * len(events) and column % 2 == 0
-        ranges.append((max(values), min(values)) if is_auc else (min(values), max(values)))
+        more_is_better = column % 2 == 0 if column < rates else column < rates + len(sounds)
+        ranges.append((max(values), min(values)) if more_is_better else (min(values), max(values)))
     return {
         name: [
             (form.format(value), name in students and value == best != worst)
@@ -132,13 +144,22 @@ def _table(
 
 
 def _sizes(models: dict[str, Any], styles: Styles) -> dict[str, str]:
-    """Average EER and AUC against bytes, as SVG."""
+    """Average EER and AUC against bytes, and where there is a PSDS that, as SVG."""
     sizes = {name: row["bytes"] for name, row in models.items()}
     plots = {}
-    for key, label in (("eer", "average EER, %"), ("auc", "average AUC, %")):
+    labels = {"eer": "average EER, %", "auc": "average AUC, %", "psds1": "PSDS1, %", "psds2": "PSDS2, %"}
+    first = next(iter(models.values()))["metrics"]["average"]
+    for key, label in labels.items():
+        if key not in first:
+            continue
         values = {name: row["metrics"]["average"][key] for name, row in models.items()}
         plots[label] = to_svg(size_figure(sizes, values, label, styles), f"size-{key}")
     return plots
+
+
+def _psd_rocs(rocs: Mapping[str, Rocs], styles: Styles) -> dict[str, str]:
+    figures = psd_roc_figures(rocs, styles)
+    return {label: to_svg(figure, f"psd-roc-{label}") for label, figure in zip(("PSDS1", "PSDS2"), figures)}
 
 
 def _curves(targets: np.ndarray, logits: dict[str, np.ndarray], styles: Styles) -> list[tuple[str, str]]:
@@ -152,19 +173,21 @@ def _curves(targets: np.ndarray, logits: dict[str, np.ndarray], styles: Styles) 
 
 
 def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[str, str]:
-    """Loss, AUC and EER by epoch, as SVG; nothing if no model has epochs."""
+    """Loss and what was measured on validation by epoch, as SVG; nothing if no model has epochs."""
     epochs = {name: history[name] for name in styles if history.get(name)}
     if not epochs:
         return {}
-    values = {
-        "training loss": lambda epoch: epoch["epoch_loss"],
-        "validation AUC, %": lambda epoch: epoch["valid"]["auc"],
-        "validation EER, %": lambda epoch: epoch["valid"]["eer"],
-    }
+    values: dict[str, Callable[[dict[str, Any]], float]] = {"training loss": itemgetter("epoch_loss")}
+    for key in next(iter(epochs.values()))[0]["valid"]:
+        values[f"validation {key.upper()}, %"] = partial(_valid, key)
     return {
         label: to_svg(history_figure(epochs, value, styles), label.replace(" ", "-"))
         for label, value in values.items()
     }
+
+
+def _valid(key: str, epoch: dict[str, Any]) -> float:
+    return epoch["valid"][key]
 
 
 def _errors(

@@ -6,11 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax.data.batches import windows
+from qkd_jax.config import StudentConfig
+from qkd_jax.config_sed import CRNNConfig
+from qkd_jax.data.batches import tiled, windows
 from qkd_jax.data.dataset import Dataset
+from qkd_jax.data.sound_events import SedDataset
 from qkd_jax.models.build import Model
+from qkd_jax.models.common import Detections
 from qkd_jax.progress import track
 
+Detect = Callable[[Any, np.ndarray], Detections]
 Predict = Callable[[Any, np.ndarray], jax.Array]
 
 
@@ -42,3 +47,41 @@ def clip_logits(
             batch[row] = next(pieces)
         np.maximum.at(logits, owner, np.asarray(predict(variables, batch))[: len(owner)])
     return logits
+
+
+def make_detect(model: Model) -> Detect:
+    """The jitted function (variables, features [batch, frames, mels]) -> `Detections`."""
+    return jax.jit(lambda variables, features: model.apply(variables, features, method="detect"))
+
+
+def step_logits(
+    detect: Detect,
+    variables: Any,
+    data: SedDataset,
+    frames: int,
+    network: CRNNConfig | StudentConfig,
+    batch_size: int = 16,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits of each clip, float32 [clips, events], and of its steps, [steps, events] each.
+
+    A clip is cut into windows of `frames` frames whose steps follow one another, the last one `tiled`; its
+    own logits are their maximum.
+    """
+    steps, (_, hop) = network.steps(frames), network.span
+    found = [np.full(len(data.events), -np.inf, np.float32) for _ in data.names]
+    by_step: list[list[np.ndarray]] = [[] for _ in data.names]
+    starts = [
+        (clip, start)
+        for clip, item in enumerate(data.features)
+        for start in range(0, max(len(item) - frames + steps * hop, 1), steps * hop)
+    ]
+    for begin in track(range(0, len(starts), batch_size), -(-len(starts) // batch_size), "scores"):
+        some = starts[begin : begin + batch_size]
+        batch = np.zeros((batch_size, frames, data.features[0].shape[1]), np.float32)
+        for row, (clip, start) in enumerate(some):
+            batch[row] = tiled(data.features[clip][start : start + frames], frames)
+        said = detect(variables, batch)
+        for (clip, _), logits, over_time in zip(some, np.asarray(said.clip), np.asarray(said.frames)):
+            found[clip] = np.maximum(found[clip], logits)
+            by_step[clip].append(over_time)
+    return np.stack(found), [np.concatenate(pieces) for pieces in by_step]

@@ -1,13 +1,24 @@
 """What teachers and students share."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qkd_jax.nn.matmul import quantized_matmul
 
 _NAME = "normalize"
 _EXACT = jax.lax.Precision.HIGHEST
+
+
+class Detections(NamedTuple):
+    """What a model says of clips and of each of their steps: logits, and what EEFD guides, if anything."""
+
+    clip: Float[Array, "batch event"]
+    frames: Float[Array, "batch step event"]
+    embedding: Float[Array, "batch step size"] | None = None
 
 
 class Normalize(nn.Module):
@@ -39,10 +50,29 @@ def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
     return nn.Conv(channels, (size, size), (stride, stride), **settings)(x)
 
 
-def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0) -> jax.Array:
+def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0, epsilon: float = 1e-5) -> jax.Array:
     """Batch-norm of x [..., channel] in x's type: by the batch's statistics, or the running ones."""
-    scale_init = nn.initializers.constant(initial_scale)
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=x.dtype, scale_init=scale_init)(x)
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=x.dtype,
+        scale_init=nn.initializers.constant(initial_scale),
+    )(x)
+
+
+class Linear(nn.Module):
+    """x · W + b, with W and each vector of x quantized to `bits`, or in float at 32."""
+
+    outputs: int
+    bits: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs))
+        b = self.param("b", nn.initializers.zeros, self.outputs)
+        y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
+        return y + jnp.broadcast_to(b, y.shape)
 
 
 def stem(features: jax.Array, channels: int, dtype: str, *, train: bool) -> jax.Array:

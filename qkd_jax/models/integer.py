@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkd_jax.config import Config, QuantConfig, StudentConfig
+from qkd_jax.config_sed import SedConfig
 from qkd_jax.deploy.detector import Detector
-from qkd_jax.models.common import Normalize
+from qkd_jax.models.common import Detections, Normalize
 from qkd_jax.models.lstm import LSTMStudent
 from qkd_jax.nn.codes import CELL
 from qkd_jax.nn.integer import (
@@ -53,16 +54,19 @@ class IntegerStudent(nn.Module):
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
+        return self.detect(features, train=train).clip
+
+    def detect(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Detections:
         if self.is_initializing():
-            return self.floats(features)
-        return _logits(self.config, self.variables, features)
+            return self.floats.detect(features)
+        return _detections(self.config, self.variables, features)
 
 
 def _in_float(config: StudentConfig) -> StudentConfig:
     return dataclasses.replace(config, quant=QuantConfig())
 
 
-def _logits(config: StudentConfig, variables: Any, features: jax.Array) -> jax.Array:
+def _detections(config: StudentConfig, variables: Any, features: jax.Array) -> Detections:
     params, exponents, quant = variables["params"], variables["exponents"], config.quant
     norm = variables["norm"]["normalize"]
     x = normalized(features, norm["mean"], norm["std"])
@@ -74,14 +78,15 @@ def _logits(config: StudentConfig, variables: Any, features: jax.Array) -> jax.A
         x = x.reshape(*x.shape[:2], -1)
     outputs, _ = lstm_scan(_layers(config, variables), x, quant=quant)
 
-    def read(layer: dict[str, jax.Array]) -> jax.Array:
-        return integer_linear(layer["w"], layer["b"], outputs[..., last:, :], quant)
+    def read(name: str, outputs: jax.Array) -> jax.Array:
+        return integer_linear(params[name]["w"], params[name]["b"], outputs, quant)
 
-    last = -1 if config.pooling == "last" else 0
-    logits = read(params["output"])
+    frames = read("output", outputs)
     if config.pooling == "attention":
-        return (jax.nn.softmax(read(params["attention"]), axis=-2) * logits).sum(axis=-2)
-    return logits.mean(axis=-2)
+        clip = (jax.nn.softmax(read("attention", outputs), axis=-2) * frames).sum(axis=-2)
+    else:
+        clip = read("output", outputs[:, -1]) if config.pooling == "last" else frames.mean(axis=-2)
+    return Detections(clip, frames)
 
 
 def _front(config: StudentConfig, variables: Any) -> Iterable[tuple[Any, Any, Any, Any, Any]]:
@@ -168,7 +173,7 @@ def _errors(x: jax.Array, low: int, high: int) -> jax.Array:
     )
 
 
-def to_detector(config: Config, student: StudentConfig, variables: Any) -> Detector:
+def to_detector(config: Config | SedConfig, student: StudentConfig, variables: Any) -> Detector:
     """The detector that `student`, of the integer scheme, of the run `config` became."""
     quant, norm = student.quant, variables["norm"]["normalize"]
 

@@ -2,30 +2,32 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import StudentConfig
-from qkd_jax.models.common import batch_norm, normalize
+from qkd_jax.models.common import Detections, Linear, batch_norm, normalize
 from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
-from qkd_jax.nn.matmul import quantized_matmul
 
 
 class LSTMStudent(nn.Module):
     """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's 256 units.
 
     The output layer reads the last hidden state (or, options, the mean over time, or every state,
-    the logits then weighed over time by a softmax for each event).
+    the logits then weighed over time by a softmax for each event).  `detect` has the readings of every
+    state too.
     """
 
     config: StudentConfig
     events: int
 
-    @nn.compact
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
+        return self.detect(features, train=train).clip
+
+    @nn.compact
+    def detect(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Detections:
         config, x = self.config, normalize(features)
         if config.convolutions:
             x = _Front(config, name="front")(x, train=train)
@@ -34,11 +36,12 @@ class LSTMStudent(nn.Module):
             "lstm", lambda key: lstm_init(key, inputs, config.units, config.layers, steps=steps)
         )
         outputs, state = lstm_scan(params, x, quant=config.quant)
-        read = _Linear(self.events, config.quant.output, name="output")
+        read = Linear(self.events, config.quant.output, name="output")
+        frames = read(outputs)
         if config.pooling == "attention":
-            attend = _Linear(self.events, config.quant.output, name="attention")
-            return (jax.nn.softmax(attend(outputs), axis=-2) * read(outputs)).sum(axis=-2)
-        return read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2))
+            attend = Linear(self.events, config.quant.output, name="attention")
+            return Detections((jax.nn.softmax(attend(outputs), axis=-2) * frames).sum(axis=-2), frames)
+        return Detections(read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), frames)
 
 
 class _Front(nn.Module):
@@ -65,17 +68,3 @@ class _Front(nn.Module):
             )
             x = nn.relu(batch_norm(x, train=train))
         return x.reshape(*x.shape[:2], -1)
-
-
-class _Linear(nn.Module):
-    """x · W + b, with W and each vector of x quantized to `bits`, or in float at 32."""
-
-    outputs: int
-    bits: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs))
-        b = self.param("b", nn.initializers.zeros, self.outputs)
-        y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
-        return y + jnp.broadcast_to(b, y.shape)

@@ -21,16 +21,17 @@ _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last, and the best by the metric `auc`; raises InputError.
+    """The checkpoints in `folder`: the last, and the best by the metric `psds`, or
+    without that `auc`; raises InputError.
 
     To write, what a killed run left half-written is cleared away first; `read_only` leaves a run
     that is training alone.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised as well
-    best = BestN(get_metric_fn=_auc, n=1, keep_checkpoints_without_metrics=False)
+    best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
-        best_fn=_auc,
+        best_fn=_score,
         # A state is donated to the next step: it must be on disk before that.
         enable_async_checkpointing=False,
         read_only=read_only,
@@ -47,8 +48,8 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
         manager.close()
 
 
-def _auc(metrics: dict[str, float]) -> float:
-    return metrics["auc"]
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["psds"] if "psds" in metrics else metrics["auc"]
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None) -> None:

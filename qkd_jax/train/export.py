@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from qkd_jax.audio.io import audio_blocks
-from qkd_jax.config import DetectionConfig, InputError
+from qkd_jax.config import DetectionConfig, InputError, StudentConfig
 from qkd_jax.data.dataset import load_split
 from qkd_jax.deploy import artefact, c, front_end, litert, onnx, reference, stream
 from qkd_jax.deploy.detector import Detector
@@ -24,6 +24,7 @@ from qkd_jax.models.integer import to_detector
 from qkd_jax.nn.codes import GRID
 from qkd_jax.train.folder import Run
 
+_BATCH = 32
 _CHECKED = 32  # recordings
 _CLOSE = {".tflite": 0.02}  # LiteRT rounds by its own rule
 _SAME = 1e-3  # last bits of log-mel energies may move a code now and then
@@ -62,9 +63,10 @@ def student_detector(run: Run, name: str) -> Detector:
 
     Raises InputError if there is no such student, if it is not of the integer scheme, or not trained.
     """
-    student = run.config.students.get(name)
+    students = {key: net for key, net in run.config.networks.items() if isinstance(net, StudentConfig)}
+    student = students.get(name)
     if student is None:
-        raise InputError(f"{run.folder}: no student {name!r}; there are: {', '.join(run.config.students)}")
+        raise InputError(f"{run.folder}: no student {name!r}; there are: {', '.join(students)}")
     if student.quant.scheme != "integer":
         raise InputError(
             f"{run.folder}/{name}: expected a student of the integer scheme, found one of the paper's, whose "
@@ -77,7 +79,7 @@ def student_detector(run: Run, name: str) -> Detector:
     def peaks(_, log_mel):
         return to_steps(detector, input_codes(detector, log_mel))[0].max(axis=1) / 2.0**GRID
 
-    logits = clip_logits(peaks, None, valid, run.config.frames, run.config.train.batch_size)
+    logits = clip_logits(peaks, None, valid, run.config.frames, _BATCH)
     seconds = sum(map(len, valid.features)) * run.config.features.hop_length / run.config.features.sample_rate
     points = operating_points(valid.targets, logits, valid.events, seconds / 3600)
     use = "10/h" if "10/h" in points else "eer"

@@ -16,40 +16,44 @@ RUN/report.html               all of it to look at
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
 from filelock import FileLock, Timeout
 
 from qkd_jax.config import TRAINED, Config, InputError, QuantConfig, from_json, to_json, with_data
+from qkd_jax.config_sed import DetectorConfig, SedConfig
 from qkd_jax.data.clips import SPLITS, Clip, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import check_split
+from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.source import usable_clips
 from qkd_jax.files import whole_file
 from qkd_jax.models.build import Model, build_model
 from qkd_jax.train import checkpoint
+from qkd_jax.train.sed_step import sed_optimizer, with_mean_steps
 from qkd_jax.train.state import TrainState, init_state, make_optimizer
 
 TEACHER = "teacher"
+C = TypeVar("C", bound=Config | SedConfig)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Generic[C]):
     """A run in `folder`; `config` has its paths and events resolved."""
 
     folder: Path
-    config: Config
+    config: C
 
     @property
     def names(self) -> list[str]:
-        """The teacher, if the run has its own, and the students, in the order they train."""
-        own = [TEACHER] if TRAINED in self.config.distill.teachers else []
-        return [*own, *self.config.students]
+        """Its models, in the order in which they train."""
+        return list(self.config.networks)
 
     @property
     def clips(self) -> list[Clip]:
@@ -61,46 +65,69 @@ class Run:
         """Where features are kept."""
         return Path(self.config.cache or self.folder.parent / ".features")
 
+    def norm(self, features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the training `features`, computed once."""
+        path = self.folder / "norm.npz"
+        if not path.is_file():
+            mean, std = mean_and_std(features)
+            with whole_file(path) as file:
+                np.savez(file, mean=mean, std=std)
+        with np.load(path) as kept:
+            return kept["mean"], kept["std"]
+
     @property
     def shape(self) -> tuple[int, int]:
         """What the models see: [frames, mels]."""
         return self.config.frames, self.config.features.n_mels
 
     def model(self, name: str) -> Model:
-        """The teacher, or the student `name`."""
-        settings = self.config.teacher if name == TEACHER else self.config.students[name]
-        return build_model(settings, len(self.config.data.events))
+        """The model `name`, while it trains."""
+        network, events = self.config.networks[name], len(self.config.data.events)
+        if isinstance(self.config, SedConfig) and self.config.models[name].embeddings is not None:
+            with np.load(self.embeddings(name)) as kept:
+                return build_model(network, events, embedding=int(kept["size"]))
+        return build_model(network, events)
+
+    def embeddings(self, name: str) -> Path:
+        """Where the embeddings are kept that guide model `name`."""
+        return self.folder / name / "embeddings.npz"
 
     def new_state(self, name: str, norm: tuple[np.ndarray, np.ndarray]) -> TrainState:
         """The state before the first step, with features normalised by `norm`."""
-        optimizer = make_optimizer(self.config.train, 1.0, 1)  # it starts alike for any rate and steps
+        # An optimizer starts alike for any rate and steps.
+        model, shape, seed = self.model(name), self.shape, self.config.train.seed
+        if isinstance(self.config, SedConfig):
+            settings = self.config.models[name]
+            optimizer = sed_optimizer(settings, self.config.train, 1)
+            state = init_state(model, optimizer, shape, norm, seed, average=True)
+            return with_mean_steps(state, settings, optimizer)
+        optimizer = make_optimizer(self.config.train, 1.0, 1)
         average = name != TEACHER and self.config.students[name].ema_decay > 0
-        return init_state(
-            self.model(name), optimizer, self.shape, norm, self.config.train.seed, average=average
-        )
+        return init_state(model, optimizer, shape, norm, seed, average=average)
 
     def start(self, name: str) -> "tuple[Run, str] | None":
-        """The run and the student whose best state student `name` is to begin with; raises InputError.
+        """The run and the model whose best state model `name` is to begin with; raises InputError.
 
         None if it begins anew, or has begun.
         """
-        student = self.config.students[name]
-        if student.start is None or any((self.folder / name / "checkpoints").glob("*")):
+        start = self.config.start(name)
+        if start is None or any((self.folder / name / "checkpoints").glob("*")):
             return None
-        if "/" not in student.start:
-            return self, student.start
-        folder, other = Path(student.start).parent, Path(student.start).name
+        if "/" not in start:
+            return self, start
+        student: Any = self.config.networks[name]
+        folder, other = Path(start).parent, Path(start).name
         run = load_run(folder)
         found, inputs = run.config.students.get(other), attrgetter("features.n_mels", "data.events", "frames")
         if found is None or not student.fits(found) or inputs(run.config) != inputs(self.config):
             raise InputError(
                 f"students.{name}.start: expected a student with its convolutions, halvings, layers, units, "
-                f"pooling, bands, frames and events, got {student.start}"
+                f"pooling, bands, frames and events, got {start}"
             )
         if student.quant.scheme == "integer" and found.quant != QuantConfig():
             raise InputError(
                 f"students.{name}.start: expected a float student, from which the integer scheme goes on, "
-                f"got {student.start}, quantized"
+                f"got {start}, quantized"
             )
         return run, other
 
@@ -112,7 +139,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: Config) -> Iterator[Run]:
+def open_run(config: C) -> Iterator[Run[C]]:
     """Begin the run of `config`, or go on with it; nobody else can until the block ends.
 
     Settings and recordings bind from the first checkpoint on.  Raises InputError if the folder
@@ -159,17 +186,19 @@ def _begin(run: Run) -> Run:
 
 
 def load_run(folder: Path) -> Run:
-    """The run in `folder`; raises InputError if it holds none."""
+    """The run in `folder`, of clips or of sound events; raises InputError if it holds none."""
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: expected a run with a config.json, found none")
-    config = from_json(Config, path.read_text(), str(path))
+    text = path.read_text()
+    of_sound_events = re.search('^  "models"', text, re.MULTILINE)
+    config: Any = from_json(SedConfig if of_sound_events else Config, text, str(path))
     if config.data.source == "demo":  # its recordings move with the run
         config = with_data(config, root=_demo_root(folder))
     return Run(folder, config)
 
 
-def _resolved(config: Config, folder: Path) -> Config:
+def _resolved(config: C, folder: Path) -> C:
     """`config` with absolute paths, so that the run goes on from wherever it is called."""
     root = config.data.root
     if config.data.source == "demo":
@@ -182,6 +211,10 @@ def _resolved(config: Config, folder: Path) -> Config:
         root = home
     elif root is not None:
         root = str(Path(root).absolute())
+    cache = config.cache and str(Path(config.cache).absolute())
+    config = with_data(dataclasses.replace(config, cache=cache), root=root)
+    if isinstance(config, SedConfig):
+        return dataclasses.replace(config, models={k: _with_files(v) for k, v in config.models.items()})
     teachers = tuple(
         name if name == TRAINED else str(Path(name).absolute()) for name in config.distill.teachers
     )
@@ -192,15 +225,25 @@ def _resolved(config: Config, folder: Path) -> Config:
         else student
         for name, student in config.students.items()
     }
-    cache = config.cache and str(Path(config.cache).absolute())
-    return with_data(dataclasses.replace(config, distill=distill, students=students, cache=cache), root=root)
+    return dataclasses.replace(config, distill=distill, students=students)
+
+
+def _with_files(model: DetectorConfig) -> DetectorConfig:
+    """`model` with the absolute paths of the files that it names."""
+
+    def absolute(name: str | None) -> Any:
+        return str(Path(name).absolute()) if name and name.endswith((".npz", ".toml")) else name
+
+    return dataclasses.replace(
+        model, teachers=tuple(map(absolute, model.teachers)), embeddings=absolute(model.embeddings)
+    )
 
 
 def _demo_root(folder: Path) -> str:
     return str((folder / "data").absolute())
 
 
-def _check_same(old: Config, new: Config, path: Path) -> None:
+def _check_same(old: C, new: C, path: Path) -> None:
     # The folder is the same, however it is spelled, and features are the same wherever they are kept.
     new = dataclasses.replace(new, name=old.name, runs=old.runs, cache=old.cache)
     before, after = _fields(old), _fields(new)
@@ -212,7 +255,7 @@ def _check_same(old: Config, new: Config, path: Path) -> None:
             )
 
 
-def _fields(config: Config) -> dict[str, Any]:
+def _fields(config: Config | SedConfig) -> dict[str, Any]:
     """Each setting under its name on the command line."""
     leaves = jax.tree.leaves_with_path(json.loads(to_json(config)), is_leaf=lambda x: not isinstance(x, dict))
     return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}

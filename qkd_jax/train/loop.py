@@ -27,8 +27,8 @@ def fit(
     """Train to `epochs` epochs, going on from the last checkpoint in `folder` if there is one.
 
     `batches_from(step)` are the batches from that step on.  After each epoch:
-    `validate(variables)` gives `auc` and `eer`, a line goes to the log and the terminal, and
-    the newest and the best state are kept; after `patience` epochs that were not the best,
+    `validate(variables)` gives `auc` and `eer`, or `psds` and more, a line goes to the log and the
+    terminal, and the newest and the best state are kept; after `patience` epochs that were not the best,
     training ends.  Asked to stop, it finishes the step, keeps the state and raises
     KeyboardInterrupt.  Raises InputError on a non-finite loss or gradient; what was saved stays.
     """
@@ -84,11 +84,8 @@ def fit(
                     loss, epoch = sum(losses) / len(losses), step // epoch_steps
                     losses.clear()
                     log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
-                    print(
-                        f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  "
-                        f"valid AUC {valid['auc']:.1f}  EER {valid['eer']:.1f}",
-                        flush=True,
-                    )
+                    figures = "  ".join(f"{key.upper()} {value:.1f}" for key, value in valid.items())
+                    print(f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  valid {figures}", flush=True)
                 checkpoint.save(checkpoints, state, valid)
                 if asked_to_stop():
                     raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")

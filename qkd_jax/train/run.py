@@ -14,11 +14,9 @@ from qkd_jax.config import Config, InputError
 from qkd_jax.data.batches import Batch, from_step, train_batches
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import Dataset, load_split
-from qkd_jax.data.features import mean_and_std
 from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
-from qkd_jax.files import whole_file
 from qkd_jax.models.integer import calibrate
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
@@ -46,24 +44,13 @@ def train(config: Config) -> Path:
         for name in run.config.students:
             run.start(name)  # nor what is wrong with another run
         foreign_logits(run, data["train"])  # or with a foreign teacher
-        norm = _norm(run, data["train"])
+        norm = run.norm(data["train"].features)
         for name in run.names:
             stop_if_asked()
             _train_model(run, name, data, norm)
         stop_if_asked()
         score_run(run)
         return run.folder
-
-
-def _norm(run: Run, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the training features, computed once."""
-    path = run.folder / "norm.npz"
-    if not path.is_file():
-        mean, std = mean_and_std(data.features)
-        with whole_file(path) as file:
-            np.savez(file, mean=mean, std=std)
-    with np.load(path) as kept:
-        return kept["mean"], kept["std"]
 
 
 def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.ndarray, np.ndarray]) -> None:

@@ -8,18 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkd_jax.config import Config, DataConfig, InputError, to_json, with_data
+import numpy as np
+
+from qkd_jax.config import Config, DataConfig, InputError, StudentConfig, to_json, with_data
+from qkd_jax.config_sed import CRNNConfig, SedConfig
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.dataset import Dataset, load_split
+from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import write_logits
+from qkd_jax.data.sound_events import SedDataset, load_sed_split
 from qkd_jax.data.source import usable_clips
+from qkd_jax.deploy.stream import clock
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.plots import plot_curves
 from qkd_jax.evaluation.report import write_report
-from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.evaluation.scores import clip_logits, make_detect, make_predict, step_logits
+from qkd_jax.evaluation.sound_events import Rocs, evaluate_sound_events
 from qkd_jax.evaluation.table import print_table
 from qkd_jax.files import whole_file
+from qkd_jax.models.build import build_model
 from qkd_jax.train.folder import TEACHER, Run
 from qkd_jax.train.log import read_epochs
 
@@ -35,35 +42,74 @@ def score_run(
     the whole run to results.json, results.png and report.html (results-SPLIT, report-SPLIT for
     other splits).  On other `data` figures are printed and not kept.  Raises InputError.
     """
-    config = run.config
+    config, sed = run.config, isinstance(run.config, SedConfig)
     if only is not None and only not in run.names:
         raise InputError(f"{run.folder}: no model {only!r}; there are: {', '.join(run.names)}")
     names = run.names if only is None else [only]
     states = {name: run.best_variables(name) for name in names}
     own = data is None or _resolved(run, data) == config.data
     if data is None or own:
-        dataset = load_split(config, run.clips, split, run.cache)
+        clips = run.clips
     else:
-        dataset = _other(run, data, split)
+        config, clips = dataclasses.replace(config, data=data), _other(run, data, split)
+    dataset = _load(config, clips, split, run.cache)
+    if sed and (dataset.kind > 0).any():
+        raise InputError(f"--split: expected one of which all onsets and offsets are known, got {split}")
 
-    models, scores = {}, {}
+    models, scores, rocs = {}, {}, {}
     for name in names:
-        model, variables = run.model(name), states[name]
-        logits = clip_logits(make_predict(model), variables, dataset, config.frames, config.train.batch_size)
-        quant = None if name == TEACHER else config.students[name].quant
-        cost = model_cost(model, variables, run.shape, quant)
-        models[name] = {"metrics": evaluate(dataset.targets, logits, dataset.events), **cost}
+        network, variables = config.networks[name], states[name]
+        model = build_model(network, len(dataset.events))
+        if sed:
+            logits, frames = step_logits(make_detect(model), variables, dataset, config.frames, network)
+            metrics, rocs[name] = sound_event_metrics(config, network, dataset, logits, frames)
+        else:
+            predict = make_predict(model)
+            logits = clip_logits(predict, variables, dataset, config.frames, config.train.batch_size)
+            metrics = evaluate(dataset.targets, logits, dataset.events)
+        cost = model_cost(model, variables, run.shape, getattr(network, "quant", None))
+        models[name] = {"metrics": metrics, **cost}
         scores[name] = logits
         if own:
             write_logits(run.folder / name / f"logits-{split}.npz", dataset.names, dataset.events, logits)
     results = {"split": split, "clips": len(dataset.names), "models": models}
     print_table(results)
     if own and only is None:
-        _keep(run, results, dataset, scores)
+        _keep(run, results, dataset, scores, rocs)
     return results
 
 
-def _keep(run: Run, results: dict[str, Any], dataset: Dataset, scores: dict[str, Any]) -> None:
+def sound_event_metrics(
+    config: SedConfig,
+    network: CRNNConfig | StudentConfig,
+    data: SedDataset,
+    clip: np.ndarray,
+    frames: Sequence[np.ndarray],
+) -> tuple[dict[str, dict[str, float]], Rocs]:
+    """The figures of `evaluate` and `evaluate_sound_events`, and the latter's curves.
+
+    `clip` [clips, events] and `frames`, [steps, events] of each clip, are logits.
+    """
+    sounds, rocs = evaluate_sound_events(
+        dict(zip(data.names, data.spans)),
+        dict(zip(data.names, frames)),
+        dict(zip(data.names, data.seconds)),
+        data.events,
+        clock(config.features, network),
+        threshold=0.0,
+        median=config.median,
+    )
+    table = evaluate(data.targets, clip, data.events)
+    return {key: figures | sounds[key] for key, figures in table.items()}, rocs
+
+
+def _load(config: Any, clips: Sequence[Clip], split: str, cache: Path) -> Any:
+    return (load_sed_split if isinstance(config, SedConfig) else load_split)(config, clips, split, cache)
+
+
+def _keep(
+    run: Run, results: dict[str, Any], dataset: Any, scores: dict[str, Any], rocs: dict[str, Rocs]
+) -> None:
     suffix = "" if results["split"] == "test" else f"-{results['split']}"
     figures, curves, report = (
         run.folder / f"{stem}{suffix}.{kind}"
@@ -85,6 +131,7 @@ def _keep(run: Run, results: dict[str, Any], dataset: Dataset, scores: dict[str,
         versions={"python": platform.python_version()}
         | {library: importlib.metadata.version(library) for library in _LIBRARIES},
         teacher=TEACHER,
+        rocs=rocs,
     )
     print(f"{report} shows them; {figures} has the figures")
 
@@ -95,7 +142,7 @@ def _resolved(run: Run, data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, root=root, skip_bad=run.config.data.skip_bad)
 
 
-def _other(run: Run, data: DataConfig, split: str) -> Dataset:
+def _other(run: Run, data: DataConfig, split: str) -> list[Clip]:
     """The clips of `split` in other recordings; what the run knows it may have learned from."""
     fixed = run.config.data
     for field in ("events", "clip_seconds"):
@@ -103,11 +150,10 @@ def _other(run: Run, data: DataConfig, split: str) -> Dataset:
             raise InputError(
                 f"data.{field}: a run's models have {getattr(fixed, field)}, got {getattr(data, field)}"
             )
-    config = dataclasses.replace(run.config, data=data)
-    return load_split(config, other_clips(config, split, run.cache, run.clips), split, run.cache)
+    return other_clips(dataclasses.replace(run.config, data=data), split, run.cache, run.clips)
 
 
-def other_clips(config: Config, split: str, cache: Path, own: Sequence[Clip]) -> list[Clip]:
+def other_clips(config: Config | SedConfig, split: str, cache: Path, own: Sequence[Clip]) -> list[Clip]:
     """The recordings of `config`, in `split` where no column says another; raises InputError.
 
     Those that a run knows by the name of one of its `own` are in the split that they are in there.

@@ -61,7 +61,7 @@ def score_file(path: Path, run: Run | None, *, data: DataConfig, split: str) -> 
         truth = dataset.targets
     else:
         check_split(config.data, clips, split)
-        chosen = [clip for clip in clips if clip.split == split]
+        chosen = [clip for clip in clips if clip.split == split and clip.labelled]
         logits, truth = _logits(exported, chosen), targets(chosen, exported.events)
     figures = {"metrics": evaluate(truth, logits, exported.events), "bytes": path.stat().st_size}
     results = {"split": split, "clips": len(truth), "models": {path.name: figures}}

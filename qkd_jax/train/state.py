@@ -77,13 +77,13 @@ def init_state(
 def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     """`state` with the parameters and statistics of `model`, also as their average if it carries one.
 
-    What features are normalised by stays: it is that of the data.
+    What features are normalised by stays: it is that of the data; and so do parameters that `model` lacks.
     """
+    params = {key: model["params"].get(key, value) for key, value in state.params.items()}
+    model = {**model, "params": params}
     average = None if state.average is None else _moving(model)
     statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}
-    return dataclasses.replace(
-        state, params=model["params"], average=average, variables=state.variables | statistics
-    )
+    return dataclasses.replace(state, params=params, average=average, variables=state.variables | statistics)
 
 
 def _moving(model: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
     path = run.folder / "foreign.npy"
     files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
     if not path.is_file():
-        clips = [clip for clip in run.clips if clip.split == "train"]
+        clips = [clip for clip in run.clips if clip.split == "train" and clip.labelled]
         logits = np.zeros((len(files), *data.targets.shape), np.float32)
         for teacher, file in zip(logits, files):
             if file.suffix == ".toml":

@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.audio.augment import augment, mixup, spec_augment, time_shift
+from qkd_jax.audio.augment import augment, augment_frames, mixup, spec_augment, time_shift
 from qkd_jax.config import AugmentConfig
 
 # Clips of different means, as of energies; no two cells are equal.
@@ -213,3 +213,169 @@ def test_draws_are_the_keys_alone_and_jit_changes_nothing(config):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), compiled, once)
     other, _ = augmented(jax.random.key(8), config)
     assert (once[0] != other).any(axis=(1, 2)).mean() > 0.7
+
+
+def test_a_batch_is_mixed_as_often_as_asked_for():
+    for share in (0.0, 0.3, 1.0):
+        config = AugmentConfig(mixup=1.0, mixup_share=share)
+        draw = jax.jit(jax.vmap(functools.partial(augment, config=config), in_axes=(0, None, None)))
+        keys = jax.random.split(jax.random.key(9), 300)
+        features, labels = map(np.asarray, draw(keys, jnp.asarray(FEATURES), jnp.asarray(LABELS)))
+        plain = (features == FEATURES).all(axis=(1, 2, 3))
+        np.testing.assert_array_equal((labels == LABELS).all(axis=(1, 2)), plain)
+        assert scipy.stats.binomtest(int((~plain).sum()), 300, share).pvalue > 1e-3
+
+
+SIZES = (8, 7, 5)
+STRONG, WEAK, UNLABELLED = slice(8), slice(8, 15), slice(15, 20)
+KIND = np.repeat([0, 1, 2], SIZES)
+jitted = jax.jit(augment_frames, static_argnames=("config", "hop", "sizes"))
+
+
+def sed_batch(seed=0):
+    """The first two bands of a strong clip are its targets, the next two of any clip are a teacher's."""
+    rng = np.random.default_rng(seed)
+    strong = (rng.random((20, 20, 2)) < 0.1) * (KIND == 0)[:, None, None]
+    teacher, noise = rng.random((20, 20, 2)), rng.normal(0, 1, (20, 20, 3))
+    batch = {
+        "features": np.concatenate([strong, teacher, noise], axis=2),
+        "strong": strong,
+        "weak": np.where((KIND == 1)[:, None], rng.random((20, 2)) < 0.5, strong.max(axis=1)),
+        "has_strong": KIND == 0,
+        "has_weak": KIND == 1,
+        "teacher": teacher,
+        "teacher_clip": rng.random((20, 2)),
+    }
+    return {name: jnp.asarray(values, jnp.float32) for name, values in batch.items()}
+
+
+def augmented_frames(key, config, batch=None, sizes=SIZES, hop=4, function=jitted):
+    found = function(key, sed_batch() if batch is None else batch, config, hop=hop, sizes=sizes)
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+@settings(deadline=None, max_examples=10)
+@given(keys, st.sampled_from([1, 3, 4]), st.floats(0, 0.45))
+def test_frames_and_what_is_known_of_them_are_shifted_together(key, hop, largest):
+    batch = {name: np.asarray(values) for name, values in sed_batch().items()}
+    found = augmented_frames(key, AugmentConfig(time_shift=largest), hop=hop)
+    shifts = shifts_of(found["features"], batch["features"], reach=int(largest * 20))
+    assert not (shifts % hop).any()
+    for clip, shift in enumerate(shifts):
+        for name in ("strong", "teacher"):
+            rolled = np.roll(batch[name][clip], shift, axis=0)
+            np.testing.assert_array_equal(found[name][clip], rolled)
+    for name in batch.keys() - {"features", "strong", "teacher"}:
+        np.testing.assert_array_equal(found[name], batch[name])
+
+
+def test_shifts_by_multiples_of_a_hop_are_uniform():
+    shifted = np.asarray(time_shift(jax.random.key(10), jnp.asarray(MANY), 0.4, 3))
+    assert_uniform(shifts_of(shifted, MANY, reach=8), (-6, -3, 0, 3, 6))
+
+
+@pytest.mark.parametrize(("time", "frames", "mel"), [(2, 6, 1), (1, 4, 0), (0, 1, 1)])
+def test_what_is_blanked_has_no_events(time, frames, mel):
+    batch = {name: np.asarray(values) for name, values in sed_batch().items()}
+    config = AugmentConfig(time_masks=time, time_mask_frames=frames, mel_masks=mel, mel_mask_bands=2)
+    for key in jax.random.split(jax.random.key(16), 10):
+        found = augmented_frames(key, config)
+        blank, _ = masks_of(found["features"], batch["features"])
+        assert blank.any() == (time > 0)
+        for name in ("strong", "teacher"):
+            np.testing.assert_array_equal(found[name], np.where(blank[:, :, None], 0, batch[name]))
+        # A strong clip holds what is left; of others nothing is known but what was.
+        np.testing.assert_array_equal(found["weak"][STRONG], found["strong"][STRONG].max(axis=1))
+        np.testing.assert_array_equal(found["weak"][WEAK], batch["weak"][WEAK])
+        np.testing.assert_array_equal(found["teacher_clip"], batch["teacher_clip"])
+        # As `spec_augment` does, but for the sum of a mean.
+        features = spec_augment(jax.random.split(key, 3)[2], sed_batch()["features"], config)
+        np.testing.assert_allclose(found["features"], features, rtol=1e-5, atol=1e-6)
+
+
+def test_each_kind_is_mixed_with_its_own_and_the_last_not_at_all():
+    """Clips that are named by what a teacher says of them: each is a share of its own and one other's."""
+    batch = sed_batch() | {"teacher_clip": jnp.eye(20)}
+    mixed_with = {0: set(), 1: set()}
+    for seed in range(40):
+        found = augmented_frames(jax.random.key(seed), AugmentConfig(mixup=1.0), batch)
+        share, partner = mixed_from(found["teacher_clip"])
+        np.testing.assert_array_equal(KIND[partner], KIND)
+        np.testing.assert_array_equal(found["teacher_clip"][UNLABELLED], np.eye(20)[UNLABELLED])
+        for name in ("features", "strong", "teacher"):
+            own, values = share[:, None, None], np.asarray(batch[name])
+            mixed = own * values + (1 - own) * values[partner]
+            np.testing.assert_allclose(found[name], mixed, rtol=1e-5, atol=1e-6)
+        own, values = share[:, None], np.asarray(batch["weak"])
+        mixed = own * values + (1 - own) * values[partner]
+        np.testing.assert_allclose(found["weak"][WEAK], mixed[WEAK], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["weak"][STRONG], found["strong"][STRONG].max(axis=1))
+        for name in ("has_strong", "has_weak"):
+            np.testing.assert_array_equal(found[name], batch[name])
+        for kind, others in mixed_with.items():
+            others.update(partner[kind == KIND])
+        # The two kinds draw apart.
+        assert (share[STRONG][:7] != share[WEAK]).any()
+    assert mixed_with == {0: set(range(8)), 1: set(range(8, 15))}
+
+
+def test_both_kinds_are_mixed_or_neither_as_often_as_asked_for():
+    batch = sed_batch()
+    config = AugmentConfig(mixup=1.0, mixup_share=0.5)
+    function = functools.partial(augment_frames, config=config, hop=1, sizes=SIZES)
+    found = jax.jit(jax.vmap(function, in_axes=(0, None)))(jax.random.split(jax.random.key(11), 300), batch)
+    same = (np.asarray(found["features"]) == np.asarray(batch["features"])).all(axis=(2, 3))
+    strong, weak = same[:, STRONG].all(axis=1), same[:, WEAK].all(axis=1)
+    np.testing.assert_array_equal(strong, weak)
+    assert scipy.stats.binomtest(int(strong.sum()), 300, 0.5).pvalue > 1e-3
+
+
+@settings(deadline=None, max_examples=10)
+@given(keys)
+def test_features_and_what_is_known_of_them_still_agree_after_all_of_it(key):
+    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
+    found = augmented_frames(key, config)
+    # The last bands are noise: where they are one value, that is a blanked frame.
+    blank = (found["features"] == found["features"][:, :, :1]).all(axis=2)
+    for bands, name, rows in (((0, 2), "strong", STRONG), ((2, 4), "teacher", slice(20))):
+        said = np.where(blank[:, :, None], 0, found["features"][:, :, slice(*bands)])
+        np.testing.assert_allclose(said[rows], found[name][rows], rtol=1e-5, atol=1e-6)
+    assert (found["strong"] <= 1).all() and (found["strong"][8:] == 0).all()
+
+
+@pytest.mark.parametrize("sizes", [(20, 0, 0), (0, 20, 0), (0, 0, 20)])
+def test_there_may_be_none_of_a_kind(sizes):
+    batch, (strong, weak, _) = sed_batch() | {"teacher_clip": jnp.eye(20)}, sizes
+    found = augmented_frames(jax.random.key(12), AugmentConfig(mixup=1.0, time_shift=0.2), batch, sizes)
+    _, partner = mixed_from(found["teacher_clip"])
+    assert (partner[:strong] < strong).all() and (partner[strong:] >= strong).all()
+    changed = (found["teacher_clip"] != np.eye(20)).any(axis=1)
+    assert not changed[strong + weak :].any() and changed[: strong + weak].any() == (strong + weak > 0)
+
+
+def test_a_batch_without_a_teacher_is_augmented_alike():
+    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
+    taught = augmented_frames(jax.random.key(13), config)
+    batch = {name: values for name, values in sed_batch().items() if "teacher" not in name}
+    found = augmented_frames(jax.random.key(13), config, batch)
+    assert found.keys() == batch.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, taught[name])
+
+
+def test_draws_for_frames_are_the_keys_alone_and_jit_changes_nothing():
+    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, mel_masks=1, mel_mask_bands=2)
+    once, compiled = (
+        augmented_frames(jax.random.key(14), config, function=function)
+        for function in (augment_frames, jitted)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), compiled, once)
+    other = augmented_frames(jax.random.key(15), config)
+    assert (once["features"] != other["features"]).any(axis=(1, 2)).mean() > 0.7
+    plain = augmented_frames(jax.random.key(14), AugmentConfig())
+    jax.tree.map(np.testing.assert_array_equal, plain, {k: np.asarray(v) for k, v in sed_batch().items()})
+
+
+def test_sizes_that_are_not_the_batchs_are_refused():
+    with pytest.raises(ValueError, match=r"sizes: expected 20 clips in all, got \(8, 7, 4\)"):
+        augmented_frames(jax.random.key(0), AugmentConfig(), sizes=(8, 7, 4))

@@ -55,6 +55,13 @@ def test_reading_on_from_a_step_gives_the_same_batches(step):
         assert_equal(batch, source[step + index])
 
 
+def test_a_batch_may_be_one_clip():
+    source = batches(batch_size=1)
+    for index, batch in enumerate(itertools.islice(from_step(source, 2), 3)):
+        assert batch["features"].shape == (1, FRAMES, 2)
+        assert_equal(batch, source[2 + index])
+
+
 def test_seeds_differ_in_order_and_crops():
     clips, starts = rows(batches(seed=0), 8)
     other_clips, other_starts = rows(batches(seed=1), 8)

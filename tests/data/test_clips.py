@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from qkd_jax.config import InputError
 from qkd_jax.data.clips import (
     SPLITS,
     Clip,
+    Span,
     divide,
     read_clip_list,
     summary,
@@ -26,6 +28,8 @@ def clip(name, labels=(), group=None):
 def test_targets_follow_the_order_of_clips_and_events():
     clips = [clip("a", {"dog"}), clip("b"), clip("c", {"siren", "dog", "cat"})]
     np.testing.assert_array_equal(targets(clips, ("siren", "dog")), [[0, 1], [0, 0], [1, 1]])
+    unlabelled = dataclasses.replace(clip("d"), labelled=False)
+    np.testing.assert_array_equal(targets([*clips, unlabelled], ("siren",)), [[0], [0], [1], [0]])
     assert targets([], ("siren", "dog")).shape == (0, 2)
     assert targets(clips, ()).shape == (3, 0)
 
@@ -90,6 +94,17 @@ def test_only_the_events_count_in_a_division():
     assert {c.labels for c in divided} == {c.labels for c in clips}
 
 
+def test_unlabelled_clips_do_not_stand_for_negatives_in_a_division():
+    negatives = [clip(f"negative {index}") for index in range(30)]
+    unlabelled = [dataclasses.replace(clip(f"unknown {index}"), labelled=False) for index in range(200)]
+    for chosen in (negatives, unlabelled):
+        for events in ((), ("dog",)):
+            divided = divide([*negatives, clip("dog", {"dog"}), *unlabelled], events)
+            splits = {c.name: c.split for c in divided}
+            counts = Counter(splits[c.name] for c in chosen)
+            assert [counts[split] / len(chosen) for split in SPLITS] == [0.7, 0.1, 0.2]
+
+
 def test_splits_that_are_there_are_kept_and_may_not_part_a_group():
     clips = [
         dataclasses.replace(clip(name, group=group), split=split)
@@ -115,13 +130,34 @@ def test_a_list_of_clips_survives_its_file(tmp_path):
             ("c\u2028.wav", {"x"}, "g", "test"),
         )
     ]
+    clips[0] = dataclasses.replace(clips[0], spans=(Span("Hund; läut", 0.1, 1 / 3), Span("x", 0, 1e-9)))
+    clips[1] = dataclasses.replace(clips[1], spans=())
+    clips.append(dataclasses.replace(clips[1], name="d", path=tmp_path / "d", spans=None, labelled=False))
     write_clips(tmp_path / "clips.jsonl", clips)
     assert read_clip_list(tmp_path / "clips.jsonl", tmp_path) == clips
+    assert read_clip_list(tmp_path / "clips.jsonl", tmp_path)[0].spans[0].onset == 0.1
     moved = read_clip_list(tmp_path / "clips.jsonl", Path("/elsewhere"))
     assert moved[0].path == Path("/elsewhere/a b.wav")
 
 
-@pytest.mark.parametrize("text", ["{", "[]\n", '{"name": "a"}\n', '{"name": 1, "labels": [], "group": ""}\n'])
+def test_a_list_of_an_earlier_version_is_read(tmp_path):
+    line = '{"name": "a/b.wav", "labels": ["dog", "cat"], "group": "s1", "split": "valid"}\n'
+    (tmp_path / "clips.jsonl").write_text(line)
+    expected = dataclasses.replace(clip("a/b.wav", {"cat", "dog"}, "s1"), split="valid")
+    assert read_clip_list(tmp_path / "clips.jsonl", Path()) == [expected]
+    assert expected.kind == "weak"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]\n",
+        '{"name": "a"}\n',
+        '{"name": 1, "labels": [], "group": ""}\n',
+        '{"name": "a", "labels": [], "group": "", "spans": [["dog", 1]]}\n',
+    ],
+)
 def test_what_is_no_list_of_clips_is_named(tmp_path, text):
     (tmp_path / "clips.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"clips\.jsonl: expected the list of a run's recordings"):
@@ -145,6 +181,15 @@ def test_the_summary_counts_events_and_names_what_is_none():
         "recordings: 2 train, 1 valid, 2 test",
         "  dog: 2 train, 0 valid, 0 test",
         "  labels that are no event, so negatives: cat (2), dgo (1)",
+    ]
+    strong = dataclasses.replace(clip("a", {"dog"}), split="train", spans=(Span("dog", 0, 1),))
+    clips += [strong, dataclasses.replace(clip("b"), split="train", labelled=False)]
+    assert summary(clips, ("dog",)).splitlines()[:5] == [
+        "recordings: 4 train, 1 valid, 2 test",
+        "  strong: 1 train, 0 valid, 0 test",
+        "  weak: 2 train, 1 valid, 2 test",
+        "  unlabelled: 1 train, 0 valid, 0 test",
+        "  dog: 3 train, 0 valid, 0 test",
     ]
     many = [dataclasses.replace(clip(str(index), {f"label {index}"}), split="test") for index in range(12)]
     assert summary(many, ()).endswith("label 9 (1) and 2 more")

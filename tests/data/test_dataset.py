@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,23 @@ def test_a_split_keeps_order_names_targets_and_features(tmp_path):
         load_split(CONFIG, clips, "train", tmp_path / "cache")
 
 
+def test_unlabelled_clips_are_no_part_of_a_split(tmp_path):
+    labels = [{"bell"}, set(), {"knock"}]
+    clips = [clip(f"{index}.wav", held, "train", tmp_path) for index, held in enumerate(labels)]
+    for index, item in enumerate(clips):
+        soundfile.write(item.path, np.random.default_rng(index).normal(0, 0.1, 8000), 16_000)
+    other = dataclasses.replace(clip("gone.wav", set(), "train"), labelled=False)
+    data = load_split(CONFIG, [clips[0], other, *clips[1:]], "train", tmp_path / "cache")
+    assert data.names == ["0.wav", "1.wav", "2.wav"] and len(data.features) == 3
+    np.testing.assert_array_equal(data.targets, [[1, 0], [0, 0], [0, 1]])
+
+
 def test_a_split_needs_clips():
     with pytest.raises(InputError, match=r"recordings: expected clips of split 'test', found none"):
         check_split(CONFIG.data, [clip("a", {"bell"}, "train")], "test")
+    unlabelled = dataclasses.replace(clip("a", set(), "test"), labelled=False)
+    with pytest.raises(InputError, match=r"expected labelled clips of split 'test', found none"):
+        check_split(CONFIG.data, [unlabelled], "test")
 
 
 @pytest.mark.parametrize(
@@ -47,5 +62,9 @@ def test_a_split_needs_clips():
 )
 def test_an_event_needs_positive_and_negative_clips(labels, found):
     clips = [clip("a", labels, "train"), clip("b", labels - {"bell"}, "train"), clip("c", {"knock"}, "test")]
+    with pytest.raises(InputError, match=f"event 'knock': expected positive and negative clips.*{found}"):
+        check_split(CONFIG.data, clips, "train")
+    # An unlabelled clip is no negative.
+    clips.append(dataclasses.replace(clip("d", set(), "train"), labelled=False))
     with pytest.raises(InputError, match=f"event 'knock': expected positive and negative clips.*{found}"):
         check_split(CONFIG.data, clips, "train")

@@ -55,6 +55,16 @@ def test_without_a_header_columns_name_the_fields_and_comments_are_skipped(read)
     assert read("filename,fold\n#1.wav,2\n") == [(2, {"filename": "#1.wav", "fold": "2"})]
 
 
+def test_rows_may_be_short_of_their_last_fields(read):
+    columns = ("filename", "onset", "offset")
+    text = "filename\tonset\toffset\na\t\t\nb\nc\t1\nd\t1\t2\n"
+    rows = [row for _, row in read(text, columns, delimiter="\t", short=True)]
+    expected = [("a", "", ""), ("b", "", ""), ("c", "1", ""), ("d", "1", "2")]
+    assert rows == [dict(zip(columns, fields)) for fields in expected]
+    with pytest.raises(InputError, match="row 2: expected 3 fields, got 4"):
+        read("filename\tonset\toffset\na\t1\t2\t3\n", columns, delimiter="\t", short=True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -144,7 +144,7 @@ def test_an_event_goes_on_while_it_is_above_its_end_and_no_longer():
 def test_onset_and_offset_are_where_steps_meet():
     """A step stands for the time around its centre, up to half-way to its neighbours."""
     detector = with_config(random_detector(FRONT))
-    first, step = stream.clock(detector)
+    first, step = stream.clock(detector.features, detector.student)
     (event,) = events_of(detector, logits_of([0.1, 0.9, 0.8, 0.1]))
     assert (event.onset, event.offset) == pytest.approx((first + step / 2, first + 2.5 * step))
     assert event.event == detector.events[0]
@@ -194,7 +194,7 @@ def test_events_in_a_waveform_are_the_same_however_it_is_cut(detector):
     whole = list(detect(detector, [samples]))
     _, logits = stream.push(detector, stream.start(detector), samples)
     assert whole == events_of(detector, logits)
-    first, step = stream.clock(detector)
+    first, step = stream.clock(detector.features, detector.student)
     assert len(whole) > 3 and max(event.offset for event in whole) > first + step * (len(logits) - 1)
 
     @settings(deadline=None, max_examples=5)

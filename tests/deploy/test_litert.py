@@ -115,6 +115,9 @@ def test_a_step_is_off_by_less_than_a_code_of_h(tmp_path, student):
         off_h += [got - want for got, want in zip(after[::2], floats(state.cells)[::2])]
         off_c += [got - want for got, want in zip(after[1::2], floats(state.cells)[1::2])]
         off_said.append(said(logits, attention) - expected)
+        for layer, cell in zip(detector.lstm, after[1::2]):
+            # What the integers round away in a cell at each step would add up over a clip.
+            np.testing.assert_array_equal(cell * 2.0**layer.cell, np.rint(cell * 2.0**layer.cell))
 
     # h is rounded to units by the integers, and here to some 1/255 of its range, which is up to two wide.
     for off, most in ((off_h, 0.7 * unit), (off_c, unit), (off_said, 0.02)):

@@ -71,7 +71,7 @@ def test_a_step_is_at_the_centre_of_the_samples_that_it_covers(detector):
         ends += [end] * len(logits)
     begins = np.array(ends) - ends[0]
     assert len(ends) > 2
-    first, step = clock(detector)
+    first, step = clock(detector.features, detector.student)
     np.testing.assert_allclose(first + step * np.arange(len(ends)), (begins + ends) / 2 / 16_000)
 
 
@@ -96,7 +96,7 @@ def test_with_a_history_what_is_older_is_forgotten_and_what_is_newer_is_not(dete
     other[:at] = sound(at, seed=1)
     limited = with_history(detector, 0.4)
     differs = (steps_of(limited, sound(12_000)) != steps_of(limited, other)).any(axis=1)
-    first, step = clock(detector)
+    first, step = clock(detector.features, detector.student)
     ago = first + step * np.arange(len(differs)) - at / 16_000
     assert not differs[ago > 0.4 + 0.05].any()
     assert differs[(ago > 0) & (ago < 0.2 - 0.05)].all()

@@ -91,7 +91,7 @@ def assert_logits(config, got, expected):
 
 @cache
 def seen(config):
-    """The jitted model, and what goes on in it: input, states and what its output layers say, as floats."""
+    """The jitted model's detections, and what goes on in it: input, states, output layers, as floats."""
 
     @jax.jit
     def run(variables, features):
@@ -113,7 +113,7 @@ def seen(config):
             patch.setattr(module, "on_grid", grid)
             patch.setattr(module, "lstm_scan", scan)
             patch.setattr(module, "integer_linear", linear)
-            return build_model(config, len(EVENTS)).apply(variables, features), inner
+            return build_model(config, len(EVENTS)).apply(variables, features, method="detect"), inner
 
     return run
 
@@ -123,10 +123,10 @@ def test_each_code_of_each_step_is_the_devices(case):
     config = student(*case)
     bits, half = config.quant.activations, 2 ** (config.quant.activations - 1)
     variables, features = random_variables(config), random_features()
-    logits, inner = seen(config)(variables, features)
+    found, inner = seen(config)(variables, features)
     detector = to_detector(CONFIG, config, variables)
     check(detector)
-    assert_logits(config, logits, expected_logits(detector, features))
+    assert_logits(config, found.clip, expected_logits(detector, features))
     for index, clip in enumerate(features):
         codes, state, hs = input_codes(detector, np.asarray(clip)), start(detector), []
         np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input, codes)
@@ -138,11 +138,10 @@ def test_each_code_of_each_step_is_the_devices(case):
         for layer, cell, final in zip(detector.lstm, state.cells, inner["final"], strict=True):
             np.testing.assert_array_equal(final.h[index] * half, cell.h)
             np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell, cell.c)
-        # What the output layers say: of the last step alone if no other is read.
-        _, *said = advance(detector, start(detector), codes)
-        for got, expected in zip(inner["linear"], said):
-            np.testing.assert_array_equal(got[index] * 512, expected[-got.shape[1] :])
-    assert len(inner["linear"]) == (2 if config.pooling == "attention" else 1)
+        _, outputs, attention = advance(detector, start(detector), codes)
+        np.testing.assert_array_equal(found.frames[index] * 512, outputs)
+        if config.pooling == "attention":
+            np.testing.assert_array_equal(inner["linear"][1][index] * 512, attention)
     assert np.unique(inner["h"]).size > min(20, 2**bits - 2)
     assert np.abs(inner["h"]).mean() < 0.9
 

@@ -87,6 +87,29 @@ def test_attention_weighs_the_logits_of_all_states_for_each_event(quant):
     np.testing.assert_allclose(logits, (weights * scores).sum(axis=1), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "quant"),
+    [
+        ("last", FLOAT),
+        ("last", QuantConfig(output=4)),
+        ("mean", PAPER8),
+        ("attention", QuantConfig(output=3)),
+    ],
+    ids=str,
+)
+def test_detections_are_the_clips_logits_and_the_readings_of_every_state(pooling, quant):
+    apply, variables = student(pooling=pooling, quant=quant)
+    output = variables["params"]["output"]
+    params = {**variables["params"], "attention": {"w": 3 * output["w"], "b": -output["b"]}}
+    variables = {"params": params, "norm": NORM}
+    model = build_model(StudentConfig(units=8, pooling=pooling, quant=quant), events=3)
+    found = jax.jit(functools.partial(model.apply, method="detect"))(variables, FEATURES)
+    states, _ = fast_scan(params["lstm"], NORMALIZED, quant=quant)
+    np.testing.assert_allclose(found.frames, linear(states, output, quant.output), atol=1e-5)
+    np.testing.assert_allclose(found.clip, apply(variables, FEATURES), atol=1e-6)
+    assert found.embedding is None
+
+
 def front(variables, quant, *, train):
     """Convolutions of 3 and 5 channels, the first of which halves the frames, and their new statistics."""
     params, statistics = variables["params"]["front"], variables["batch_stats"]["front"]

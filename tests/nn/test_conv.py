@@ -69,6 +69,29 @@ def test_convolution_and_gradient_are_those_of_the_recovered_floats(strides, x_b
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
+def test_padded_time_has_zeros_before_and_after_which_are_no_codes(quant):
+    w, x = kernel(), frames()
+    w_hat, x_hat = w, x
+    if quant:
+        w_hat, x_hat = oracle(w, 4, (0, 1, 2)), oracle(x, 4, (2, 3))
+    padded = np.pad(x_hat, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    expected, _, _ = sums(w_hat, padded, np.zeros((2, 12, 5, 4)), (1, 1))
+    got = conv_frames(jnp.asarray(w), jnp.asarray(x), pad_time=True, **quant)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
+def test_groups_of_channels_are_apart_but_for_their_range(quant):
+    w, x = kernel()[:, :, :1, :3], frames()
+    got = conv_frames(jnp.asarray(w), jnp.asarray(x), groups=3, **quant)
+    # The same as one whole kernel, with zeros where a group does not look.
+    whole = np.zeros((3, 3, 3, 3), np.float32)
+    whole[:, :, range(3), range(3)] = oracle(w, 4, (0, 1, 2))[:, :, 0] if quant else w[:, :, 0]
+    expected, _, _ = sums(whole, oracle(x, 4, (2, 3)) if quant else x, np.zeros((2, 10, 5, 3)), (1, 1))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
 @pytest.mark.parametrize("strides", STRIDES)
 def test_a_stream_may_be_cut_anywhere(strides, quant):
     w, x, stride = jnp.asarray(kernel()), jnp.asarray(frames()), strides[0]

@@ -1,0 +1,70 @@
+"""Embeddings of recordings, from an inner layer of a pretrained tagger: what EEFD guides a student by."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qkd_jax.audio.io import read_audio
+from qkd_jax.config import InputError
+from qkd_jax.data.cache import cached
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.source import list_bad
+from qkd_jax.distill.tagger import read_tagger
+from qkd_jax.distill.waveform_model import open_inner
+
+_FORMAT = 1  # to be raised when the same settings come to give other embeddings
+
+
+def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[dict[str, Path], float]:
+    """What `layer` of the tagger described in the TOML file at `path` holds as it hears `clips`.
+
+    Returns a file in `cache` for each clip, by its name, float32 [rows, size] in NumPy's format, and the
+    hop in seconds: row r is of the window centred at r · hop, from 0 to the clip's end.  Beyond both ends
+    the clip is mirrored, or repeated if it is shorter than half a window.  Raises InputError if the file,
+    the model, its layer or a recording can't be used.
+    """
+    config = read_tagger(path)
+    if config.layer is None:
+        raise InputError(f"{path}: layer: expected the name of an inner tensor, found none")
+    model = path.parent / config.file
+    samples, run = open_inner(model, config.layer)
+    if config.window_seconds is not None:
+        wanted = round(config.window_seconds * config.sample_rate)
+        if samples not in (None, wanted):
+            raise InputError(f"window_seconds: {model} takes {samples} samples, got {wanted}")
+        samples = wanted
+    if samples is None:
+        raise InputError(f"{path}: window_seconds: expected, as {model} takes any length, found none")
+    hop = max(round(config.hop_seconds * config.sample_rate) if config.hop_seconds else samples // 2, 1)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    entries, bad = cached(
+        clips,
+        _embedder(run, samples, hop, config.sample_rate, model),
+        cache,
+        settings=f"embeddings {_FORMAT} {digest} {config.layer} {config.sample_rate} {samples} {hop}",
+        width=run(np.zeros(samples, np.float32)).size,
+        title=path.stem,
+    )
+    if bad:
+        raise InputError(list_bad(bad, len(clips)))
+    return entries, hop / config.sample_rate
+
+
+def _embedder(
+    run: Callable[[np.ndarray], np.ndarray], samples: int, hop: int, sample_rate: int, model: Path
+) -> Callable[[Path], np.ndarray]:
+    """The function recording -> embeddings float32 [rows, size], for any thread."""
+    before, after = samples // 2, samples - samples // 2
+
+    def embed(recording: Path) -> np.ndarray:
+        waveform = read_audio(recording, sample_rate)
+        padded = np.pad(waveform, (before, after), mode="reflect" if len(waveform) > after else "wrap")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, samples)[::hop]
+        rows = np.stack([run(window) for window in windows])
+        if not np.isfinite(rows).all():
+            raise InputError(f"{model}: expected finite embeddings of {recording}, found NaN or infinity")
+        return rows
+
+    return embed

@@ -1,0 +1,121 @@
+"""A GRU (Cho et al. 2014, as torch has it) over time, float or with every operand quantized.
+
+The parameters of one layer in one direction are `{"w_h": [units, 3 · units], "w_x": [inputs, 3 · units],
+"b": [3 · units], "b_h": [units]}`, columns for the gates r, z, n.  Quantized it follows
+`qkd_jax.nn.cell`: for n-bit weights, activations, gates and cell, each with its own n,
+
+    r, z = Qn(σ(z_r)), Qn(σ(z_z));   z_g = Qn(W_gh) · Qn(h) + Qn(W_gx) · Qn(x) + b_g
+    n  = Qn(tanh(Qn(W_nx) · Qn(x) + b_n + r * (Qn(W_nh) · Qn(h) + b_h)))
+    h' = (1 - z) * n + z * Qn(h)           carried unquantized, quantized where it is used next
+
+with every range that of one vector of one example at one step; a matrix has one range, or with ranges
+"channel" one for each unit.  Those of h and x are always apart ("split"), because the candidate n wants
+W_nh · h alone.  In the products Qn(h) is at the bits of activations, in the last line at those of the cell.
+
+torch's GRU has a second bias for all three gates; for r and z only the sum of both counts, so that ours
+has it for the candidate alone: the same functions by 2 · units fewer parameters.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qkd_jax.config import QuantConfig
+from qkd_jax.nn.cell import Layer
+from qkd_jax.nn.matmul import quantized_matmul
+from qkd_jax.quant.fake_quant import fake_quant
+
+FLOAT = QuantConfig()
+
+
+def gru_init(key: jax.Array, inputs: int, units: int, *, dtype: jnp.dtype = jnp.float32) -> Layer:
+    """New parameters: recurrent weights orthogonal, the others of variance 1 / inputs, biases zero."""
+    orthogonal, normal = jax.nn.initializers.orthogonal(), jax.nn.initializers.lecun_normal()
+    *recurrent, from_x = jax.random.split(key, 4)
+    return {
+        "w_h": jnp.concatenate([orthogonal(gate, (units, units), dtype) for gate in recurrent], axis=1),
+        "w_x": normal(from_x, (inputs, 3 * units), dtype),
+        "b": jnp.zeros(3 * units, dtype),
+        "b_h": jnp.zeros(units, dtype),
+    }
+
+
+def gru_step(
+    params: Layer,
+    carry: Float[Array, "*batch units"] | None,
+    x: Float[Array, "*batch inputs"],
+    *,
+    quant: QuantConfig = FLOAT,
+) -> Float[Array, "*batch units"]:
+    """One step: the next h, which is the output and the next carry; the first `carry` is None, for zeros.
+
+    The weights are quantized anew in every call; `gru_scan` does it once.  Raises ValueError if shapes
+    don't fit.
+    """
+    z_x = _from_inputs(params, x, quant)
+    return _cell(params, quant)(_start(params, carry, z_x), z_x)
+
+
+def gru_scan(
+    params: Layer,
+    x: Float[Array, "*batch time inputs"],
+    *,
+    quant: QuantConfig = FLOAT,
+    reverse: bool = False,
+    carry: Float[Array, "*batch units"] | None = None,
+) -> tuple[Float[Array, "*batch time units"], Float[Array, "*batch units"]]:
+    """All steps of a sequence: h after each, and after the last.
+
+    Equal to `gru_step` over time, from `carry` (default zeros): a sequence may be cut anywhere.  With
+    `reverse` from its end to its beginning, where the last step is then.  Raises ValueError if shapes
+    don't fit.
+    """
+    z_x = jnp.moveaxis(_from_inputs(params, x, quant), -2, 0)
+    step = _cell(params, quant)
+
+    def body(h: jax.Array, z_x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = step(h, z_x)
+        return h, h
+
+    # An array made like z_x varies, within shard_map, over the devices that z_x varies over.
+    start = _start(params, carry, jnp.zeros_like(z_x).sum(axis=0))
+    last, hs = jax.lax.scan(body, start, z_x, reverse=reverse)
+    return jnp.moveaxis(hs, 0, -2), last
+
+
+def _from_inputs(params: Layer, x: jax.Array, quant: QuantConfig) -> jax.Array:
+    """What x adds to the gates before their nonlinearity, with the first bias."""
+    if x.shape[-1] != len(params["w_x"]):
+        raise ValueError(f"x: expected {len(params['w_x'])} inputs, got {x.shape[-1]}")
+    z_x = _matmul(params["w_x"], quant)(x.astype(params["w_x"].dtype))
+    return z_x + jnp.broadcast_to(params["b"], z_x.shape)
+
+
+def _start(params: Layer, carry: jax.Array | None, z_x: jax.Array) -> jax.Array:
+    """The carry before the first step; z_x is what the inputs add at a step."""
+    shape = (*z_x.shape[:-1], len(params["w_h"]))
+    if carry is None:
+        return jnp.zeros_like(z_x[..., : shape[-1]])
+    if carry.shape != shape:
+        raise ValueError(f"carry: expected shape {shape}, got {carry.shape}")
+    return carry
+
+
+def _cell(params: Layer, quant: QuantConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The step (h, z_x) -> h, its weights quantized once."""
+    from_h = _matmul(params["w_h"], quant)
+
+    def cell(h: jax.Array, z_x: jax.Array) -> jax.Array:
+        (h_r, h_z, h_n), (x_r, x_z, x_n) = (jnp.split(z, 3, axis=-1) for z in (from_h(h), z_x))
+        r, z = (fake_quant(jax.nn.sigmoid(gate), quant.gates) for gate in (h_r + x_r, h_z + x_z))
+        n = fake_quant(jnp.tanh(x_n + r * (h_n + jnp.broadcast_to(params["b_h"], h_n.shape))), quant.gates)
+        return ((1 - z) * n + z * fake_quant(h, quant.cell)).astype(h.dtype)
+
+    return cell
+
+
+def _matmul(w: jax.Array, quant: QuantConfig) -> Callable[[jax.Array], jax.Array]:
+    blocks = w.shape[1] if quant.ranges == "channel" else 3
+    return quantized_matmul(w, x_bits=quant.activations, w_bits=quant.weights, blocks=blocks)

@@ -1,0 +1,127 @@
+"""A whole run of sound event detection: recordings and labels in, models and a table out."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.audio.augment import augment_frames
+from qkd_jax.config import InputError, StudentConfig
+from qkd_jax.config_sed import SedConfig
+from qkd_jax.data.batches import Batch, from_step
+from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
+from qkd_jax.evaluation.scores import make_detect, step_logits
+from qkd_jax.models.integer import calibrate
+from qkd_jax.stop import stop_if_asked, stop_requests
+from qkd_jax.train.folder import Run, open_run
+from qkd_jax.train.loop import fit
+from qkd_jax.train.score import score_run, sound_event_metrics
+from qkd_jax.train.sed_step import make_sed_step
+from qkd_jax.train.sed_teachers import keep_embeddings, taught
+from qkd_jax.train.state import TrainState, begun_with
+
+_CALIBRATION = 8  # batches
+
+
+def train_sed(config: SedConfig) -> Path:
+    """Run `config`, or go on with it where it stopped; returns the run's folder.
+
+    The models train in their order, each from labels, its mean student and those before it that teach it;
+    at the end the best state of each, its mean student, is scored on the test split.  Raises InputError,
+    and KeyboardInterrupt when asked to stop.
+    """
+    with stop_requests(), open_run(config) as run:
+        clips = run.clips
+        # The test split too, for what is wrong with it shall not show after the training.
+        data = {split: load_sed_split(run.config, clips, split, run.cache) for split in SPLITS}
+        norm = run.norm(data["train"].features)
+        for name in run.names:
+            stop_if_asked()
+            _train_model(run, name, data, norm)
+        stop_if_asked()
+        score_run(run)
+        return run.folder
+
+
+def _train_model(
+    run: Run[SedConfig], name: str, data: dict[str, SedDataset], norm: tuple[np.ndarray, np.ndarray]
+) -> None:
+    config, settings = run.config.models[name], run.config.train
+    keep_embeddings(run, name, data["train"])
+    model = run.model(name)
+    epoch_steps = int((data["train"].kind == 0).sum()) // settings.strong
+    if not epoch_steps:
+        raise InputError(f"train.strong: expected at most the strongly labelled clips, got {settings.strong}")
+    detect = make_detect(model)
+
+    def validate(variables: Any) -> dict[str, float]:
+        logits = step_logits(detect, variables, data["valid"], run.config.frames, config.network)
+        table, _ = sound_event_metrics(run.config, config.network, data["valid"], *logits)
+        figures = table["average"]
+        both = (figures["psds1"] + figures["psds2"]) / 2
+        return {"psds": both, **{key: figures[key] for key in ("psds1", "psds2", "auc", "eer")}}
+
+    batches_from = _batches_from(run, name, data)
+    steps = settings.epochs * epoch_steps
+    fit(
+        make_sed_step(model, config, settings, steps),
+        _first_state(run, name, norm, batches_from),
+        batches_from,
+        validate,
+        folder=run.folder / name,
+        epochs=settings.epochs,
+        epoch_steps=epoch_steps,
+        patience=settings.patience,
+    )
+
+
+def _first_state(
+    run: Run[SedConfig],
+    name: str,
+    norm: tuple[np.ndarray, np.ndarray],
+    batches_from: Callable[[int], Iterator[Batch]],
+) -> TrainState:
+    """New, or another model's best; of the integer scheme, with its units."""
+    state = run.new_state(name, norm)
+    if (start := run.start(name)) is None:
+        return state
+    network, (other, started) = run.config.models[name].network, start
+    state = begun_with(state, other.best_variables(started))
+    if isinstance(network, StudentConfig) and network.quant.scheme == "integer":
+        batches = itertools.islice(batches_from(0), _CALIBRATION)
+        exponents = calibrate(network, state.model, (batch["features"] for batch in batches))
+        state = dataclasses.replace(state, variables=state.variables | {"exponents": exponents})
+    return state
+
+
+def _batches_from(
+    run: Run[SedConfig], name: str, data: dict[str, SedDataset]
+) -> Callable[[int], Iterator[Batch]]:
+    """The function step -> the batches from that step on, each a pure function of (seed, step)."""
+    config, settings = run.config, run.config.train
+    sizes = (settings.strong, settings.weak, settings.unlabelled)
+    _, hop = config.models[name].network.span
+    batches = sed_batches(
+        data["train"],
+        frames=config.frames,
+        sizes=sizes,
+        seed=settings.seed,
+        hop=hop,
+        **taught(run, name, data),
+    )
+    if not config.augment.on:
+        return lambda first: from_step(batches, first)
+    augmented = jax.jit(partial(augment_frames, config=config.augment, hop=hop, sizes=sizes))
+
+    def with_key(step: int, batch: Batch) -> Batch:
+        return augmented(jax.random.fold_in(jax.random.key(settings.seed), step), batch)
+
+    return lambda first: (
+        with_key(step, batch) for step, batch in enumerate(from_step(batches, first), first)
+    )

@@ -1,0 +1,129 @@
+"""What the models of a run of sound event detection learn from those before them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qkd_jax.config import InputError
+from qkd_jax.config_sed import SedConfig
+from qkd_jax.data.batches import tiled
+from qkd_jax.data.logits import StepLogits, read_step_logits, write_step_logits
+from qkd_jax.data.sound_events import SedDataset
+from qkd_jax.deploy.stream import clock
+from qkd_jax.distill.detection import fuse, fusion_weights, step_of_frames
+from qkd_jax.distill.embeddings import tagger_embeddings
+from qkd_jax.evaluation.metrics import average_precision
+from qkd_jax.evaluation.scores import make_detect, step_logits
+from qkd_jax.files import whole_file
+from qkd_jax.progress import track
+from qkd_jax.train.folder import Run
+
+_BATCH = 16
+
+
+def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[str, Any]:
+    """What `sed_batches` takes: the fused teachers of model `name`, and the embeddings that guide it."""
+    config = run.config.models[name]
+    found: dict[str, Any] = {}
+    if config.embeddings is not None:
+        with np.load(run.embeddings(name)) as kept:
+            found |= {"embeddings": kept["rows"], "row_of_step": kept["row_of_step"]}
+    if not config.teachers:
+        return found
+    all_said = [said(run, teacher, data) for teacher in config.teachers]
+    first, spans = all_said[0], {each.span for each in all_said}
+    if len(spans) > 1:
+        raise InputError(f"models.{name}.teachers: expected teachers of one step, got spans {sorted(spans)}")
+    weights = fusion_weights(config.fusion, np.stack([each.precision for each in all_said]))
+    frames, clip = (
+        fuse(
+            np.stack([getattr(each, part) for each in all_said]).astype(np.float32),
+            weights,
+            config.temperature,
+        )
+        for part in ("frames", "clip")
+    )
+    return found | {
+        "teacher": frames,
+        "teacher_clip": clip,
+        "step_of_frames": step_of_frames(first.span, frames.shape[1], run.config.frames),
+    }
+
+
+def said(run: Run[SedConfig], teacher: str, data: dict[str, SedDataset]) -> StepLogits:
+    """The logits of the model `teacher` of the run, kept there, or of a file, on the training clips."""
+    train = data["train"]
+    if teacher.endswith(".npz"):
+        return read_step_logits(Path(teacher), train.names, train.events)
+    path = run.folder / teacher / "teaching.npz"
+    if not path.is_file():
+        network, variables = run.config.networks[teacher], run.best_variables(teacher)
+        detect = make_detect(run.model(teacher))
+        clip, _ = step_logits(detect, variables, data["valid"], run.config.frames, network)
+        precision = average_precision(data["valid"].targets, clip)
+        clip, frames = step_logits(detect, variables, train, run.config.frames, network)
+        if len({len(logits) for logits in frames}) > 1:
+            seconds = run.config.data.clip_seconds
+            raise InputError(
+                f"data.clip_seconds: expected no longer recordings where models teach, got {seconds:g}"
+            )
+        kept = StepLogits(clip, np.stack(frames), precision, network.span)
+        write_step_logits(path, train.names, train.events, kept)
+    return read_step_logits(path, train.names, train.events)
+
+
+def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
+    """Write down the embeddings that guide model `name` on the training clips (EEFD), if any do.
+
+    `rows` float16 [clips, rows, size], and which of them stands for each of the model's steps, the nearest.
+    Raises InputError if a guide of the run has other steps.
+    """
+    source, path = run.config.models[name].embeddings, run.embeddings(name)
+    if source is None or path.is_file():
+        return
+    network, frames = run.config.networks[name], run.config.frames
+    steps = np.arange(network.steps(frames))
+    if source.endswith(".toml"):
+        clips = [clip for clip in run.clips if clip.split == "train"]
+        entries, hop = tagger_embeddings(Path(source), clips, run.cache)
+        found = [np.load(entries[clip.name]) for clip in clips]
+        most = max(map(len, found))
+        rows = np.stack([np.resize(each, (most, each.shape[1])) for each in found])
+        first, step = clock(run.config.features, network)
+        row_of_step = np.clip(np.rint((first + step * steps) / hop).astype(int), 0, most - 1)
+    else:
+        rows, row_of_step = _inner(run, source, data), steps
+        if rows.shape[1] != len(steps):
+            raise InputError(
+                f"models.{name}.embeddings: expected a model of its {len(steps)} steps, got {source}"
+            )
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as file:
+        np.savez(file, rows=rows.astype(np.float16), row_of_step=row_of_step, size=rows.shape[-1])
+
+
+def _inner(run: Run[SedConfig], name: str, data: SedDataset) -> np.ndarray:
+    """What the convolutions of model `name` make of the training clips, [clips, steps, size]."""
+    model, variables, frames = run.model(name), run.best_variables(name), run.config.frames
+
+    @jax.jit
+    def inner(variables: Any, features: jax.Array) -> jax.Array:
+        _, found = model.apply(
+            variables,
+            features,
+            capture_intermediates=lambda module, _: module.name == "front",
+            mutable=["intermediates"],
+        )
+        return found["intermediates"]["front"]["__call__"][0].astype(np.float16)
+
+    rows = []
+    for start in track(range(0, len(data.names), _BATCH), -(-len(data.names) // _BATCH), "embeddings"):
+        some = [
+            tiled(data.features[clip], frames) for clip in range(start, min(start + _BATCH, len(data.names)))
+        ]
+        batch = np.zeros((_BATCH, *some[0].shape), np.float32)
+        batch[: len(some)] = some
+        rows.append(np.asarray(inner(variables, batch))[: len(some)])
+    return np.concatenate(rows)

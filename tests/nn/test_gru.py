@@ -1,0 +1,347 @@
+"""The GRU against ONNX Runtime's and a float64 loop, and what must not change it."""
+
+from functools import partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from onnx import helper
+
+from qkd_jax.config import QuantConfig
+from qkd_jax.nn.gru import gru_init, gru_scan, gru_step
+
+FLOAT, PAPER8, PAPER4 = QuantConfig(), QuantConfig.paper(8), QuantConfig.paper(4)
+CHANNEL4 = QuantConfig.per_channel(4)
+ALL16 = QuantConfig(weights=16, activations=16, gates=16, cell=16)
+ONE_EACH = [QuantConfig(**{part: 4}) for part in ("weights", "activations", "gates", "cell")]
+SOME = [FLOAT, PAPER8, CHANNEL4]
+INPUTS, UNITS, BATCH = 3, 6, (4, 6)  # the sizes that most tests share, compiled once
+
+fast_scan = jax.jit(gru_scan, static_argnames=("quant", "reverse"))
+fast_step = jax.jit(gru_step, static_argnames="quant")
+
+
+def two_biases(seed=0):
+    """Parameters as torch has them: w_x, w_h, b_x and b_h with columns r, z, n, no two alike."""
+    rng, scale = np.random.default_rng(seed), np.repeat([0.5, 0.8, 1.2], UNITS)
+    w_x, w_h = (rng.normal(size=(rows, 3 * UNITS)) * scale for rows in (INPUTS, UNITS))
+    b_x, b_h = rng.normal(size=(2, 3 * UNITS)) * 0.4
+    return [np.float64(np.float32(value)) for value in (w_x, 0.7 * w_h, b_x + 0.2, b_h)]
+
+
+def parameters(seed=0):
+    w_x, w_h, b_x, b_h = two_biases(seed)
+    only_once = np.concatenate([b_h[: 2 * UNITS], np.zeros(UNITS)])
+    ours = {"w_h": w_h, "w_x": w_x, "b": b_x + only_once, "b_h": b_h[2 * UNITS :]}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in ours.items()}
+
+
+def sequence(*shape, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, INPUTS)), jnp.float32)
+
+
+def a_carry(*batch, seed=2):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, UNITS)) * 0.6, jnp.float32)
+
+
+def onnx_gru(x, reverse):
+    """Outputs [batch, time, units] of ONNX's GRU, as torch exports its own: linear_before_reset is 1."""
+
+    def zrn(rows):  # torch's order of gates to ONNX's
+        r, z, n = np.split(rows, 3)
+        return np.concatenate([z, r, n])
+
+    w_x, w_h, b_x, b_h = two_biases()
+    weights = {"w": zrn(w_x.T), "r": zrn(w_h.T), "b": np.concatenate([zrn(b_x), zrn(b_h)])}
+    node = helper.make_node(
+        "GRU",
+        ["x", "w", "r", "b"],
+        ["y"],
+        hidden_size=UNITS,
+        linear_before_reset=1,
+        direction="reverse" if reverse else "forward",
+    )
+    graph = helper.make_graph(
+        [node],
+        "gru",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.float32(value)[None], name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": np.moveaxis(np.asarray(x), 1, 0)})
+    return np.moveaxis(y[:, 0], 0, 1)
+
+
+class Oracle:
+    """The cell in float64 with torch's two biases, and how near its quantizers came to a tie."""
+
+    def __init__(self, quant):
+        (self.w_x, self.w_h, self.b_x, self.b_h), self.quant = two_biases(), quant
+
+    def q(self, v, bits):
+        """Eq. 3 on the whole of v: its codes, and what they stand for."""
+        if bits == 32:
+            return v
+        scale = np.ptp(v) / (2**bits - 1)
+        position = (v - v.min()) / scale
+        # What float32 may shift a position by: some 3e-7 of the values.
+        self.clear &= bool((np.abs(position % 1 - 0.5) > 3e-7 / scale).all())
+        codes = np.rint(position).astype(int)
+        assert codes.min() == 0 and codes.max() == 2**bits - 1
+        return scale * codes + v.min()
+
+    def weights(self, w):
+        """One range for each gate's matrix, or for each unit's column."""
+        parts = w.shape[1] if self.quant.ranges == "channel" else 3
+        return np.concatenate([self.q(part, self.quant.weights) for part in np.split(w, parts, 1)], axis=1)
+
+    def step(self, h, x):
+        """The next h of one example."""
+        self.clear, quant = True, self.quant
+        h_r, h_z, h_n = np.split(self.q(h, quant.activations) @ self.weights(self.w_h) + self.b_h, 3)
+        x_r, x_z, x_n = np.split(self.q(x, quant.activations) @ self.weights(self.w_x) + self.b_x, 3)
+        r = self.q(1 / (1 + np.exp(-x_r - h_r)), quant.gates)
+        z = self.q(1 / (1 + np.exp(-x_z - h_z)), quant.gates)
+        n = self.q(np.tanh(x_n + r * h_n), quant.gates)
+        return (1 - z) * n + z * self.q(h, quant.cell)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_float_is_onnx_runtimes_by_two_biases(reverse):
+    x = sequence(3, 20)
+    outputs, last = fast_scan(parameters(), x, reverse=reverse)
+    np.testing.assert_allclose(outputs, onnx_gru(x, reverse), rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(last, outputs[:, 0 if reverse else -1])
+
+
+CASES = [FLOAT, PAPER8, PAPER4, QuantConfig.per_channel(8), CHANNEL4, ALL16, *ONE_EACH]
+CASES += [QuantConfig(weights=4, ranges=ranges) for ranges in ("split", "channel")]
+
+
+@pytest.mark.parametrize("quant", CASES, ids=str)
+def test_each_step_is_the_oracles(quant):
+    # Each step starts from the oracle's state, so that a flipped tie does not grow over the steps.
+    params, x, oracle, compared = parameters(), sequence(8, 6), Oracle(quant), 0
+    states = np.float64(a_carry(8))
+    for t in range(x.shape[1]):
+        carry = jnp.asarray(states, jnp.float32)
+        new = fast_step(params, carry, x[:, t], quant=quant)
+        for index, h in enumerate(np.float64(carry)):
+            states[index] = oracle.step(h, np.float64(x[index, t]))
+            # At a tie codes may differ by one; 16 bits come near one all the time, in small steps.
+            if oracle.clear or quant == ALL16:
+                compared += 1
+                tolerance = 1e-4 if quant == ALL16 else 1e-5
+                np.testing.assert_allclose(new[index], states[index], rtol=0, atol=tolerance)
+    assert compared > 10
+
+
+def test_16_bits_are_close_to_float_and_4_bits_are_not():
+    params, x = parameters(), sequence(2, 40)
+    exact = fast_scan(params, x)[0]
+    assert 0 < np.abs(fast_scan(params, x, quant=ALL16)[0] - exact).max() < 1e-3
+    assert np.abs(fast_scan(params, x, quant=PAPER4)[0] - exact).max() > 1e-2
+
+
+def test_each_bit_width_has_its_own_effect():
+    params, carry, x = parameters(), a_carry(4), sequence(4)
+    steps = [fast_step(params, carry, x, quant=quant) for quant in (FLOAT, *ONE_EACH)]
+    for a, b in combinations(steps, 2):
+        assert np.abs(a - b).max() > 1e-3
+
+
+def test_new_parameters():
+    params = gru_init(jax.random.key(0), 400, 32)
+    for gate in np.split(np.float64(params["w_h"]), 3, axis=1):
+        np.testing.assert_allclose(gate.T @ gate, np.eye(32), atol=1e-5)
+    assert params["w_x"].shape == (400, 96)
+    np.testing.assert_allclose(params["w_x"].var(), 1 / 400, rtol=0.05)
+    assert not params["b"].any() and not params["b_h"].any()
+    # torch.nn.GRU(400, 32) has two biases of 3 · 32.
+    assert sum(leaf.size for leaf in params.values()) == 3 * 32 * (400 + 32) + 6 * 32 - 2 * 32
+
+
+# How a sequence is run must not matter.
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_scan_is_the_loop_of_steps(quant):
+    params, x, carry = parameters(), sequence(*BATCH), a_carry(4)
+    outputs, last = fast_scan(params, x, quant=quant, carry=carry)
+    for t in range(x.shape[1]):
+        carry = fast_step(params, carry, x[:, t], quant=quant)
+        np.testing.assert_allclose(outputs[:, t], carry, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(last, outputs[:, -1])
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_reverse_is_the_flipped_sequence(quant):
+    params, x, carry = parameters(), sequence(*BATCH), a_carry(4)
+    outputs, last = fast_scan(params, x, quant=quant, reverse=True, carry=carry)
+    flipped, expected = fast_scan(params, x[:, ::-1], quant=quant, carry=carry)
+    np.testing.assert_allclose(outputs, flipped[:, ::-1], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(last, expected, rtol=0, atol=1e-6)
+    assert np.abs(outputs - fast_scan(params, x, quant=quant, carry=carry)[0]).max() > 0.1
+
+
+@pytest.mark.parametrize(("quant", "reverse"), [(FLOAT, False), (PAPER8, True), (CHANNEL4, False)], ids=str)
+def test_a_sequence_may_be_cut_anywhere(quant, reverse):
+    params, x, start = parameters(), sequence(*BATCH), a_carry(4)
+    whole, last = fast_scan(params, x, quant=quant, reverse=reverse, carry=start)
+    for cut in (0, 1, 3):
+        pieces, carry = [], start
+        for piece in (x[:, cut:], x[:, :cut]) if reverse else (x[:, :cut], x[:, cut:]):
+            outputs, carry = fast_scan(params, piece, quant=quant, reverse=reverse, carry=carry)
+            pieces.append(outputs)
+        joined = np.concatenate(pieces[::-1] if reverse else pieces, axis=1)
+        np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(carry, last, rtol=0, atol=1e-5)
+
+
+def test_the_default_carry_is_zeros():
+    params, x, zeros = parameters(), sequence(*BATCH), jnp.zeros((4, UNITS))
+    np.testing.assert_array_equal(*(fast_step(params, carry, x[:, 0]) for carry in (None, zeros)))
+    outputs = fast_scan(params, x)[0]
+    np.testing.assert_allclose(outputs, fast_scan(params, x, carry=zeros)[0], rtol=0, atol=1e-6)
+    assert np.abs(outputs - fast_scan(params, x, carry=a_carry(4))[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("quant", SOME, ids=str)
+def test_a_batch_mate_changes_not_one_bit(quant):
+    params, x, carry = parameters(), sequence(*BATCH), a_carry(4)
+    expected, _ = fast_scan(params, x, quant=quant, carry=carry)
+    for mate in (np.nan, np.inf, 1e30, 0.0):
+        got, _ = fast_scan(params, x.at[1, 2:].set(mate), quant=quant, carry=carry)
+        np.testing.assert_array_equal(got[::2], expected[::2])
+        assert not np.array_equal(got[1], expected[1])
+        # What is read later changes nothing before.
+        np.testing.assert_array_equal(got[1, :2], expected[1, :2])
+
+
+@pytest.mark.parametrize("batch", [(), (2, 2)])
+def test_any_leading_axes_are_a_batch(batch):
+    params, x = parameters(), sequence(*BATCH)
+    flat = fast_scan(params, x)[0]
+    outputs, _ = fast_scan(params, x.reshape(2, 2, *x.shape[1:]) if batch else x[0])
+    assert outputs.shape == (*batch, 6, UNITS)
+    np.testing.assert_allclose(outputs, flat.reshape(outputs.shape) if batch else flat[0], rtol=0, atol=1e-5)
+
+
+# The gradient.
+
+
+def through(value, quantized):
+    """`quantized` forward, the gradient of `value` backward."""
+    return value + jax.lax.stop_gradient(quantized - value)
+
+
+def reference_outputs(params, x, quant):
+    """Outputs in plain autodiff: eq. 3 written out, gradient through the rounding, float products."""
+
+    def q(v, bits, axis=-1):
+        if bits == 32:
+            return v
+        low, high = v.min(axis, keepdims=True), v.max(axis, keepdims=True)
+        scale = jnp.where(high > low, (high - low) / (2**bits - 1), 1)
+        return through(v, jnp.round((v - low) / scale) * scale + low)
+
+    shared = 0 if quant.ranges == "channel" else (0, 1)
+    w_h, w_x = (
+        [q(w, quant.weights, shared) for w in jnp.split(params[name], 3, axis=1)] for name in ("w_h", "w_x")
+    )
+    b_r, b_z, b_n = (b[None] for b in jnp.split(params["b"], 3))
+    h, outputs = jnp.zeros((len(x), UNITS)), []
+    for x_t in jnp.moveaxis(x, 1, 0):
+        (h_r, h_z, h_n), (x_r, x_z, x_n) = (
+            [q(u, quant.activations) @ w for w in gates] for u, gates in ((h, w_h), (x_t, w_x))
+        )
+        r, z = (
+            q(jax.nn.sigmoid(h_r + x_r + b_r), quant.gates),
+            q(jax.nn.sigmoid(h_z + x_z + b_z), quant.gates),
+        )
+        n = q(jnp.tanh(x_n + b_n + r * (h_n + params["b_h"][None])), quant.gates)
+        h = (1 - z) * n + z * q(h, quant.cell)
+        outputs.append(h)
+    return jnp.stack(outputs, axis=1)
+
+
+@pytest.mark.parametrize("quant", [FLOAT, PAPER4, CHANNEL4], ids=str)
+def test_gradient_is_straight_through(quant):
+    params, x = parameters(), sequence(3, 4)
+
+    def loss(run, params, x):
+        return (run(params, x) ** 2).sum()
+
+    def library(params, x):
+        return gru_scan(params, x, quant=quant)[0]
+
+    got, expected = (
+        jax.jit(jax.grad(partial(loss, run), argnums=(0, 1)))(params, x)
+        for run in (library, partial(reference_outputs, quant=quant))
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.abs(b).max() > 1e-2
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+# Transforms.
+
+
+def test_data_parallelism_by_hand():
+    params, x = parameters(), sequence(4, 5)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(params, x):
+        return (gru_scan(params, x, quant=PAPER8)[0] ** 2).sum()
+
+    gradient = jax.grad(lambda *arguments: jax.lax.psum(loss(*arguments), "data"))
+    parts = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(parts)(params, x)), jax.tree.leaves(jax.jit(jax.grad(loss))(params, x))
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_parameters():
+    params, x = [parameters(seed=seed) for seed in (0, 1)], sequence(*BATCH)
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *params)
+    outputs = jax.jit(jax.vmap(lambda params: gru_scan(params, x, quant=PAPER8)[0]))(stacked)
+    for got, alone in zip(outputs, params):
+        np.testing.assert_allclose(got, fast_scan(alone, x, quant=PAPER8)[0], rtol=0, atol=1e-5)
+
+
+def test_bfloat16_parameters_run():
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parameters()), sequence(2, 5)
+    same = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    outputs = fast_scan(params, x)[0]
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(outputs), fast_scan(same, x)[0], rtol=0, atol=0.03)
+
+
+# Errors say what was expected and what was got.
+
+
+@pytest.mark.parametrize(
+    ("x", "carry", "message"),
+    [
+        (jnp.ones((2, 4, 5)), None, "x: expected 3 inputs, got 5"),
+        (jnp.ones((2, 4, 3)), jnp.ones((3, 6)), r"carry: expected shape \(2, 6\), got \(3, 6\)"),
+        (jnp.ones((2, 4, 3)), jnp.ones(6), r"carry: expected shape \(2, 6\), got \(6,\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(x, carry, message, monkeypatch):
+    # The library's own errors, without the annotations that only tests check.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        gru_scan(parameters(), x, carry=carry)
+    with pytest.raises(ValueError, match=message):
+        gru_step(parameters(), carry, x[:, 0])

@@ -1,0 +1,196 @@
+"""A whole run of sound event detection on tones in noise: models, what they teach, figures, an export."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import soundfile
+
+from qkd_jax.config import DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
+from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+from qkd_jax.data.logits import StepLogits, write_step_logits
+from qkd_jax.data.sound_events import load_sed_split
+from qkd_jax.deploy.artefact import load
+from qkd_jax.deploy.events import detect
+from qkd_jax.train.export import export
+from qkd_jax.train.folder import Run, load_run
+from qkd_jax.train.score import score_run
+from qkd_jax.train.sed_run import train_sed
+from qkd_jax.train.sed_teachers import taught
+
+pytest.importorskip("sed_scores_eval", reason="pip install -e '.[sed]'")
+
+RATE, SECONDS = 8000, 1.0
+PITCHES = {"low": 500.0, "high": 2000.0}
+FEATURES = FeatureConfig(
+    sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
+)
+CRNN = CRNNConfig(
+    trunk="resnet", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
+)
+LSTM = StudentConfig(convolutions=(4,), halvings=1, units=4, pooling="attention")
+
+
+def write_clip(path, rng):
+    """A second of noise, and in two of three clips a tone of some pitch and length; returns its span."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    samples, rows = rng.normal(0, 0.01, len(time)), []
+    if rng.random() < 2 / 3:
+        event = rng.choice(list(PITCHES))
+        onset, length = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5)
+        there = (time >= onset) & (time < onset + length)
+        samples += there * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
+        rows = [f"{path.name}\t{onset:.4f}\t{onset + length:.4f}\t{event}"]
+    soundfile.write(path, samples, RATE)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
+    for split, count in {"train": 72, "valid": 24, "test": 24}.items():
+        folder = root / split
+        (folder / "audio").mkdir(parents=True)
+        names = [f"{split}{index:03}.wav" for index in range(count)]
+        rows = [row for name in names for row in write_clip(folder / "audio" / name, rng)]
+        strong = ["filename\tonset\toffset\tevent_label", *rows]
+        (folder / "strong.tsv").write_text("\n".join(strong) + "\n")
+        durations = ["filename\tduration", *(f"{name}\t{SECONDS}" for name in names)]
+        (folder / "durations.tsv").write_text("\n".join(durations) + "\n")
+    return root
+
+
+def config_of(root, runs, **changes):
+    guided = DetectorConfig(
+        network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
+    )
+    models = {
+        "first": DetectorConfig(network=CRNN, learning_rate=0.02),
+        "four": dataclasses.replace(
+            guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
+        ),
+        "lstm": DetectorConfig(network=LSTM, learning_rate=0.02, teachers=("first",)),
+        "lstm-8": DetectorConfig(
+            network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
+        ),
+    }
+    config = SedConfig(
+        name="tones",
+        runs=str(runs),
+        features=FEATURES,
+        data=DataConfig(
+            source="desed", root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)
+        ),
+        models=models,
+        train=SedTrainConfig(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1),
+        median=3,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    return load_run(train_sed(config_of(root, tmp_path_factory.mktemp("runs"))))
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return {split: load_sed_split(run.config, run.clips, split, run.cache) for split in ("train", "valid")}
+
+
+def test_each_model_learns_which_tone_and_when(run):
+    results = json.loads((run.folder / "results.json").read_text())["models"]
+    assert list(results) == ["first", "four", "lstm", "lstm-8"]
+    for name, row in results.items():
+        average = row["metrics"]["average"]
+        assert average["auc"] > 95 and average["psds2"] > 50, (name, average)
+    assert results["four"]["parameters"] == results["first"]["parameters"]  # nothing of its guide is left
+    assert results["four"]["bytes"] < results["first"]["bytes"] / 2
+    report = (run.folder / "report.html").read_text()
+    assert "PSDS1" in report and "PSD-ROC" in report
+
+
+def test_what_is_known_of_training_clips_is_what_was_asked_for(data):
+    assert np.bincount(data["train"].kind).tolist() == [24, 24, 24]
+    assert not data["valid"].kind.any()
+
+
+def test_teachers_say_what_they_said_when_they_were_scored(run, data, tmp_path):
+    """Fused by hand from the models themselves, on some training clips."""
+    some = jnp.stack([data["train"].features[clip] for clip in range(5)])
+    own = run.model("first").apply(run.best_variables("first"), some, method="detect")
+    with np.load(run.folder / "first/teaching.npz") as kept:
+        other = StepLogits(-kept["clip"], -kept["frames"], kept["precision"] / 2, (2, 2))
+    path = tmp_path / "other.npz"
+    write_step_logits(path, data["train"].names, data["train"].events, other)
+    four = dataclasses.replace(run.config.models["four"], teachers=("first", str(path)))
+    models = {**run.config.models, "four": four}
+    found = taught(Run(run.folder, dataclasses.replace(run.config, models=models)), "four", data)
+    share = scipy.special.softmax(np.stack([2 * other.precision, other.precision]), axis=0)
+    for key, logits in (("teacher", own.frames), ("teacher_clip", own.clip)):
+        yes = np.asarray(jax.nn.sigmoid(logits))
+        expected = share[0] * yes + share[1] * (1 - yes)
+        np.testing.assert_allclose(found[key][:5], expected, atol=2e-3)  # kept as halves
+    _, inner = run.model("first").apply(
+        run.best_variables("first"),
+        some,
+        capture_intermediates=lambda module, _: module.name == "front",
+        mutable=["intermediates"],
+    )
+    inner = inner["intermediates"]["front"]["__call__"][0]
+    guide = found["embeddings"][:5][:, found["row_of_step"]]
+    np.testing.assert_allclose(guide, inner, rtol=2e-3, atol=1e-3)
+
+
+def test_a_student_of_integers_leaves_the_run_and_says_when(run, root, tmp_path):
+    path = export(run, "lstm-8", "safetensors", tmp_path / "lstm.safetensors")
+    detector = load(path)
+    detector = dataclasses.replace(detector, detection=dataclasses.replace(detector.detection, use="f1"))
+    time = np.arange(3 * RATE) / RATE
+    noise = np.random.default_rng(1).normal(0, 0.01, len(time))
+    tone = ((time >= 1.2) & (time < 1.6)) * 0.2 * np.sin(2 * np.pi * PITCHES["high"] * time)
+    events = [
+        event for event in detect(detector, [(noise + tone).astype(np.float32)]) if event.event == "high"
+    ]
+    assert not any(event.offset < 1.1 or event.onset > 2 for event in events)
+    longest = max(events, key=lambda event: event.offset - event.onset)
+    assert longest.onset == pytest.approx(1.2, abs=0.15) and longest.offset < 2
+
+
+def test_a_split_can_be_scored_if_it_is_known(run):
+    results = score_run(run, only="first", split="valid")
+    assert results["clips"] == 24 and results["models"]["first"]["metrics"]["average"]["psds1"] > 0
+    with pytest.raises(InputError, match="all onsets and offsets are known, got train"):
+        score_run(run, only="first", split="train")
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on_it_ends_in_the_same_bits(root, run, tmp_path, monkeypatch):
+    config = config_of(root, tmp_path, models={"first": run.config.models["first"]}, cache=str(run.cache))
+    steps = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr("qkd_jax.train.loop.asked_to_stop", lambda: next(steps) >= 5)
+        with pytest.raises(KeyboardInterrupt, match="stopped at step"):
+            train_sed(config)
+    again = load_run(train_sed(config))
+    ours, theirs = again.best_variables("first"), run.best_variables("first")
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": ("second",)}, r"models\.a\.teachers: expected an earlier model .*none.*, got 'second'"),
+        ({"start": "a"}, r"models\.a\.start: expected an earlier model"),
+        ({"through": "mean_step"}, r"models\.a\.through: mean_step takes teachers, got none"),
+        ({"network": dataclasses.replace(LSTM, quant=QuantConfig.integer(8))}, r"a\.start: expected a float"),
+        ({"network": LSTM, "embeddings": "x.toml"}, r"a\.embeddings: only a CRNN"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SedConfig(models={"a": DetectorConfig(**changes)})
