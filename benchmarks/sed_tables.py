@@ -115,7 +115,7 @@ def models(small: bool, tagger: str) -> list[Model]:
             Model("third-both", dataclasses.replace(mean, embeddings=tagger), (SE_TEACHER,), (8, 4)),
         ]
     # Several teachers: a student some 50 times smaller than they are together.
-    network = crnn("separable", tuple(width * each // 4 for each in (2, 4, 8, 12, 12, 12, 12)))
+    network = crnn("separable", tuple(width * each // 4 for each in (2, 4, 8, 10, 10, 10, 10)))
     alone = dataclasses.replace(detector(network), consistency=0.0)
     told = dataclasses.replace(alone, labels=0.1, teaching=0.9)
     return [

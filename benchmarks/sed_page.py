@@ -1,0 +1,121 @@
+"""The page of `benchmarks.sed_tables`, from the cells that it left: tables, and how near the goals are.
+
+python -m benchmarks.sed_page [--cells DIR] [--out DIR]
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from benchmarks.sed_tables import SE_TEACHER, SEVERAL
+from benchmarks.text import markdown, spread
+from qkd_jax.command import override, run_command
+from qkd_jax.config import InputError
+from qkd_jax.evaluation.table import SOUNDS
+from qkd_jax.files import whole_file
+
+_ROOT = Path(__file__).parents[1]
+FIGURES = {**SOUNDS, "auc": "AUC", "eer": "EER"}
+DUAL = {
+    "baseline": "DESED's baseline",
+    SE_TEACHER: "the teacher, an SE-CRNN of twice the width",
+    "third": "an SE-CRNN of a third of the baseline's parameters, with a mean student alone",
+    "third-cdtd": "taught directly (CDTD, the control)",
+    "third-takd": "taught through its mean student (TAKD, `mean_step`)",
+    "third-ema-ste": "taught by the gradient at its mean student (TAKD, `ema_ste`)",
+    "third-eefd": "guided by a tagger's embeddings (EEFD)",
+    "third-both": "TAKD and EEFD",
+}
+MULTI = {
+    SEVERAL[0]: "a teacher: gated units, DESED's baseline",
+    SEVERAL[1]: "a teacher: ResNet blocks",
+    SEVERAL[2]: "a teacher: DenseNet blocks",
+    "fusion": "the three together, weighed for each event",
+    "tiny": "the student, separable blocks, by the labels alone",
+    "tiny-one": "the student, taught by the first",
+    "tiny-fused": "the student, taught by the three",
+}
+Cells = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where cells are, and where the page goes."""
+
+    cells: str = str(_ROOT / "docs/results/sed/cells")
+    """Folder of the cells."""
+    out: str = str(_ROOT / "docs/results/sed")
+    """Folder of the page, tables.md."""
+
+
+def read_cells(folder: Path) -> Cells:
+    """The cells in `folder` by name, of all seeds; raises InputError if there are none."""
+    found: Cells = {}
+    for path in sorted(folder.glob("*-seed*.json")):
+        found.setdefault(path.stem.rpartition("-seed")[0], []).append(json.loads(path.read_text()))
+    if not found:
+        raise InputError(f"--cells: expected cells in {folder}, found none")
+    return found
+
+
+def page(cells: Cells) -> str:
+    """The tables of both comparisons and of few bits, as Markdown; what hasn't trained is left out."""
+    title = "# Sound event detection on the standard set: tables"
+    parts = [title, "Made by `python -m benchmarks.sed_page`; test scenes, in percent."]
+    for title, rows in (("Dual knowledge distillation", DUAL), ("Several teachers", MULTI)):
+        known = {name: what for name, what in rows.items() if name in cells}
+        body = [[name, what, *_row(cells[name])] for name, what in known.items()]
+        parts += [f"## {title}", markdown(["model", "what", "parameters", *FIGURES.values()], body)]
+        if missing := [f"`{name}`" for name in rows if name not in cells]:
+            parts.append(f"Not trained yet: {', '.join(missing)}.")
+    few = [name for name in cells if name.endswith(("-8", "-4"))]
+    body = [[name, f"{cells[name][0]['bytes']:,}", *_row(cells[name]), _loss(cells, name)] for name in few]
+    if few:
+        head = ["model", "bytes", "parameters", *FIGURES.values(), "PSDS1 lost"]
+        parts += ["## 8 and 4 bits", markdown(head, body)]
+    return "\n\n".join([*parts, *_ratios(cells)]) + "\n"
+
+
+def _row(seeds: Sequence[dict[str, Any]]) -> list[str]:
+    averages = [cell["metrics"]["average"] for cell in seeds]
+    return [f"{seeds[0]['parameters']:,}", *(spread([each[key] for each in averages]) for key in FIGURES)]
+
+
+def _psds1(seeds: Sequence[dict[str, Any]]) -> float:
+    return float(np.mean([cell["metrics"]["average"]["psds1"] for cell in seeds]))
+
+
+def _loss(cells: Cells, name: str) -> str:
+    before = cells.get(name[:-2])
+    return f"{100 * (1 - _psds1(cells[name]) / _psds1(before)):.0f} %" if before else "–"
+
+
+def _ratios(cells: Cells) -> list[str]:
+    """How much smaller the tiny student is than each teacher and than all."""
+    if "tiny" not in cells or any(name not in cells for name in SEVERAL):
+        return []
+    tiny = cells["tiny"][0]["parameters"]
+    sizes = [cells[name][0]["parameters"] for name in SEVERAL]
+    each = ", ".join(f"{size / tiny:.0f}" for size in sizes)
+    times = f"{each} times fewer parameters than the teachers, {sum(sizes) / tiny:.0f} than all"
+    return [f"The student has {times}."]
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page."""
+    settings = override(Settings(), arguments, prog="python -m benchmarks.sed_page", description=__doc__)
+    path = Path(settings.out) / "tables.md"
+    text = page(read_cells(Path(settings.cells)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, "w") as file:
+        file.write(text)
+    print(f"{path} has the tables")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""The comparisons of the sister papers: which models they are, and the page of what they came to."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.sed_page import DUAL, MULTI, page, read_cells
+from benchmarks.sed_tables import SE_TEACHER, SEVERAL, Settings, models, sed_config
+from qkd_jax.config import InputError
+from qkd_jax.models.build import build_model
+
+
+def parameters(network, config):
+    model = build_model(network, 3)
+    shape = (1, config.frames, config.features.n_mels)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_the_models_have_the_sizes_that_the_papers_compare(small, tmp_path):
+    config = sed_config(Settings(data=str(tmp_path), small=small), 0)
+    found = {model.name: model for model in models(small, "tagger.toml")}
+    size = {
+        name: parameters(found[name].settings.network, config)
+        for name in ("baseline", "third", "tiny", *SEVERAL)
+    }
+    assert 0.3 < size["third"] / size["baseline"] < 0.36
+    assert sum(size[name] for name in SEVERAL) / size["tiny"] > 50
+    assert {*DUAL, *MULTI} - {"fusion"} == found.keys()
+
+
+def test_a_model_comes_behind_those_that_teach_it(tmp_path):
+    seen = []
+    for model in models(True, "tagger.toml"):
+        assert set(model.teachers) <= set(seen)
+        settings = model.all_settings(tmp_path, 3)
+        assert all(
+            str(tmp_path / f"{name}-seed3.npz") in settings[model.name].teachers for name in model.teachers
+        )
+        for bits in model.quantized:
+            quantized = settings[f"{model.name}-{bits}"]
+            assert quantized.start == model.name and quantized.network.quant.weights == bits
+            assert quantized.teachers == settings[model.name].teachers
+        seen.append(model.name)
+    assert SE_TEACHER in seen
+    assert not any("eefd" in model.name or "both" in model.name for model in models(True, ""))
+
+
+def write_cell(folder, name, psds1, seed=0, size=1000):
+    average = {key: 50.0 for key in ("psds2", "event_f1", "segment_f1", "auc", "eer")} | {"psds1": psds1}
+    cell = {"metrics": {"average": average}, "parameters": size, "bytes": 4 * size}
+    (folder / f"{name}-seed{seed}.json").write_text(json.dumps(cell))
+
+
+def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
+    with pytest.raises(InputError, match="--cells: expected cells in .*, found none"):
+        read_cells(tmp_path)
+    for name, size in zip(SEVERAL, (4000, 5000, 6000)):
+        write_cell(tmp_path, name, 30.0, size=size)
+    write_cell(tmp_path, "tiny", 20.0, size=250)
+    write_cell(tmp_path, "tiny-fused", 24.0, size=250)
+    write_cell(tmp_path, "tiny-fused", 26.0, seed=1, size=250)
+    write_cell(tmp_path, "tiny-fused-4", 22.5, size=250)
+    text = page(read_cells(tmp_path))
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
+    assert "| 25.00 ± 1.00 | 50.00" in rows["tiny-fused"]
+    assert rows["tiny-fused-4"].endswith("| 10 % |")
+    assert "16, 20, 24 times fewer parameters than the teachers, 60 than all" in text
+    assert (
+        "Not trained yet: `teacher-se`, `third`" in text and "Not trained yet: `fusion`, `tiny-one`" in text
+    )
