@@ -62,7 +62,8 @@ def make_sed_step(
         return config.teaching * teacher_loss(found, batch, span)
 
     def sed_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+        # Of a generator whose bits cost little, to compile too; dropout needs many.
+        key = jax.random.fold_in(jax.random.key(train.seed, impl="rbg"), state.step)
         weight = config.consistency * _risen(state.step, train, steps)
         mean = detect(state.model, batch["features"])
 

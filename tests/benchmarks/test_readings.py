@@ -56,6 +56,7 @@ def test_the_chain_gradient_gives_the_extremes_their_share_of_the_rounding_error
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_chain_gradient_changes_the_slope_of_a_student_and_not_its_logits():
     model = build_model(StudentConfig(units=4, quant=QuantConfig.paper(4)), 2)
     features = jax.random.normal(jax.random.key(0), (2, 9, 3))

@@ -87,6 +87,7 @@ def assert_same_end(folder, finished):
     assert (folder / "results.json").read_text() == (finished / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_bit_identical(finished, settings, tmp_path):
     def left(pattern):
         return len(list(tmp_path.rglob(pattern)))

@@ -371,7 +371,7 @@ def test_a_checkpoint_of_another_config_is_refused_in_one_line(finished, tmp_pat
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("train", ["papr"], "error: no preset 'papr'; there are: audioset, demo, paper, small\n"),
+        ("train", ["papr"], "error: no preset 'papr'; there are: audioset, demo, desed, paper, small\n"),
         ("train", ["paper"], "error: data.root: expected the folder that holds metadata.csv, got none\n"),
         (
             "eval",
