@@ -56,7 +56,7 @@ def write_cell(folder, name, psds1, seed=0, size=1000):
 
 
 def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
-    with pytest.raises(InputError, match="--cells: expected cells in .*, found none"):
+    with pytest.raises(InputError, match=r"--cells: expected cells in .*, found none"):
         read_cells(tmp_path)
     for name, size in zip(SEVERAL, (4000, 5000, 6000)):
         write_cell(tmp_path, name, 30.0, size=size)
