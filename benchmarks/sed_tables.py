@@ -187,7 +187,10 @@ def keep_fusion(base: SedConfig, folder: Path) -> None:
         frames.append(np.stack(steps))
         precisions.append(told.precision)
     weights = fusion_weights("precision", np.stack(precisions))
-    clip, steps = (logit(fuse(np.stack(logits), weights)) for logits in (clips, frames))
+    clip, steps = (
+        logit(np.clip(fuse(np.stack(logits).astype(np.float64), weights), 1e-12, 1 - 1e-12))
+        for logits in (clips, frames)
+    )
     metrics, _ = sound_event_metrics(run.config, network, test, clip, list(steps))
     cells = [json.loads(cell_path(folder, name, seed).read_text()) for name in SEVERAL]
     sums = {key: sum(cell[key] for cell in cells) for key in ("parameters", "multiply_adds", "bytes")}

@@ -168,13 +168,13 @@ class SedConfig:
                 raise ValueError("models: 'data' is a folder of every run, choose another name")
             if model.network.steps(self.frames) < 1:
                 raise ValueError(f"models.{name}.network: nothing is left of {self.frames} frames")
-            for field, others in (
-                ("start", (model.start,)),
-                ("teachers", model.teachers),
-                ("embeddings", (model.embeddings,)),
+            for field, others, files in (
+                ("start", (model.start,), ()),
+                ("teachers", model.teachers, (".npz",)),
+                ("embeddings", (model.embeddings,), (".toml",)),
             ):
                 for other in others:
-                    if other is not None and not other.endswith((".npz", ".toml")) and other not in earlier:
+                    if other is not None and not other.endswith(files) and other not in earlier:
                         raise ValueError(
                             f"models.{name}.{field}: expected an earlier model of the run "
                             f"({', '.join(earlier) or 'there is none'}), got {other!r}"
@@ -192,8 +192,9 @@ class SedConfig:
                     f"models.{name}.start: expected a float model, from which the integer scheme goes on, "
                     f"got {model.start!r}"
                 )
-            if model.embeddings is not None and isinstance(model.network, StudentConfig):
-                raise ValueError(f"models.{name}.embeddings: only a CRNN can be guided by embeddings")
+            guide = earlier[model.embeddings].network if model.embeddings in earlier else None
+            if model.embeddings is not None and StudentConfig in (type(model.network), type(guide)):
+                raise ValueError(f"models.{name}.embeddings: only a CRNN can guide, or be guided")
             earlier[name] = model
 
     @property

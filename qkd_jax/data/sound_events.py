@@ -79,14 +79,20 @@ def load_sed_split(config: SedConfig, clips: Sequence[Clip], split: str, cache: 
             f"{config.data.root}: expected onsets and offsets of all clips of split {split!r}, "
             f"found none of {other.name}"
         )
-    events = config.data.events
+    events, seconds = config.data.events, [soundfile.info(clip.path).duration for clip in chosen]
+    for clip, end in zip(chosen, seconds):
+        for span in clip.spans or ():
+            if split != "train" and span.onset >= end:
+                raise InputError(
+                    f"{clip.path}: expected onsets within {end:g} s, found {span.event} at {span.onset:g} s"
+                )
     return SedDataset(
         names=[clip.name for clip in chosen],
         features=CachedFeatures([entries[clip.name] for clip in chosen]),
         targets=targets(chosen, events),
         kind=np.array([KINDS.index(clip.kind) for clip in chosen], np.int8),
         spans=[tuple(span for span in clip.spans or () if span.event in events) for clip in chosen],
-        seconds=[soundfile.info(clip.path).duration for clip in chosen],
+        seconds=seconds,
         events=events,
         front_end=config.features,
     )

@@ -64,16 +64,17 @@ def step_logits(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Logits of each clip, float32 [clips, events], and of its steps, [steps, events] each.
 
-    A clip is cut into windows of `frames` frames whose steps follow one another, the last one `tiled`; its
-    own logits are their maximum.
+    A clip is cut into windows of `frames` frames whose steps follow one another; the last one ends with the
+    clip, but for less than a step, and gives the steps that are still lacking.  A shorter clip is `tiled`.  A
+    clip's own logits are their maximum.
     """
     steps, (_, hop) = network.steps(frames), network.span
     found = [np.full(len(data.events), -np.inf, np.float32) for _ in data.names]
-    by_step: list[list[np.ndarray]] = [[] for _ in data.names]
+    by_step = [np.zeros((0, len(data.events)), np.float32) for _ in data.names]
     starts = [
         (clip, start)
-        for clip, item in enumerate(data.features)
-        for start in range(0, max(len(item) - frames + steps * hop, 1), steps * hop)
+        for clip, last in enumerate(max(len(item) - frames, 0) // hop * hop for item in data.features)
+        for start in (*range(0, last, steps * hop), last)
     ]
     for begin in track(range(0, len(starts), batch_size), -(-len(starts) // batch_size), "scores"):
         some = starts[begin : begin + batch_size]
@@ -81,7 +82,8 @@ def step_logits(
         for row, (clip, start) in enumerate(some):
             batch[row] = tiled(data.features[clip][start : start + frames], frames)
         said = detect(variables, batch)
-        for (clip, _), logits, over_time in zip(some, np.asarray(said.clip), np.asarray(said.frames)):
+        for (clip, start), logits, over_time in zip(some, np.asarray(said.clip), np.asarray(said.frames)):
             found[clip] = np.maximum(found[clip], logits)
-            by_step[clip].append(over_time)
-    return np.stack(found), [np.concatenate(pieces) for pieces in by_step]
+            new = over_time[len(by_step[clip]) - start // hop :]
+            by_step[clip] = np.concatenate([by_step[clip], new])
+    return np.stack(found), by_step

@@ -176,6 +176,8 @@ def _begin(run: Run) -> Run:
     # What an earlier beginning left.
     for name in ("left-out.txt", "norm.npz", "foreign.npy"):
         (run.folder / name).unlink(missing_ok=True)
+    for path in run.folder.glob("*/embeddings.npz"):
+        path.unlink()
     if bad:
         with whole_file(run.folder / "left-out.txt", "w") as file:
             file.writelines(f"{reason}\n" for reason in bad)

@@ -15,6 +15,7 @@ from qkd_jax.config import InputError, StudentConfig
 from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.batches import Batch, from_step
 from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.logits import read_step_logits
 from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
 from qkd_jax.evaluation.scores import make_detect, step_logits
 from qkd_jax.models.integer import calibrate
@@ -41,12 +42,30 @@ def train_sed(config: SedConfig) -> Path:
         # The test split too, for what is wrong with it shall not show after the training.
         data = {split: load_sed_split(run.config, clips, split, run.cache) for split in SPLITS}
         norm = run.norm(data["train"].features)
+        _check(run.config, data["train"])
         for name in run.names:
             stop_if_asked()
             _train_model(run, name, data, norm)
         stop_if_asked()
         score_run(run)
         return run.folder
+
+
+def _check(config: SedConfig, train: SedDataset) -> None:
+    """Raise InputError for what would else show only after some models have trained."""
+    if not config.models:
+        raise InputError("models: expected at least one, got none")
+    longest = max(map(len, train.features))
+    for name, model in config.models.items():
+        if (model.teachers or model.embeddings) and longest - config.frames >= model.network.span[1]:
+            raise InputError(
+                f"models.{name}: expected training recordings of at most data.clip_seconds = "
+                f"{config.data.clip_seconds:g} where others teach, found one of {longest} frames "
+                f"against {config.frames}"
+            )
+        for teacher in model.teachers:
+            if teacher.endswith(".npz"):
+                read_step_logits(Path(teacher), train.names, train.events)
 
 
 def _train_model(

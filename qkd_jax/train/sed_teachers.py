@@ -34,6 +34,13 @@ def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[
         return found
     all_said = [said(run, teacher, data) for teacher in config.teachers]
     first, spans = all_said[0], {each.span for each in all_said}
+    for teacher, each in zip(config.teachers, all_said):
+        (read, hop), steps = each.span, each.frames.shape[1]
+        if steps != (expected := (run.config.frames - read) // hop + 1):
+            raise InputError(
+                f"{teacher}: expected {expected} steps of {run.config.frames} frames, found {steps}: of "
+                "other features, or another clip length"
+            )
     if len(spans) > 1:
         raise InputError(f"models.{name}.teachers: expected teachers of one step, got spans {sorted(spans)}")
     weights = fusion_weights(config.fusion, np.stack([each.precision for each in all_said]))

@@ -77,9 +77,11 @@ def init_state(
 def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     """`state` with the parameters and statistics of `model`, also as their average if it carries one.
 
-    What features are normalised by stays: it is that of the data; and so do parameters that `model` lacks.
+    What features are normalised by stays: it is that of the data; and so does the layer `embedding`, which is
+    that of a guide.
     """
-    params = {key: model["params"].get(key, value) for key, value in state.params.items()}
+    params = {**model["params"], **{key: state.params[key] for key in state.params if key == "embedding"}}
+    params = {key: params[key] for key in state.params}
     model = {**model, "params": params}
     average = None if state.average is None else _moving(model)
     statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}

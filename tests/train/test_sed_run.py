@@ -13,9 +13,11 @@ import soundfile
 from qkd_jax.config import DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
 from qkd_jax.data.logits import StepLogits, write_step_logits
-from qkd_jax.data.sound_events import load_sed_split
+from qkd_jax.data.sound_events import SedDataset, load_sed_split
 from qkd_jax.deploy.artefact import load
 from qkd_jax.deploy.events import detect
+from qkd_jax.evaluation.scores import step_logits
+from qkd_jax.models.common import Detections
 from qkd_jax.train.export import export
 from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.score import score_run
@@ -194,3 +196,21 @@ def test_stopped_and_gone_on_it_ends_in_the_same_bits(root, run, tmp_path, monke
 def test_a_model_that_cannot_be_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         SedConfig(models={"a": DetectorConfig(**changes)})
+
+
+@pytest.mark.parametrize("frames", [5, 20, 21, 22, 23, 40, 55])
+def test_windows_of_a_long_clip_say_each_step_once(frames):
+    """A detector that tells which frames a step joins, on windows of 20 frames and steps of two."""
+    features = np.arange(frames, dtype=np.float32)[:, None]
+    data = SedDataset(["a"], [features], np.zeros((1, 1)), np.zeros(1), [()], [1.0], ("x",), FEATURES)
+
+    def detect(_, batch):
+        steps = batch.reshape(len(batch), 10, 2)[:, :, :1]
+        return Detections(jnp.asarray(steps.max(axis=1)), jnp.asarray(steps))
+
+    clip, (steps,) = step_logits(detect, None, data, 20, CRNN, batch_size=2)
+    expected = (
+        np.arange(0, max(frames // 2 * 2, 20), 2) if frames >= 20 else np.resize(features[:, 0], 20)[::2]
+    )
+    np.testing.assert_array_equal(steps[:, 0], expected)
+    assert clip.tolist() == [[expected.max()]]
