@@ -91,6 +91,7 @@ def test_the_students_are_those_of_the_paper():
     }
 
 
+@pytest.mark.slow
 def test_each_model_leaves_a_cell_and_a_float_student_is_scored_quantized_too(base):
     assert sorted(read_cells(Path(base.runs) / "cells")) == NAMES
     for name, bits in (("distilled-6", 32), ("distilled-6-pm8", 8), ("distilled-6-pm4", 4)):
@@ -154,6 +155,7 @@ def test_what_a_kill_left_out_is_made_from_the_run(base, capsys):
     assert "epoch" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
     quantized = _quantized(two_students(base)[0], 4)
     copy = dataclasses.replace(base, runs=str(tmp_path / "runs"))
