@@ -52,7 +52,7 @@ class Settings:
     small: bool = False
     """For two cores: one seed, few epochs, small widths; else three seeds and the papers' sizes."""
     tagger: str = ""
-    """A tagger whose inner layer guides students (EEFD), as benchmarks/yamnet.toml; else the teacher does."""
+    """A tagger whose inner layer guides students (EEFD), named by `layer`; none are without it."""
     only: tuple[str, ...] = ()
     """Which models; all by default."""
 

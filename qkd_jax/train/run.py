@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.config import Config, InputError
+from qkd_jax.config import Config, InputError, StudentConfig
 from qkd_jax.data.batches import Batch, from_step, train_batches
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import Dataset, load_split
@@ -87,7 +87,7 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
             _objective(run.config, data["train"], known),
             ema_decay=student.ema_decay if student else 0.0,
         ),
-        _first_state(run, name, norm, batches_from),
+        first_state(run, name, norm, batches_from),
         batches_from,
         validate,
         folder=run.folder / name,
@@ -97,21 +97,21 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
     )
 
 
-def _first_state(
+def first_state(
     run: Run,
     name: str,
     norm: tuple[np.ndarray, np.ndarray],
     batches_from: Callable[[int], Iterator[Batch]],
 ) -> TrainState:
-    """New, or another student's best; of the integer scheme, with its units."""
+    """New, or another model's best; of the integer scheme, with its units."""
     state = run.new_state(name, norm)
-    if name == TEACHER or (start := run.start(name)) is None:
+    if (start := run.start(name)) is None:
         return state
-    student, (other, started) = run.config.students[name], start
+    network, (other, started) = run.config.networks[name], start
     state = begun_with(state, other.best_variables(started))
-    if student.quant.scheme == "integer":
+    if isinstance(network, StudentConfig) and network.quant.scheme == "integer":
         batches = itertools.islice(batches_from(0), _CALIBRATION)
-        exponents = calibrate(student, state.model, (batch["features"] for batch in batches))
+        exponents = calibrate(network, state.model, (batch["features"] for batch in batches))
         state = dataclasses.replace(state, variables=state.variables | {"exponents": exponents})
     return state
 

@@ -1,7 +1,5 @@
 """A whole run of sound event detection: recordings and labels in, models and a table out."""
 
-import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,23 +9,20 @@ import jax
 import numpy as np
 
 from qkd_jax.audio.augment import augment_frames
-from qkd_jax.config import InputError, StudentConfig
+from qkd_jax.config import InputError
 from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.batches import Batch, from_step
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.logits import read_step_logits
 from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
 from qkd_jax.evaluation.scores import make_detect, step_logits
-from qkd_jax.models.integer import calibrate
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import Run, open_run
 from qkd_jax.train.loop import fit
+from qkd_jax.train.run import first_state
 from qkd_jax.train.score import score_run, sound_event_metrics
 from qkd_jax.train.sed_step import make_sed_step
 from qkd_jax.train.sed_teachers import keep_embeddings, taught
-from qkd_jax.train.state import TrainState, begun_with
-
-_CALIBRATION = 8  # batches
 
 
 def train_sed(config: SedConfig) -> Path:
@@ -90,7 +85,7 @@ def _train_model(
     steps = settings.epochs * epoch_steps
     fit(
         make_sed_step(model, config, settings, steps),
-        _first_state(run, name, norm, batches_from),
+        first_state(run, name, norm, batches_from),
         batches_from,
         validate,
         folder=run.folder / name,
@@ -98,25 +93,6 @@ def _train_model(
         epoch_steps=epoch_steps,
         patience=settings.patience,
     )
-
-
-def _first_state(
-    run: Run[SedConfig],
-    name: str,
-    norm: tuple[np.ndarray, np.ndarray],
-    batches_from: Callable[[int], Iterator[Batch]],
-) -> TrainState:
-    """New, or another model's best; of the integer scheme, with its units."""
-    state = run.new_state(name, norm)
-    if (start := run.start(name)) is None:
-        return state
-    network, (other, started) = run.config.models[name].network, start
-    state = begun_with(state, other.best_variables(started))
-    if isinstance(network, StudentConfig) and network.quant.scheme == "integer":
-        batches = itertools.islice(batches_from(0), _CALIBRATION)
-        exponents = calibrate(network, state.model, (batch["features"] for batch in batches))
-        state = dataclasses.replace(state, variables=state.variables | {"exponents": exponents})
-    return state
 
 
 def _batches_from(

@@ -80,8 +80,7 @@ def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     What features are normalised by stays: it is that of the data; and so does the layer `embedding`, which is
     that of a guide.
     """
-    params = {**model["params"], **{key: state.params[key] for key in state.params if key == "embedding"}}
-    params = {key: params[key] for key in state.params}
+    params = {key: own if key == "embedding" else model["params"][key] for key, own in state.params.items()}
     model = {**model, "params": params}
     average = None if state.average is None else _moving(model)
     statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}
