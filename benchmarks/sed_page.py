@@ -39,6 +39,8 @@ MULTI = {
     "tiny": "the student, separable blocks, by the labels alone",
     "tiny-one": "the student, taught by the first",
     "tiny-fused": "the student, taught by the three",
+    "lstm": "a student that can leave as integers, an LSTM behind convolutions, by the labels alone",
+    "lstm-fused": "the LSTM, taught by the three",
 }
 Cells = dict[str, list[dict[str, Any]]]
 

@@ -21,7 +21,7 @@ from scipy.special import logit
 
 from benchmarks.standard import EVENTS, cell_path
 from qkd_jax.command import override, run_command
-from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, InputError, QuantConfig
+from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.logits import read_step_logits, write_step_logits
@@ -73,8 +73,10 @@ class Model:
         files = tuple(str(cell_path(folder, name, seed).with_suffix(".npz")) for name in self.teachers)
         settings = dataclasses.replace(self.settings, teachers=files)
         found = {self.name: settings}
+        lstm = isinstance(settings.network, StudentConfig)
         for bits in self.quantized:
-            network = dataclasses.replace(settings.network, quant=QuantConfig.per_channel(bits))
+            quant = QuantConfig.integer(bits) if lstm else QuantConfig.per_channel(bits)
+            network = dataclasses.replace(settings.network, quant=quant)
             found[f"{self.name}-{bits}"] = dataclasses.replace(
                 settings, network=network, start=self.name, learning_rate=settings.learning_rate / 3
             )
@@ -92,7 +94,7 @@ def models(small: bool, tagger: str) -> list[Model]:
         dropout = 0.1 if small else 0.5
         return CRNNConfig(trunk=trunk, channels=channels, pools=pools, units=channels[-1], dropout=dropout)
 
-    def detector(network: CRNNConfig) -> DetectorConfig:
+    def detector(network: CRNNConfig | StudentConfig) -> DetectorConfig:
         return DetectorConfig(network=network, learning_rate=3e-3 if small else 1e-3)
 
     found = [
@@ -116,13 +118,23 @@ def models(small: bool, tagger: str) -> list[Model]:
         ]
     # Several teachers: a student some 50 times smaller than they are together.
     network = crnn("separable", tuple(width * each // 4 for each in (2, 4, 8, 10, 10, 10, 10)))
-    alone = dataclasses.replace(detector(network), consistency=0.0)
-    told = dataclasses.replace(alone, labels=0.1, teaching=0.9)
+    # And one that export.py makes integers of: the LSTM behind convolutions of preset `small`, or half of it.
+    narrow = 8 if small else 16
+    lstm = StudentConfig(
+        convolutions=(narrow, 2 * narrow, 4 * narrow, 4 * narrow),
+        halvings=2,
+        units=8 * narrow,
+        pooling="attention",
+    )
+    alone, lstm_alone = (dataclasses.replace(detector(each), consistency=0.0) for each in (network, lstm))
+    told, lstm_told = (dataclasses.replace(each, labels=0.1, teaching=0.9) for each in (alone, lstm_alone))
     return [
         *found,
         Model("tiny", alone),
         Model("tiny-one", told, SEVERAL[:1]),
         Model("tiny-fused", told, SEVERAL, (8, 4)),
+        Model("lstm", lstm_alone),
+        Model("lstm-fused", lstm_told, SEVERAL, (8, 4)),
     ]
 
 
