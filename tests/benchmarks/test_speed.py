@@ -1,0 +1,99 @@
+"""How pairs are compared and shown, by hand; and that the LSTM's peers compute what ours does."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.speed import lstm, quantized
+from benchmarks.speed.__main__ import QUESTIONS, main
+from benchmarks.speed.page import page
+from benchmarks.speed.turns import Row, agree, in_turns
+from qkd_jax.config import InputError, QuantConfig
+
+SHAPE, UNITS = (3, 12, 5), 4
+
+
+def test_the_ratio_is_of_each_round():
+    row = Row(what="", ours="", peer="p", seconds=[1.0, 2.0, 4.0], peer_seconds=[3.0, 2.0, 8.0], at_least=2)
+    assert row.times_as_fast == (2.0, 1.5, 2.5)  # of 3, 1, 2
+    assert row.met
+    assert not Row(what="", ours="", seconds=[1.0, 3.0, 2.0], at_most=1.9).met
+    assert Row(what="", ours="", seconds=[1.0]).met is None
+
+
+def test_each_has_its_turn():
+    heard = []
+    calls = {name: lambda name=name: heard.append(name) for name in "ab"}
+    seconds = in_turns(calls, rounds=2, repeat=2)
+    assert "".join(heard) == "ab" + "aabb" * 2
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_what_does_not_agree_is_not_compared():
+    assert agree("x", [1.0, -4.0], [1.0, -4.1], within=0.03) == pytest.approx(0.025)
+    with pytest.raises(InputError, match=r"x: expected the peer within 0.02 of ours, found it off by 0.025"):
+        agree("x", [1.0, -4.0], [1.0, -4.1], within=0.02)
+    with pytest.raises(InputError, match=r"ours is \(2,\), the peer's \(1,\)"):
+        agree("x", [1.0, 2.0], [1.0], within=1)
+    with pytest.raises(InputError, match="nan"):
+        agree("x", [1.0], [np.nan], within=1)
+
+
+def test_the_page_says_what_was_measured_and_where(tmp_path):
+    given = [
+        {"what": "a step", "ours": "ours", "peer": "theirs", "seconds": [0.5], "peer_seconds": [0.001]}
+        | {"off": 0.0123, "note": "slow", "at_least": 1.0, "at_most": None},
+        {"what": "a start", "ours": "detect.py", "seconds": [2e-5], "at_most": 6e-6},
+    ]
+    answer = {"question": "Steps", "about": "One.", "machine": "a CPU", "device": "cpu", "versions": "jax 1"}
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/lstm.json").write_text(json.dumps(answer | {"rows": given}))
+    text = page(tmp_path, ("lstm", "growth"))
+    assert "## Steps\n\nOne.\n\ncpu: a CPU; jax 1." in text
+    ratio = "0.002 (0.002 to 0.002)"
+    assert f"| a step | ours | 500 ms | theirs | 1 ms | {ratio} | ≥ 1: missed | 0.01 | slow |" in text
+    assert "| a start | detect.py | 20 µs | – | – | – | ≤ 6 µs: missed | – |  |" in text
+    assert text.index("On a GPU: unmeasured.") < text.index("## growth\n\nNot measured yet.")
+
+
+def test_an_unknown_question_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"--only: expected some of {', '.join(QUESTIONS)}, got 'lstn'"):
+        main(["--only", "lstn", "--out", str(tmp_path)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("peer", ["a plain scan", "flax RNN", "torch nn.LSTM"])
+def test_peers_of_the_float_lstm_have_our_loss_and_gradient(peer):
+    if "torch" in peer:
+        pytest.importorskip("torch", reason="the extra `peers` is not installed")
+    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], UNITS)
+    ways = lstm.steps(layer, x)
+    loss, grad = ways["ours"].read(ways["ours"].call())
+    their_loss, their_grad = ways[peer].read(ways[peer].call())
+    np.testing.assert_allclose(their_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(their_grad, grad, atol=1e-6)
+    turned = jnp.roll(grad, UNITS, axis=1)
+    with pytest.raises(InputError, match="expected the peer within"):
+        agree(peer, turned, their_grad, lstm.CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_loop_in_torch_has_the_papers_scheme(bits):
+    pytest.importorskip("torch", reason="the extra `peers` is not installed")
+    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], UNITS)
+    ours = quantized.quantized(layer, x, QuantConfig.paper(bits))
+    loop = quantized.torch_loop(layer, x, bits)
+    (loss, grad), (their_loss, their_grad) = ours.read(ours.call()), loop.read(loop.call())
+    np.testing.assert_allclose(their_loss, loss, rtol=1e-4)
+    np.testing.assert_allclose(their_grad, grad, atol=1e-5)
+
+
+def test_rows_of_the_quantized_lstm_beside_our_float_step(monkeypatch):
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantized, "BITS", (4,))
+    rows = list(quantized.rows(1, SHAPE, SHAPE, UNITS))
+    assert [row.ours for row in rows] == [f"{scheme}, 4 bits" for scheme in quantized.SCHEMES]
+    assert {row.peer for row in rows} == {"our float step"}
