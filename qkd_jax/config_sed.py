@@ -195,6 +195,11 @@ class SedConfig:
             guide = earlier[model.embeddings].network if model.embeddings in earlier else None
             if model.embeddings is not None and StudentConfig in (type(model.network), type(guide)):
                 raise ValueError(f"models.{name}.embeddings: only a CRNN can guide, or be guided")
+            steps = model.network.steps(self.frames)
+            if guide is not None and guide.steps(self.frames) != steps:
+                raise ValueError(
+                    f"models.{name}.embeddings: expected one of its {steps} steps, got {model.embeddings!r}"
+                )
             earlier[name] = model
 
     @property

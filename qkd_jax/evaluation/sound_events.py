@@ -60,7 +60,7 @@ def evaluate_sound_events(
     not finite or not of `events`, a span without length in its clip or of another event, an event without
     spans, and an even `median`.
     """
-    library = _sed_scores_eval()
+    library = load_sed_scores_eval()
     frames, spans = _inputs(truth, scores, durations, events, clock, median)
     seconds, rocs, values = dict(durations), {}, {}
     for name, parameters in _PSDS.items():
@@ -100,7 +100,8 @@ def smooth(scores: np.ndarray, median: int) -> np.ndarray:
     return median_filter(scores, (median, 1), mode="reflect")
 
 
-def _sed_scores_eval() -> ModuleType:
+def load_sed_scores_eval() -> ModuleType:
+    """What counts; raises InputError where the extra `sed` is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # setuptools', of its pkg_resources

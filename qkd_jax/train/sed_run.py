@@ -13,16 +13,16 @@ from qkd_jax.config import InputError
 from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.batches import Batch, from_step
 from qkd_jax.data.clips import SPLITS
-from qkd_jax.data.logits import read_step_logits
 from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
 from qkd_jax.evaluation.scores import make_detect, step_logits
+from qkd_jax.evaluation.sound_events import load_sed_scores_eval
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.run import first_state
 from qkd_jax.train.score import score_run, sound_event_metrics
 from qkd_jax.train.sed_step import make_sed_step
-from qkd_jax.train.sed_teachers import keep_embeddings, taught
+from qkd_jax.train.sed_teachers import check_teachers, keep_embeddings, taught
 
 
 def train_sed(config: SedConfig) -> Path:
@@ -37,7 +37,7 @@ def train_sed(config: SedConfig) -> Path:
         # The test split too, for what is wrong with it shall not show after the training.
         data = {split: load_sed_split(run.config, clips, split, run.cache) for split in SPLITS}
         norm = run.norm(data["train"].features)
-        _check(run.config, data["train"])
+        _check(run, data["train"])
         for name in run.names:
             stop_if_asked()
             _train_model(run, name, data, norm)
@@ -46,10 +46,17 @@ def train_sed(config: SedConfig) -> Path:
         return run.folder
 
 
-def _check(config: SedConfig, train: SedDataset) -> None:
+def _check(run: Run[SedConfig], train: SedDataset) -> None:
     """Raise InputError for what would else show only after some models have trained."""
+    config = run.config
     if not config.models:
         raise InputError("models: expected at least one, got none")
+    if not (train.kind == 0).sum() >= config.train.strong:
+        raise InputError(
+            f"train.strong: expected at most the {(train.kind == 0).sum()} strongly labelled clips, "
+            f"got {config.train.strong}"
+        )
+    load_sed_scores_eval()
     longest = max(map(len, train.features))
     for name, model in config.models.items():
         if (model.teachers or model.embeddings) and longest - config.frames >= model.network.span[1]:
@@ -58,9 +65,9 @@ def _check(config: SedConfig, train: SedDataset) -> None:
                 f"{config.data.clip_seconds:g} where others teach, found one of {longest} frames "
                 f"against {config.frames}"
             )
-        for teacher in model.teachers:
-            if teacher.endswith(".npz"):
-                read_step_logits(Path(teacher), train.names, train.events)
+        check_teachers(config, name, train)
+        if model.embeddings is not None and model.embeddings.endswith(".toml"):
+            keep_embeddings(run, name, train)
 
 
 def _train_model(
@@ -70,8 +77,6 @@ def _train_model(
     keep_embeddings(run, name, data["train"])
     model = run.model(name)
     epoch_steps = int((data["train"].kind == 0).sum()) // settings.strong
-    if not epoch_steps:
-        raise InputError(f"train.strong: expected at most the strongly labelled clips, got {settings.strong}")
     detect = make_detect(model)
 
     def validate(variables: Any) -> dict[str, float]:

@@ -33,16 +33,7 @@ def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[
     if not config.teachers:
         return found
     all_said = [said(run, teacher, data) for teacher in config.teachers]
-    first, spans = all_said[0], {each.span for each in all_said}
-    for teacher, each in zip(config.teachers, all_said):
-        (read, hop), steps = each.span, each.frames.shape[1]
-        if steps != (expected := (run.config.frames - read) // hop + 1):
-            raise InputError(
-                f"{teacher}: expected {expected} steps of {run.config.frames} frames, found {steps}: of "
-                "other features, or another clip length"
-            )
-    if len(spans) > 1:
-        raise InputError(f"models.{name}.teachers: expected teachers of one step, got spans {sorted(spans)}")
+    first = all_said[0]
     weights = fusion_weights(config.fusion, np.stack([each.precision for each in all_said]))
     frames, clip = (
         fuse(
@@ -57,6 +48,25 @@ def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[
         "teacher_clip": clip,
         "step_of_frames": step_of_frames(first.span, frames.shape[1], run.config.frames),
     }
+
+
+def check_teachers(config: SedConfig, name: str, train: SedDataset) -> None:
+    """Raise InputError if those that teach model `name` don't speak of the steps of one grid."""
+    spans = set()
+    for teacher in config.models[name].teachers:
+        if not teacher.endswith(".npz"):
+            spans.add(config.networks[teacher].span)
+            continue
+        found = read_step_logits(Path(teacher), train.names, train.events)
+        (read, hop), steps = found.span, found.frames.shape[1]
+        spans.add(found.span)
+        if steps != (expected := (config.frames - read) // hop + 1):
+            raise InputError(
+                f"{teacher}: expected {expected} steps of {config.frames} frames, found {steps}: of "
+                "other features, or another clip length"
+            )
+    if len(spans) > 1:
+        raise InputError(f"models.{name}.teachers: expected teachers of one step, got spans {sorted(spans)}")
 
 
 def said(run: Run[SedConfig], teacher: str, data: dict[str, SedDataset]) -> StepLogits:
@@ -85,7 +95,7 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     """Write down the embeddings that guide model `name` on the training clips (EEFD), if any do.
 
     `rows` float16 [clips, rows, size], and which of them stands for each of the model's steps, the nearest.
-    Raises InputError if a guide of the run has other steps.
+    Raises InputError if a tagger can't be used.
     """
     source, path = run.config.models[name].embeddings, run.embeddings(name)
     if source is None or path.is_file():
@@ -102,10 +112,6 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
         row_of_step = np.clip(np.rint((first + step * steps) / hop).astype(int), 0, most - 1)
     else:
         rows, row_of_step = _inner(run, source, data), steps
-        if rows.shape[1] != len(steps):
-            raise InputError(
-                f"models.{name}.embeddings: expected a model of its {len(steps)} steps, got {source}"
-            )
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as file:
         np.savez(file, rows=rows.astype(np.float16), row_of_step=row_of_step, size=rows.shape[-1])

@@ -198,6 +198,80 @@ def test_a_model_that_cannot_be_is_named(changes, message):
         SedConfig(models={"a": DetectorConfig(**changes)})
 
 
+def test_a_guide_of_other_steps_is_named():
+    coarser = dataclasses.replace(CRNN, pools=((4, 4),))
+    with pytest.raises(
+        ValueError, match=r"models\.b\.embeddings: expected one of its \d+ steps, got 'a'"
+    ):
+        SedConfig(
+            models={"a": DetectorConfig(network=coarser), "b": DetectorConfig(network=CRNN, embeddings="a")}
+        )
+
+
+def said_by(path, names, steps, span):
+    clip, frames = np.zeros((len(names), 2)), np.zeros((len(names), steps, 2))
+    write_step_logits(path, names, tuple(PITCHES), StepLogits(clip, frames, np.ones(2), span))
+    return str(path)
+
+
+FIRST = DetectorConfig(network=CRNN)
+COARSER = DetectorConfig(network=dataclasses.replace(CRNN, pools=((4, 4),)))
+
+
+@pytest.mark.parametrize(
+    ("taught_by", "message"),
+    [
+        ((), r"models: expected at least one, got none"),
+        (("other-steps",), r"other-steps\.npz: expected 30 steps of 61 frames, found 29"),
+        (("other-clips",), r"other-clips\.npz: no logits for 72 clips, first 'train/audio/train000.wav'"),
+        (("first", "other-span"), r"models\.taught\.teachers: expected teachers of one step, got spans"),
+        (("first", "coarser"), r"teachers: expected teachers of one step, got spans \[\(2, 2\), \(4, 4\)\]"),
+        (("none",), r"none\.npz"),
+    ],
+)
+def test_what_cannot_teach_is_named_before_anything_trains(root, tmp_path, run, data, taught_by, message):
+    names = data["train"].names
+    files = {
+        "other-steps": said_by(tmp_path / "other-steps.npz", names, 29, (2, 2)),
+        "other-clips": said_by(tmp_path / "other-clips.npz", ["a.wav"] * len(names), 30, (2, 2)),
+        "other-span": said_by(tmp_path / "other-span.npz", names, 15, (4, 4)),
+        "none": str(tmp_path / "none.npz"),
+    }
+    teachers = tuple(files.get(name, name) for name in taught_by)
+    models = {"first": FIRST, "coarser": COARSER, "taught": dataclasses.replace(FIRST, teachers=teachers)}
+    config = config_of(root, tmp_path, cache=str(run.cache), models=models if taught_by else {})
+    with pytest.raises(InputError, match=message):
+        train_sed(config)
+    assert not list(tmp_path.glob("tones/*/log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train": SedTrainConfig(strong=25)},
+            r"train\.strong: expected at most the 24 strongly labelled clips, got 25",
+        ),
+        (
+            {"models": {"a": FIRST, "b": dataclasses.replace(FIRST, embeddings="none.toml")}},
+            r"none\.toml",
+        ),
+    ],
+)
+def test_what_cannot_train_is_named_before_anything_trains(root, tmp_path, run, changes, message):
+    with pytest.raises(InputError, match=message):
+        train_sed(config_of(root, tmp_path, cache=str(run.cache), **changes))
+    assert not list(tmp_path.glob("tones/*/log.jsonl"))
+
+
+def test_a_clip_longer_than_what_models_see_is_refused_where_others_teach(root, tmp_path, run):
+    models = {"a": FIRST, "b": dataclasses.replace(FIRST, teachers=("a",))}
+    config = config_of(root, tmp_path, cache=str(run.cache), models=models)
+    shorter = dataclasses.replace(config.data, clip_seconds=0.5)
+    with pytest.raises(InputError, match=r"models\.b: expected training recordings of at most .* = 0\.5"):
+        train_sed(dataclasses.replace(config, data=shorter))
+
+
 @pytest.mark.parametrize("frames", [5, 20, 21, 22, 23, 40, 55])
 def test_windows_of_a_long_clip_say_each_step_once(frames):
     """A detector that tells which frames a step joins, on windows of 20 frames and steps of two."""
