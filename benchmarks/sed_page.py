@@ -13,7 +13,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from benchmarks.sed_tables import SE_TEACHER, SEVERAL
-from benchmarks.text import markdown, spread
+from benchmarks.text import DASH, markdown, spread
 from qkd_jax.command import override, run_command
 from qkd_jax.config import InputError
 from qkd_jax.evaluation.table import SOUNDS
@@ -80,7 +80,7 @@ def page(cells: Cells) -> str:
     if few:
         head = ["model", "bytes", "parameters", *FIGURES.values(), "PSDS1 lost"]
         parts += ["## 8 and 4 bits", markdown(head, body)]
-    return "\n\n".join([*parts, *_ratios(cells)]) + "\n"
+    return "\n\n".join([*parts, *_ratios(cells), *_goals(cells)]) + "\n"
 
 
 def _row(seeds: Sequence[dict[str, Any]]) -> list[str]:
@@ -88,13 +88,13 @@ def _row(seeds: Sequence[dict[str, Any]]) -> list[str]:
     return [f"{seeds[0]['parameters']:,}", *(spread([each[key] for each in averages]) for key in FIGURES)]
 
 
-def _psds1(seeds: Sequence[dict[str, Any]]) -> float:
-    return float(np.mean([cell["metrics"]["average"]["psds1"] for cell in seeds]))
+def _mean(seeds: Sequence[dict[str, Any]], figure: str) -> float:
+    return float(np.mean([cell["metrics"]["average"][figure] for cell in seeds]))
 
 
 def _loss(cells: Cells, name: str) -> str:
     before = cells.get(name[:-2])
-    return f"{100 * (1 - _psds1(cells[name]) / _psds1(before)):.0f} %" if before else "–"
+    return f"{100 * (1 - _mean(cells[name], 'psds1') / _mean(before, 'psds1')):.0f} %" if before else DASH
 
 
 def _ratios(cells: Cells) -> list[str]:
@@ -106,6 +106,29 @@ def _ratios(cells: Cells) -> list[str]:
     each = ", ".join(f"{size / tiny:.0f}" for size in sizes)
     times = f"{each} times fewer parameters than the teachers, {sum(sizes) / tiny:.0f} than all"
     return [f"The student has {times}."]
+
+
+def _goals(cells: Cells) -> list[str]:
+    """What was aimed at, and what came of it."""
+    rows = []
+
+    def compare(aim: str, name: str, others: Sequence[str], least: float, figures: Sequence[str]) -> None:
+        if name in cells and all(other in cells for other in others):
+            ours = [_mean(cells[name], figure) for figure in figures]
+            theirs = [float(np.mean([_mean(cells[other], figure) for other in others])) for figure in figures]
+            met = all(one >= least * other for one, other in zip(ours, theirs))
+            said = [" / ".join(f"{value:.2f}" for value in values) for values in (ours, theirs)]
+            rows.append([aim, *said, "met" if met else "missed"])
+
+    both, psds = "third-both", ("psds1", "psds2")
+    compare(f"{both} beats the baseline in PSDS1 and PSDS2", both, ("baseline",), 1, psds)
+    for name in ("tiny-fused", "lstm-fused"):
+        compare(f"{name} is no worse than its teachers' average in PSDS1 and PSDS2", name, SEVERAL, 1, psds)
+    for name in (both, "third-takd", "tiny-fused", "lstm-fused"):
+        for bits, least in ((8, 0.98), (4, 0.94)):
+            aim = f"{name} at {bits} bits loses at most {100 * (1 - least):.0f} % of PSDS1"
+            compare(aim, f"{name}-{bits}", (name,), least, psds[:1])
+    return ["## What was aimed at", markdown(["aim", "it", "against", ""], rows)] if rows else []
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """A train step of the float LSTM: its outputs, and the gradient in its parameters."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from benchmarks.speed.limit import lstm_work, shares
 from benchmarks.speed.turns import Call, Row, agree, in_turns
 from qkd_jax.nn.cell import Layer
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
@@ -102,7 +103,7 @@ def cudnn(layer: Layer, x: np.ndarray) -> Step:
     from jax.experimental import rnn
 
     (batch, steps, inputs), units = x.shape, layer["b"].size // 4
-    w, b = torch_order(layer)
+    w, b = to_torch(layer)
     # cuDNN's flat weights: the inputs' matrices, the recurrent ones, then two biases.
     flat = jnp.concatenate([w[units:].T.ravel(), w[:units].T.ravel(), b, jnp.zeros_like(b)])
     lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, units))
@@ -116,7 +117,7 @@ def cudnn(layer: Layer, x: np.ndarray) -> Step:
     def read(found: Any) -> tuple[Any, Any]:
         of_x, of_h, _ = jnp.split(found[1], [4 * units * inputs, 4 * units * (inputs + units)])
         of_w = jnp.concatenate([of_h.reshape(4 * units, units), of_x.reshape(4 * units, inputs)], axis=1)
-        return found[0], our_order(of_w.T)
+        return found[0], from_torch(of_w.T)
 
     return Step(jitted(loss, flat, x), read)
 
@@ -128,7 +129,7 @@ def torch_lstm(layer: Layer, x: np.ndarray) -> Step:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     units = layer["b"].size // 4
     model = torch.nn.LSTM(x.shape[2], units, batch_first=True).to(device)
-    w, b = torch_order(layer)
+    w, b = to_torch(layer)
     found = {"weight_ih_l0": w[units:].T, "weight_hh_l0": w[:units].T, "bias_ih_l0": b, "bias_hh_l0": 0 * b}
     model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in found.items()})
     on_device = torch.tensor(x, device=device)
@@ -143,17 +144,17 @@ def torch_lstm(layer: Layer, x: np.ndarray) -> Step:
 
     def read(result: Any) -> tuple[Any, Any]:
         loss, (of_x, of_h, *_) = result
-        return loss.item(), our_order(np.concatenate([of_h.cpu().numpy(), of_x.cpu().numpy()], axis=1).T)
+        return loss.item(), from_torch(np.concatenate([of_h.cpu().numpy(), of_x.cpu().numpy()], axis=1).T)
 
     return Step(call, read)
 
 
-def torch_order(layer: Layer) -> tuple[jax.Array, jax.Array]:
+def to_torch(layer: Layer) -> tuple[jax.Array, jax.Array]:
     """Matrix and bias, their gates in the order i, f, c, o of torch and cuDNN."""
     return _swapped(layer["w"]), _swapped(layer["b"])
 
 
-def our_order(w: Any) -> jax.Array:
+def from_torch(w: Any) -> jax.Array:
     """A matrix of torch's or cuDNN's gates in the order f, i, c, o."""
     return _swapped(w)
 
@@ -161,6 +162,12 @@ def our_order(w: Any) -> jax.Array:
 def _swapped(array: Any) -> jax.Array:
     one, other, *rest = jnp.split(jnp.asarray(array), 4, axis=-1)
     return jnp.concatenate([other, one, *rest], axis=-1)
+
+
+def speed(shape: tuple[int, int, int], units: int, seconds: Sequence[float]) -> str:
+    """Clips a second, and what share of the device that is."""
+    middle = float(np.median(seconds))
+    return f"{shape[0] / middle:.0f} clips a second; {shares(*lstm_work(*shape, units), middle)}"
 
 
 def steps(layer: Layer, x: np.ndarray) -> dict[str, Step]:
@@ -196,5 +203,5 @@ def rows(rounds: int, shape: tuple[int, int, int] = SHAPE, units: int = UNITS) -
             peer_seconds=theirs,
             off=off[name],
             at_least=(1 / 1.2 if gpu else 1.0) if fast else None,
-            note=f"{shape[0] / np.median(mine):.0f} clips a second",
+            note=speed(shape, units, mine),
         )

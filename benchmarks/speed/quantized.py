@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.speed.lstm import SHAPE, UNITS, Step, flax_cell, jitted, noise, ours, parameters, torch_order
+from benchmarks.speed.lstm import (
+    SHAPE,
+    UNITS,
+    Step,
+    flax_cell,
+    jitted,
+    noise,
+    ours,
+    parameters,
+    speed,
+    to_torch,
+)
 from benchmarks.speed.turns import Row, agree, in_turns
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.cell import Layer
@@ -101,7 +112,7 @@ def brevitas_lstm(layer: Layer, x: np.ndarray, bits: int) -> tuple[Callable[[], 
         "cell_state_bit_width": 8
     }
     model = quantized.QuantLSTM(x.shape[2], units, batch_first=True, **widths)
-    w, b = (np.array(each) for each in torch_order(layer))
+    w, b = (np.array(each) for each in to_torch(layer))
     floats = {"weight_ih_l0": w[units:].T, "weight_hh_l0": w[:units].T, "bias_ih_l0": b, "bias_hh_l0": 0 * b}
     model.load_state_dict({name: torch.tensor(value) for name, value in floats.items()})
     model.to(device)
@@ -153,7 +164,7 @@ def rows(
             seconds=seconds[name],
             peer_seconds=seconds["float"],
             at_least=1 / 1.1,
-            note=f"{shape[0] / np.median(seconds[name]):.0f} clips a second",
+            note=speed(shape, units, seconds[name]),
         )
     x = noise(short)
     floats = outputs(layer, x)

@@ -68,6 +68,13 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
     assert "| 25.00 ± 1.00 | 50.00" in rows["tiny-fused"]
     assert rows["tiny-fused-4"].endswith("| 10 % |")
+    aims = {
+        line.split(" | ")[0].strip("| "): line for line in text.split("## What was aimed at")[1].splitlines()
+    }
+    average = next(line for aim, line in aims.items() if "teachers' average" in aim)
+    assert average.endswith("| 25.00 / 50.00 | 30.00 / 50.00 | missed |")
+    assert aims["tiny-fused at 4 bits loses at most 6 % of PSDS1"].endswith("| 22.50 | 25.00 | missed |")
+    assert len(aims) == 5  # the head, its line, two aims, and the empty line
     assert "16, 20, 24 times fewer parameters than the teachers, 60 than all" in text
     assert (
         "Not trained yet: `teacher-se`, `third`" in text and "Not trained yet: `fusion`, `tiny-one`" in text

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.speed import lstm, quantized
+from benchmarks.speed import limit, lstm, quantized
 from benchmarks.speed.__main__ import QUESTIONS, main
 from benchmarks.speed.page import page
 from benchmarks.speed.turns import Row, agree, in_turns
@@ -61,6 +62,24 @@ def test_the_page_says_what_was_measured_and_where(tmp_path):
 def test_an_unknown_question_is_refused(tmp_path):
     with pytest.raises(InputError, match=f"--only: expected some of {', '.join(QUESTIONS)}, got 'lstn'"):
         main(["--only", "lstn", "--out", str(tmp_path)])
+
+
+def test_the_work_of_a_step_is_that_which_xla_counts(monkeypatch):
+    """Of one step, as XLA doesn't count how often a loop runs; its sums and gates come on top."""
+    batch, inputs, units = 8, 32, 64
+    layer, x = lstm.parameters(inputs, units), jnp.ones((batch, 1, inputs))
+
+    def loss(layer):
+        z = x[:, 0] @ layer["w"][units:] + x[:, 0, :1] * jnp.ones((1, units)) @ layer["w"][:units]
+        return jnp.sum(z**2)
+
+    counted = jax.jit(jax.grad(loss)).lower(layer).compile().cost_analysis()["flops"]
+    operations, _ = limit.lstm_work(batch, 1, inputs, units)
+    back = 2 * batch * 4 * units * units  # through h, of which this loss has none
+    assert operations - back == pytest.approx(counted, rel=0.1)
+    monkeypatch.setattr(limit, "arithmetic", lambda: 10.0)
+    monkeypatch.setattr(limit, "bandwidth", lambda: 100.0)
+    assert limit.shares(40.0, 20.0, 8.0) == "50% of the device's arithmetic, 2% of its bandwidth"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
