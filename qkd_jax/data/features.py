@@ -14,7 +14,7 @@ from qkd_jax.config import FeatureConfig, InputError, to_json
 from qkd_jax.data.cache import cached
 from qkd_jax.data.clips import Clip
 
-_FORMAT = 1  # to be raised when the same settings come to give other features
+_FORMAT = 2  # to be raised when the same settings come to give other features
 
 
 def cached_features(
