@@ -2,9 +2,9 @@
 
 python -m benchmarks.speed [--only NAME …] [--rounds 7] [--out docs/results/speed]
 
-Each question is a file here and a process of its own.  Its rows are kept in DIR/cpu or DIR/gpu, by what JAX computes
-on, and the page beside DIR is written from all that are kept: on a machine with a GPU the same command
-fills the rows that a CPU can't.  Peers come with the extra `peers`; those that aren't installed are left out.
+Each question is a file here and a process of its own.  Its rows are kept in DIR/cpu or DIR/gpu, by what JAX
+computes on, and the page beside DIR is written from all that are kept: on a machine with a GPU the same
+command fills the rows that a CPU can't.  Peers come with the extra `peers`; what isn't installed is left out.
 """
 
 import os
@@ -51,11 +51,14 @@ class Settings:
 def ask(name: str, settings: Settings) -> None:
     """Answer one question in a process of its own; raises InputError if that fails."""
     environment = dict(os.environ)
+    answer = [sys.executable, "-m", "benchmarks.speed.answer"]
     told = (name, str(settings.rounds), settings.out, str(QUESTIONS[name]))
     if QUESTIONS[name] == ONE:
         environment |= dict.fromkeys(THREADS, "1")
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    if status := subprocess.run([sys.executable, "-m", "benchmarks.speed.answer", *told], env=environment).returncode:
+    if status := subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed.answer", *told], env=environment
+    ).returncode:
         raise InputError(f"{name}: ended with status {status}")
 
 

@@ -1,7 +1,7 @@
-"""Answers one question in this process and keeps the rows: what `python -m benchmarks.speed` calls.
+"""Answers one question in this process: what `python -m benchmarks.speed` calls.
 
-A question is a module here with QUESTION (a title), ABOUT (what is computed, and how the two sides are known to agree),
-PACKAGES (whose versions count) and `rows(rounds)`.
+A question is a module here with QUESTION (a title), ABOUT (what is computed, and how the two sides are known
+to agree), PACKAGES (whose versions count) and `rows(rounds)`.
 """
 
 import dataclasses

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from benchmarks.speed.page import time_text
 from benchmarks.speed.turns import Row, in_turns
 from qkd_jax.config import DataConfig, InputError, QuantConfig, StudentConfig
 
@@ -25,8 +26,8 @@ QUESTION = "Growth of time and memory"
 ABOUT = """Each size in a process of its own, whose memory is the most that it held, libraries and mapped
 files included. Sound goes through `detect` as in detect.py (preset `small`, 4 bits); clips of 8 × 8
 features are found by a manifest and drawn for an epoch in batches of 32; a train step is of the paper's
-student, 8 bits. The slope is that of the logarithms of time and size, in the upper half of the sizes;
-the goal, a time, is what a slope of 1.1 would allow."""
+student, 8 bits, and grows with its weights or its batch. The slope is that of the logarithms of time and
+size, in the upper half of the sizes; the goal, a time, is what a slope of 1.1 would allow."""
 PACKAGES = ("flax", "optax", "grain", "numpy", "soundfile")
 ROOT = Path(__file__).parents[2]
 SECONDS = (10, 60, 600, 3600)
@@ -141,7 +142,7 @@ def grown(
     for label, size, point in zip(labels, sizes, points):
         medians.append(float(np.median(point.seconds)))
         peaks.append(point.peak)
-        note = f"{point.peak / 1e6:,.0f} MB; {1e6 * medians[-1] / size:,.3g} µs a {unit}"
+        note = f"{point.peak / 1e6:,.0f} MB; {time_text(medians[-1] / size)} a {unit}"
         most = None
         if len(medians) == len(sizes):
             steepness = slope(sizes[half:], medians[half:])

@@ -12,9 +12,10 @@ from benchmarks.text import DASH, markdown
 
 HEAD = """# Speed, beside what people use today
 
-Made by `python -m benchmarks.speed`: edits would be lost. Each pair is first checked to compute the same thing
-("off": the largest difference, as a share of the largest value), then timed in turns; "times as fast" is the median over the
-rounds of the peer's time by ours, and its quartiles. Times are medians, on the clock."""
+Made by `python -m benchmarks.speed`: edits would be lost. Each pair is first checked to compute the same
+thing ("off": the largest difference, as a share of the largest value), then timed in turns; "times as fast" is
+the median over the rounds of the peer's time by ours, and its quartiles. Times are medians, on the clock."""
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 COLUMNS = ("what", "qkd_jax", "time", "peer", "its time", "times as fast", "goal", "off", "")
 
 
@@ -48,15 +49,15 @@ def row(each: Row) -> list[str]:
     if each.at_least is not None:
         goal = f"≥ {_digits(each.at_least)}"
     elif each.at_most is not None:
-        goal = f"≤ {_time(each.at_most)}"
+        goal = f"≤ {time_text(each.at_most)}"
     if each.met is not None:
         goal += ": met" if each.met else ": missed"
     return [
         each.what,
         each.ours,
-        _time(np.median(each.seconds)),
+        time_text(np.median(each.seconds)),
         each.peer or DASH,
-        _time(np.median(each.peer_seconds)) if each.peer_seconds else DASH,
+        time_text(np.median(each.peer_seconds)) if each.peer_seconds else DASH,
         ratio,
         goal,
         DASH if each.off is None else f"{each.off:.1g}",
@@ -68,8 +69,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _time(seconds: Any) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            break
+def time_text(seconds: Any) -> str:
+    """Seconds in a unit that suits them."""
+    unit, size = next((each for each in UNITS if seconds >= each[1]), UNITS[-1])
     return f"{_digits(seconds / size)} {unit}"

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
 
-
 _TILE = 48
 """Frames that are computed at once: enough for transforms and products to fill a core's registers."""
 

@@ -30,7 +30,7 @@ def test_the_goal_is_of_the_upper_half(power, met):
     *others, last = grown([f"{size} m" for size in sizes], sizes, points, ours="walking", unit="metre")
     assert last.met is met and {row.met for row in others} == {None}
     assert last.note.endswith(f"; from 100 m on: slope {power:.2f}, memory × 1.22")
-    assert others[1].note == "8 MB; 9e+05 µs a metre" and others[1].what == "10 m"
+    assert others[1].note == "8 MB; 900 ms a metre" and others[1].what == "10 m"
 
 
 def test_peak_is_of_the_process_alone():

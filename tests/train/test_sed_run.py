@@ -200,9 +200,7 @@ def test_a_model_that_cannot_be_is_named(changes, message):
 
 def test_a_guide_of_other_steps_is_named():
     coarser = dataclasses.replace(CRNN, pools=((4, 4),))
-    with pytest.raises(
-        ValueError, match=r"models\.b\.embeddings: expected one of its \d+ steps, got 'a'"
-    ):
+    with pytest.raises(ValueError, match=r"models\.b\.embeddings: expected one of its \d+ steps, got 'a'"):
         SedConfig(
             models={"a": DetectorConfig(network=coarser), "b": DetectorConfig(network=CRNN, embeddings="a")}
         )
