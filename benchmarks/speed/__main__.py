@@ -51,14 +51,12 @@ class Settings:
 def ask(name: str, settings: Settings) -> None:
     """Answer one question in a process of its own; raises InputError if that fails."""
     environment = dict(os.environ)
-    answer = [sys.executable, "-m", "benchmarks.speed.answer"]
     told = (name, str(settings.rounds), settings.out, str(QUESTIONS[name]))
     if QUESTIONS[name] == ONE:
         environment |= dict.fromkeys(THREADS, "1")
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    if status := subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed.answer", *told], env=environment
-    ).returncode:
+    command = [sys.executable, "-m", "benchmarks.speed.answer", *told]
+    if status := subprocess.run(command, env=environment).returncode:
         raise InputError(f"{name}: ended with status {status}")
 
 
