@@ -12,8 +12,8 @@ from benchmarks.text import DASH, markdown
 
 HEAD = """# Speed, beside what people use today
 
-Made by `python -m benchmarks.speed`: edits would be lost. Each pair is first checked to compute the same thing;
-"off" is the largest difference, as a share of the largest value. Then it is timed in turns: "times as fast" is the
+Made by `python -m benchmarks.speed`: edits would be lost. Each pair is checked to compute the same thing:
+"off" is the largest difference, as a share of the largest value. Then both have turns: "times as fast" is the
 median over the rounds of the peer's time by ours, and its quartiles. Times are medians, on the clock."""
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 COLUMNS = ("what", "qkd_jax", "time", "peer", "its time", "times as fast", "goal", "off", "")

@@ -35,7 +35,7 @@ EVEN, ODD = (4, 40, 32), (4, 41, 17)
 @functools.cache
 def steps(shape):
     """Torch's network with our weights, the batch, and what our step finds."""
-    pytest.importorskip("torch", reason="compares with torch")
+    pytest.importorskip("torch", reason="needs torch, which is not installed")
     batch = noise(shape)
     variables = jax.jit(build_model(TINY, EVENTS).init)(jax.random.key(0), batch.features[:1])
     network = torch_densenet(TINY, variables["params"], shape)
@@ -70,7 +70,7 @@ def test_another_weight_or_gradient_is_refused():
 
 
 def test_a_row_for_each_way_of_torch():
-    pytest.importorskip("torch", reason="compares with torch")
+    pytest.importorskip("torch", reason="needs torch, which is not installed")
     (row,) = rows(2, EVEN, TINIER, ("torch",))
     assert (row.what, row.ours, row.peer, row.at_least) == ("4 x 40 x 32, float32", "DenseNet", "torch", 1)
     assert len(row.seconds) == len(row.peer_seconds) == 2 and 0 < row.off < 1e-4
