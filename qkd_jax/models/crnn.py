@@ -12,6 +12,7 @@ from qkd_jax.config import InputError, QuantConfig
 from qkd_jax.config_sed import CRNNConfig
 from qkd_jax.models.common import Detections, Linear, batch_norm, normalize
 from qkd_jax.nn.conv import conv_frames
+from qkd_jax.nn.dropout import dropout
 from qkd_jax.nn.gru import gru_init, gru_scan
 
 _LEAST = 1e-7
@@ -50,14 +51,14 @@ class CRNN(nn.Module):
         embedding = _Embedding(self.embedding, name="embedding")(x) if self.embedding else None
         inputs = x.shape[-1]
         gru = self.param("gru", lambda key: _gru_init(key, inputs, config))
-        x = nn.Dropout(config.dropout, deterministic=not train)(x)
+        x = _Dropout(config.dropout)(x, train=train)
         for layer in gru:
             ways = [
                 gru_scan(way, x, quant=config.quant, reverse=reverse)[0]
                 for way, reverse in zip(layer, (False, True))
             ]
             x = jnp.concatenate(ways, axis=-1)
-        x = nn.Dropout(config.dropout, deterministic=not train)(x)
+        x = _Dropout(config.dropout)(x, train=train)
         frames, attention = (
             Linear(self.events, config.quant.output, name=name)(x) for name in ("output", "attention")
         )
@@ -83,6 +84,16 @@ def _gru_init(key: jax.Array, inputs: int, config: CRNNConfig) -> Any:
         tuple(gru_init(key, ways * config.units if index else inputs, config.units) for key in keys)
         for index, keys in enumerate(jax.random.split(key, (config.layers, ways)))
     )
+
+
+class _Dropout(nn.Module):
+    """`dropout` in training, by the key of that name."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return dropout(self.make_rng("dropout"), x, self.rate) if train and self.rate else x
 
 
 class _Embedding(nn.Module):
@@ -114,7 +125,7 @@ class _Front(nn.Module):
             x = _BLOCKS[config.trunk](x, channels, conv, norm)
             if config.trunk == "se" and block < len(config.channels) - 1:
                 x = _tfwse(_se(x, conv), conv)
-            x = nn.Dropout(config.dropout, deterministic=not train)(x)
+            x = _Dropout(config.dropout)(x, train=train)
             x = nn.avg_pool(x, pool, pool)
             if 0 in x.shape[1:]:
                 raise InputError(f"pools: nothing is left of {frames} x {mels} behind block {block + 1}")

@@ -1,6 +1,9 @@
 """Convolution over log-mel energies, float or with both operands quantized."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import OFF
@@ -24,17 +27,60 @@ def conv_frames(
     cut between steps.  The mel axis, and with `pad_time` time too, is padded by zeros, half a kernel on
     either side, which are no codes but exact.  Each frame of x has its own range, over bands and channels;
     the kernel has one, or with `per_channel` one for each output.  The product is that of the recovered
-    floats (see `fake_quant`, also for the gradient).  `inputs` are the channels of a group.
+    floats (see `fake_quant`, also for the gradient).  Reverse mode only.  `inputs` are those of a group.
     """
     w = fake_quant(w, w_bits, axis=(0, 1, 2) if per_channel else None)
     x = fake_quant(x, x_bits, axis=(-2, -1))
-    half_time, half = w.shape[0] // 2 if pad_time else 0, w.shape[1] // 2
+    padding = (w.shape[0] // 2 if pad_time else 0, w.shape[1] // 2)
+    if groups == x.shape[-1] and strides == (1, 1):
+        return _by_channel(padding, w, x)
+    return _convolved(w, x, strides, padding, groups)
+
+
+def _convolved(
+    w: jax.Array, x: jax.Array, strides: tuple[int, int], padding: tuple[int, int], groups: int
+) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
         w,
         strides,
-        padding=((half_time, half_time), (half, half)),
+        padding=[(half, half) for half in padding],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
         precision=jax.lax.Precision.HIGHEST,
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_channel(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Array:
+    """`_convolved` where each output reads one channel: a sum of shifted products.
+
+    XLA's kernel for CPUs takes some forty times as long for few channels, forward and in x; in w it is fast.
+    """
+    (taps, bands, _, outputs), (batch, frames, mels, channels) = w.shape, x.shape
+    steps, rest = frames + 2 * padding[0] - taps + 1, mels + 2 * padding[1] - bands + 1
+    padded = jnp.pad(x, ((0, 0), *((half, half) for half in padding), (0, 0)))
+    if channels > 1:
+        padded = padded.repeat(outputs // channels, axis=-1)
+    shape, total = (batch, steps, rest, outputs), jnp.zeros((), x.dtype)
+    for tap in range(taps):
+        for band in range(bands):
+            part = padded[:, tap : tap + steps, band : band + rest]
+            total += jnp.broadcast_to(part, shape) * jnp.broadcast_to(w[tap, band], shape)
+    return total
+
+
+def _by_channel_forward(padding, w, x):
+    return _by_channel(padding, w, x), (w, x)
+
+
+def _by_channel_backward(padding, residuals, gradient):
+    w, x = residuals
+    channels, outputs = x.shape[-1], w.shape[-1]
+    (d_w,) = jax.vjp(lambda w: _convolved(w, x, (1, 1), padding, channels), w)[1](gradient)
+    around = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
+    moved = _by_channel(around, w[::-1, ::-1], gradient)
+    return d_w, moved.reshape(*x.shape, outputs // channels).sum(axis=-1)
+
+
+_by_channel.defvjp(_by_channel_forward, _by_channel_backward)

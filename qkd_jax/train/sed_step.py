@@ -65,7 +65,7 @@ def make_sed_step(
         # Of a generator whose bits cost little, to compile too; dropout needs many.
         key = jax.random.fold_in(jax.random.key(train.seed, impl="rbg"), state.step)
         weight = config.consistency * _risen(state.step, train, steps)
-        mean = detect(state.model, batch["features"])
+        mean = detect(state.model, batch["features"]) if config.consistency else None
 
         def objective(params):
             found, updated = model.apply(
@@ -78,8 +78,9 @@ def make_sed_step(
             )
             terms = {
                 "labels": config.labels * label_loss(found, batch, span),
-                "consistency": weight * consistency_loss(found, mean),
             }
+            if mean is not None:
+                terms["consistency"] = weight * consistency_loss(found, mean)
             if config.teachers and config.through == "student":
                 terms["teaching"] = config.teaching * teacher_loss(found, batch, span)
             if config.embeddings is not None:

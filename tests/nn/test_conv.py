@@ -111,3 +111,33 @@ def test_a_batch_mate_changes_not_one_bit(quant):
         got = conv_frames(w, x.at[0].set(mate), strides=(2, 2), **quant)
         np.testing.assert_array_equal(got[1], expected[1])
         assert not np.array_equal(got[0], expected[0])
+
+
+@pytest.mark.parametrize("pad_time", [False, True])
+@pytest.mark.parametrize(("channels", "outputs", "size"), [(1, 4, 3), (3, 3, 3), (2, 6, 3), (1, 2, 5)])
+def test_where_each_output_reads_one_channel_value_and_gradients_are_xlas(channels, outputs, size, pad_time):
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(size, size, 1, outputs)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 9, 6, channels)), jnp.float32)
+    half = size // 2
+
+    def plain(w, x):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (1, 1),
+            [(half, half) if pad_time else (0, 0), (half, half)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+    def fast(w, x):
+        return conv_frames(w, x, pad_time=pad_time, groups=channels)
+
+    expected, pullback = jax.vjp(plain, w, x)
+    got, fast_pullback = jax.vjp(fast, w, x)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    dy = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for one, other in zip(fast_pullback(dy), pullback(dy)):
+        np.testing.assert_allclose(one, other, atol=1e-4)
