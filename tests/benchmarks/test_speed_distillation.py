@@ -18,6 +18,7 @@ STUDENT, FLOAT = StudentConfig(units=6, quant=QuantConfig.paper(8)), StudentConf
 TEACHER = TeacherConfig(blocks=(1,), growth=3, stem=4, bottleneck=2)
 
 
+@pytest.mark.slow
 def test_rows_compare_cached_logits():
     bare, live = rows(2, SHAPE, STUDENT, TEACHER)
     assert (bare.what, bare.ours, bare.peer) == (
@@ -31,12 +32,14 @@ def test_rows_compare_cached_logits():
         assert len(row.seconds) == len(row.peer_seconds) == 2 and row.off < 1e-6
 
 
+@pytest.mark.slow
 def test_a_teacher_who_knows_after_all_is_refused(monkeypatch):
     monkeypatch.setattr(distillation, "objective", lambda known: objective(None if known is None else True))
     with pytest.raises(InputError, match="no event known: expected the peer within"):
         next(rows(1, SHAPE, FLOAT, TEACHER))
 
 
+@pytest.mark.slow
 def test_a_live_teacher_of_other_logits_is_refused(monkeypatch):
     def wrong(step, state, batch, teacher=None):
         return training(step, state, batch, teacher and (lambda features: teacher(features) + 1))

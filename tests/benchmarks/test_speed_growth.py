@@ -77,6 +77,7 @@ def test_a_recording_is_heard_to_its_end(tmp_path, monkeypatch):
     assert sum(heard) == 40_000
 
 
+@pytest.mark.slow
 def test_a_train_step_a_round():
     assert len(growth.trained("2", "3", "4", "5")) == 5
 

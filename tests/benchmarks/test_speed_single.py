@@ -91,6 +91,7 @@ def test_the_front_end_is_cut_off():
         assert "STFT" not in {node.op_type for node in cut.graph.node}
 
 
+@pytest.mark.slow
 def test_rows():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     found = list(single.rows(2, frames=9, units=UNITS, repeat=3))

@@ -54,6 +54,7 @@ def test_imports_by_hand(monkeypatch):
     assert found[1].at_most == pytest.approx(0.7 + 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [TINY, TeacherConfig(blocks=(1,), growth=2, stem=2)])
 def test_the_step_is_that_of_the_equations(network):
     step, new_state, examples = start.train_step(network, (3, 20, 8))
@@ -72,6 +73,7 @@ def test_the_step_is_that_of_the_equations(network):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_compilations(monkeypatch):
     student = "the paper's student, 8 bits"
     monkeypatch.setattr(start, "COMPILED", {student: start.COMPILED[student]})

@@ -76,6 +76,7 @@ def test_a_row_for_each_way_of_torch():
     assert len(row.seconds) == len(row.peer_seconds) == 2 and 0 < row.off < 1e-4
 
 
+@pytest.mark.slow
 def test_without_torch_ours_stands_alone(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (row,) = rows(3, EVEN, TINIER)
@@ -83,6 +84,7 @@ def test_without_torch_ours_stands_alone(monkeypatch):
     assert len(row.seconds) == 3
 
 
+@pytest.mark.slow
 def test_our_step_is_that_of_a_run():
     batch, (_, frames, mels) = noise(EVEN), EVEN
     model = build_model(TINIER, EVENTS)
