@@ -51,10 +51,9 @@ def _check(run: Run[SedConfig], train: SedDataset) -> None:
     config = run.config
     if not config.models:
         raise InputError("models: expected at least one, got none")
-    if not (train.kind == 0).sum() >= config.train.strong:
+    if config.train.strong > (strong := (train.kind == 0).sum()):
         raise InputError(
-            f"train.strong: expected at most the {(train.kind == 0).sum()} strongly labelled clips, "
-            f"got {config.train.strong}"
+            f"train.strong: expected at most the {strong} strongly labelled clips, got {config.train.strong}"
         )
     load_sed_scores_eval()
     longest = max(map(len, train.features))

@@ -76,9 +76,7 @@ def make_sed_step(
                 rngs={"dropout": key},
                 method="detect",
             )
-            terms = {
-                "labels": config.labels * label_loss(found, batch, span),
-            }
+            terms = {"labels": config.labels * label_loss(found, batch, span)}
             if mean is not None:
                 terms["consistency"] = weight * consistency_loss(found, mean)
             if config.teachers and config.through == "student":
