@@ -145,7 +145,9 @@ def sed_config(settings: Settings, seed: int) -> SedConfig:
     features, train = SedConfig().features, SedTrainConfig(epochs=100, seed=seed)
     if settings.small:
         features = FeatureConfig(n_mels=64, win_length=1024, hop_length=320, n_fft=1024, fmin=0.0)
-        train = dataclasses.replace(train, strong=8, weak=8, unlabelled=8, epochs=12, ema_decay=0.99)
+        train = dataclasses.replace(
+            train, strong=4, weak=4, unlabelled=4, epochs=16, ramp=0.05, ema_decay=0.995
+        )
     return SedConfig(
         runs=settings.out or f"runs/sed-{'small' if settings.small else 'full'}",
         features=features,

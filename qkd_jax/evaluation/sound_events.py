@@ -38,6 +38,7 @@ def evaluate_sound_events(
     *,
     threshold: float = 0.5,
     median: int = 7,
+    f1: bool = True,
 ) -> tuple[dict[str, dict[str, float]], Rocs]:
     """Percent for each event and, under the key `average`, for all; and the curves of PSDS.
 
@@ -54,7 +55,8 @@ def evaluate_sound_events(
     - `segment_f1`: in segments of 1 s an event is or is not.
     - `intersection_f1`: detections lie in spans and spans in detections to 0.5, as in DESED's baseline.
 
-    The three F1 are of scores above `threshold`, 0 where an event is never found, and averaged plainly.
+    The three F1 are of scores above `threshold`, 0 where an event is never found, and averaged plainly;
+    they take about as long as both PSDS, and are left out without `f1`.
 
     Raises InputError without sed_scores_eval; ValueError for other clips than the truth's, scores that are
     not finite or not of `events`, a span without length in its clip or of another event, an event without
@@ -71,16 +73,17 @@ def evaluate_sound_events(
         )
         rocs[name] = (false_positives, true_positives)
         values[name] = of_event | {"average": average}
-    for name, (of_event, *_) in {
-        "event_f1": library.collar_based.fscore(
-            frames, spans, threshold, onset_collar=0.2, offset_collar=0.2, offset_collar_rate=0.2
-        ),
-        "segment_f1": library.segment_based.fscore(frames, spans, seconds, threshold, segment_length=1.0),
-        "intersection_f1": library.intersection_based.fscore(
-            frames, spans, threshold, dtc_threshold=0.5, gtc_threshold=0.5
-        ),
-    }.items():
-        values[name] = of_event | {"average": of_event["macro_average"]}
+    if f1:
+        for name, (of_event, *_) in {
+            "event_f1": library.collar_based.fscore(
+                frames, spans, threshold, onset_collar=0.2, offset_collar=0.2, offset_collar_rate=0.2
+            ),
+            "segment_f1": library.segment_based.fscore(frames, spans, seconds, threshold, segment_length=1.0),
+            "intersection_f1": library.intersection_based.fscore(
+                frames, spans, threshold, dtc_threshold=0.5, gtc_threshold=0.5
+            ),
+        }.items():
+            values[name] = of_event | {"average": of_event["macro_average"]}
     table = {
         row: {name: 100 * float(column[row]) for name, column in values.items()}
         for row in (*events, "average")

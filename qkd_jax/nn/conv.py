@@ -53,10 +53,37 @@ def _convolved(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_channel(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Array:
-    """`_convolved` where each output reads one channel: a sum of shifted products.
+    """`_convolved` where each output reads one channel, on CPUs as a sum of shifted products.
 
     XLA's kernel for CPUs takes some forty times as long for few channels, forward and in x; in w it is fast.
     """
+    plain = partial(_convolved, strides=(1, 1), padding=padding, groups=x.shape[-1])
+    return jax.lax.platform_dependent(w, x, cpu=partial(_shifted, padding), default=plain)
+
+
+def _by_channel_forward(padding, w, x):
+    return _by_channel(padding, w, x), (w, x)
+
+
+def _by_channel_backward(padding, residuals, gradient):
+    plain = partial(_convolved, strides=(1, 1), padding=padding, groups=residuals[1].shape[-1])
+
+    def shifted(w, x, gradient):
+        (d_w,) = jax.vjp(lambda w: plain(w, x), w)[1](gradient)
+        around = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
+        moved = _shifted(around, w[::-1, ::-1], gradient)
+        return d_w, moved.reshape(*x.shape, w.shape[-1] // x.shape[-1]).sum(axis=-1)
+
+    def convolved(w, x, gradient):
+        return jax.vjp(plain, w, x)[1](gradient)
+
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=shifted, default=convolved)
+
+
+_by_channel.defvjp(_by_channel_forward, _by_channel_backward)
+
+
+def _shifted(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Array:
     (taps, bands, _, outputs), (batch, frames, mels, channels) = w.shape, x.shape
     steps, rest = frames + 2 * padding[0] - taps + 1, mels + 2 * padding[1] - bands + 1
     padded = jnp.pad(x, ((0, 0), *((half, half) for half in padding), (0, 0)))
@@ -68,19 +95,3 @@ def _by_channel(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Arr
             part = padded[:, tap : tap + steps, band : band + rest]
             total += jnp.broadcast_to(part, shape) * jnp.broadcast_to(w[tap, band], shape)
     return total
-
-
-def _by_channel_forward(padding, w, x):
-    return _by_channel(padding, w, x), (w, x)
-
-
-def _by_channel_backward(padding, residuals, gradient):
-    w, x = residuals
-    channels, outputs = x.shape[-1], w.shape[-1]
-    (d_w,) = jax.vjp(lambda w: _convolved(w, x, (1, 1), padding, channels), w)[1](gradient)
-    around = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
-    moved = _by_channel(around, w[::-1, ::-1], gradient)
-    return d_w, moved.reshape(*x.shape, outputs // channels).sum(axis=-1)
-
-
-_by_channel.defvjp(_by_channel_forward, _by_channel_backward)

@@ -85,6 +85,8 @@ def sound_event_metrics(
     data: SedDataset,
     clip: np.ndarray,
     frames: Sequence[np.ndarray],
+    *,
+    f1: bool = True,
 ) -> tuple[dict[str, dict[str, float]], Rocs]:
     """The figures of `evaluate` and `evaluate_sound_events`, and the latter's curves.
 
@@ -98,6 +100,7 @@ def sound_event_metrics(
         clock(config.features, network),
         threshold=0.0,
         median=config.median,
+        f1=f1,
     )
     table = evaluate(data.targets, clip, data.events)
     return {key: figures | sounds[key] for key, figures in table.items()}, rocs
