@@ -13,6 +13,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from benchmarks.sed_tables import SE_TEACHER, SEVERAL
+from benchmarks.standard import EVENTS
 from benchmarks.text import DASH, markdown, spread
 from qkd_jax.command import override, run_command
 from qkd_jax.config import InputError
@@ -80,7 +81,7 @@ def page(cells: Cells) -> str:
     if few:
         head = ["model", "bytes", "parameters", *FIGURES.values(), "PSDS1 lost"]
         parts += ["## 8 and 4 bits", markdown(head, body)]
-    return "\n\n".join([*parts, *_ratios(cells), *_goals(cells)]) + "\n"
+    return "\n\n".join([*parts, *_ratios(cells), *_goals(cells), *_behind(cells)]) + "\n"
 
 
 def _row(seeds: Sequence[dict[str, Any]]) -> list[str]:
@@ -129,6 +130,20 @@ def _goals(cells: Cells) -> list[str]:
             aim = f"{name} at {bits} bits loses at most {100 * (1 - least):.0f} % of PSDS1"
             compare(aim, f"{name}-{bits}", (name,), least, psds[:1])
     return ["## What was aimed at", markdown(["aim", "it", "against", ""], rows)] if rows else []
+
+
+def _behind(cells: Cells) -> list[str]:
+    """What the averages hide: validation, by which the best epoch was chosen, and each event's PSDS1."""
+    valid = {"psds1": "PSDS1", "psds2": "PSDS2", "auc": "AUC"}
+    body = []
+    for name, seeds in cells.items():
+        if "valid" in seeds[0]:
+            chosen = [spread([cell["valid"][key] for cell in seeds]) for key in valid]
+            events = [spread([cell["metrics"][event]["psds1"] for cell in seeds]) for event in EVENTS]
+            body.append([name, *chosen, *events])
+    head = ["model", *(f"{label}, validation" for label in valid.values())]
+    head += [f"PSDS1 of {event}, test" for event in EVENTS]
+    return ["## Behind the averages", markdown(head, body)] if body else []
 
 
 def main(arguments: list[str]) -> None:

@@ -51,7 +51,9 @@ def test_a_model_comes_behind_those_that_teach_it(tmp_path):
 
 def write_cell(folder, name, psds1, seed=0, size=1000):
     average = {key: 50.0 for key in ("psds2", "event_f1", "segment_f1", "auc", "eer")} | {"psds1": psds1}
-    cell = {"metrics": {"average": average}, "parameters": size, "bytes": 4 * size}
+    events = {"dog": {"psds1": psds1 + 1}, "baby_cry": {"psds1": psds1 + 2}, "gunshot": {"psds1": 1.0}}
+    cell = {"metrics": {"average": average, **events}, "parameters": size, "bytes": 4 * size}
+    cell["valid"] = {"psds1": psds1 + 5, "psds2": 60.0, "auc": 90.0}
     (folder / f"{name}-seed{seed}.json").write_text(json.dumps(cell))
 
 
@@ -65,16 +67,21 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
     write_cell(tmp_path, "tiny-fused", 26.0, seed=1, size=250)
     write_cell(tmp_path, "tiny-fused-4", 22.5, size=250)
     text = page(read_cells(tmp_path))
-    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
+    tables, _, rest = text.partition("## What was aimed at")
+    goals, _, behind = rest.partition("## Behind the averages")
+    rows, aims, behind = (
+        {line.split(" | ")[0].strip("| "): line for line in part.splitlines() if line.startswith("|")}
+        for part in (tables, goals, behind)
+    )
     assert "| 25.00 ± 1.00 | 50.00" in rows["tiny-fused"]
     assert rows["tiny-fused-4"].endswith("| 10 % |")
-    aims = {
-        line.split(" | ")[0].strip("| "): line for line in text.split("## What was aimed at")[1].splitlines()
-    }
+    # On validation PSDS1, PSDS2, AUC, then PSDS1 of each event.
+    figures = "30.00 ± 1.00 | 60.00 ± 0.00 | 90.00 ± 0.00 | 26.00 ± 1.00 | 27.00 ± 1.00 | 1.00 ± 0.00"
+    assert behind["tiny-fused"] == f"| tiny-fused | {figures} |"
     average = next(line for aim, line in aims.items() if "teachers' average" in aim)
     assert average.endswith("| 25.00 / 50.00 | 30.00 / 50.00 | missed |")
     assert aims["tiny-fused at 4 bits loses at most 6 % of PSDS1"].endswith("| 22.50 | 25.00 | missed |")
-    assert len(aims) == 5  # the head, its line, two aims, and the empty line
+    assert len(aims) == 4  # the head, its line, two aims
     assert "16, 20, 24 times fewer parameters than the teachers, 60 than all" in text
     assert (
         "Not trained yet: `teacher-se`, `third`" in text and "Not trained yet: `fusion`, `tiny-one`" in text

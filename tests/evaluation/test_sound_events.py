@@ -139,6 +139,11 @@ def test_the_figures_are_those_of_direct_counts(seed):
     assert table.keys() == expected.keys()
     for row, figures in expected.items():
         assert table[row] == pytest.approx(figures, abs=1e-6), row
+    options = {"threshold": 1.5, "median": 1, "f1": False}
+    without, _ = evaluate_sound_events(spans, scores, seconds, EVENTS, QUARTERS, **options)
+    assert without == {
+        row: {key: figures[key] for key in ("psds1", "psds2")} for row, figures in table.items()
+    }
 
 
 def spoken(spans, seconds, events=EVENTS, clock=QUARTERS):
