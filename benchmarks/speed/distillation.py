@@ -12,10 +12,9 @@ from jax.flatten_util import ravel_pytree
 
 from benchmarks.speed.turns import Call, Row, agree, in_turns
 from qkd_jax.config import Config, QuantConfig, StudentConfig, TeacherConfig
-from qkd_jax.distill.losses import distillation_loss, weighted_bce
 from qkd_jax.models.build import build_model
 from qkd_jax.train.state import TrainState, init_state, make_optimizer
-from qkd_jax.train.step import Loss, make_train_step
+from qkd_jax.train.step import make_loss, make_train_step
 
 QUESTION = "What distillation adds to a train step"
 ABOUT = """The paper's student, 256 units at 8 bits, by Adam: batch 64, 998 x 64 features. Gradients of the
@@ -39,22 +38,6 @@ def noise(shape: tuple[int, int, int]) -> dict[str, jax.Array]:
         "features": jnp.asarray(rng.normal(0, 1, shape), jnp.float32),
         "labels": jnp.asarray(labels, jnp.float32),
     }
-
-
-def objective(known: bool | None) -> Loss:
-    """As a run has it: eq. 2 with a teacher who has `known` all events, or none; eq. 1 without one."""
-    settings, weight = CONFIG.distill, jnp.linspace(1.0, 3.0, EVENTS)
-    if known is None:
-        return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
-    return lambda logits, batch: distillation_loss(
-        logits,
-        batch["labels"],
-        batch["teacher_logits"],
-        alpha=jnp.where(jnp.full(EVENTS, known), settings.alpha, 0.0),
-        temperature=settings.temperature,
-        positive_weight=weight,
-        form=settings.form,
-    )
 
 
 def training(step: Any, state: TrainState, batch: dict[str, jax.Array], teacher: Any = None) -> Call:
@@ -88,8 +71,10 @@ def rows(
     batch, mels = noise(shape), shape[2]
     model, optimizer = build_model(student, EVENTS), make_optimizer(CONFIG.train, student.learning_rate, 1000)
     state = init_state(model, optimizer, shape[1:], (np.zeros(mels), np.ones(mels)), seed=0)
+    weight, every = jnp.linspace(1.0, 3.0, EVENTS), np.ones(EVENTS, bool)
     known, unknown, alone = (
-        make_train_step(model, optimizer, objective(known)) for known in (True, False, None)
+        make_train_step(model, optimizer, make_loss(CONFIG.distill, weight, known))
+        for known in (every, ~every, None)
     )
     network = build_model(teacher, EVENTS)
     variables = jax.jit(network.init)(jax.random.key(1), batch["features"][:1])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 
@@ -19,6 +20,7 @@ from benchmarks.speed.turns import Row, agree, in_turns
 from qkd_jax.config import (
     Config,
     DataConfig,
+    DistillConfig,
     InputError,
     QuantConfig,
     StudentConfig,
@@ -27,11 +29,10 @@ from qkd_jax.config import (
 )
 from qkd_jax.deploy import artefact, front_end, onnx, reference
 from qkd_jax.deploy.detector import Detector
-from qkd_jax.distill.losses import distillation_loss, weighted_bce
 from qkd_jax.models.build import build_model
 from qkd_jax.models.integer import calibrate, to_detector
 from qkd_jax.train.state import TrainState, init_state, make_optimizer
-from qkd_jax.train.step import make_train_step
+from qkd_jax.train.step import make_loss, make_train_step
 
 QUESTION = "Start-up and compilation"
 ABOUT = """From the start of a process to the first line of `detect.py`, when libraries and model are
@@ -86,11 +87,8 @@ def train_step(
         "teacher_logits": labels,
     }
 
-    def loss(logits: Any, batch: Any) -> Any:
-        if isinstance(network, TeacherConfig):
-            return weighted_bce(logits, batch["labels"])
-        return distillation_loss(logits, batch["labels"], batch["teacher_logits"], alpha=0.5, temperature=2.0)
-
+    known = None if isinstance(network, TeacherConfig) else np.ones(len(EVENTS), bool)
+    loss = make_loss(DistillConfig(), jnp.ones(len(EVENTS)), known)
     model, optimizer = build_model(network, len(EVENTS)), make_optimizer(TrainConfig(), 1e-3, 1000)
     norm = (np.zeros(mels), np.ones(mels))
     step = make_train_step(model, optimizer, loss)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +13,7 @@ from qkd_jax.config import Config, InputError, StudentConfig
 from qkd_jax.data.batches import Batch, from_step, train_batches
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import Dataset, load_split
-from qkd_jax.distill.losses import distillation_loss, positive_weights, weighted_bce
+from qkd_jax.distill.losses import positive_weights
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.models.integer import calibrate
@@ -23,7 +22,7 @@ from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
 from qkd_jax.train.state import TrainState, begun_with, make_optimizer
-from qkd_jax.train.step import make_train_step
+from qkd_jax.train.step import make_loss, make_train_step
 from qkd_jax.train.teachers import foreign_logits, make_augment, mean_logits
 
 _CALIBRATION = 8  # batches
@@ -80,11 +79,12 @@ def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.n
         epochs, rate = settings.student_epochs, student.learning_rate
     epoch_steps = clips // settings.batch_size
     batches_from = _batches_from(run, data["train"], logits, taught=taught)
+    weight = jnp.asarray(positive_weights(data["train"].targets, run.config.distill.positive_weight))
     fit(
         make_train_step(
             model,
             make_optimizer(settings, rate, epochs * epoch_steps),
-            _objective(run.config, data["train"], known),
+            make_loss(run.config.distill, weight, known),
             ema_decay=student.ema_decay if student else 0.0,
         ),
         first_state(run, name, norm, batches_from),
@@ -126,22 +126,3 @@ def _batches_from(
     )
     augment = make_augment(run, taught=taught) if run.config.augment.on else lambda step, batch: batch
     return lambda first: (augment(step, batch) for step, batch in enumerate(from_step(batches, first), first))
-
-
-def _objective(
-    config: Config, data: Dataset, known: np.ndarray | None
-) -> Callable[[jax.Array, Any], jax.Array]:
-    """Eq. 2 for the events that a teacher has `known`, eq. 1 for others, or for all without a teacher."""
-    settings = config.distill
-    weight = jnp.asarray(positive_weights(data.targets, settings.positive_weight))
-    if known is None:
-        return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
-    return lambda logits, batch: distillation_loss(
-        logits,
-        batch["labels"],
-        batch["teacher_logits"],
-        alpha=jnp.where(known, settings.alpha, 0.0),
-        temperature=settings.temperature,
-        positive_weight=weight,
-        form=settings.form,
-    )

@@ -1,12 +1,15 @@
-"""One update, jitted."""
+"""One update, jitted, and the loss that it makes smaller."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from qkd_jax.config import DistillConfig
+from qkd_jax.distill.losses import distillation_loss, weighted_bce
 from qkd_jax.models.build import Model
 from qkd_jax.train.state import TrainState
 
@@ -47,3 +50,21 @@ def make_train_step(
         return new, {"loss": value, "grad_norm": optax.tree.norm(gradient)}
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def make_loss(settings: DistillConfig, weight: jax.Array, known: np.ndarray | None) -> Loss:
+    """Eq. 2 for the events that a teacher has `known`, eq. 1 for others, or for all without a teacher.
+
+    `weight` is that of each event's positive labels, [events]; `known` is of booleans, [events].
+    """
+    if known is None:
+        return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
+    return lambda logits, batch: distillation_loss(
+        logits,
+        batch["labels"],
+        batch["teacher_logits"],
+        alpha=jnp.where(known, settings.alpha, 0.0),
+        temperature=settings.temperature,
+        positive_weight=weight,
+        form=settings.form,
+    )

@@ -1,17 +1,18 @@
 """The steps that are timed: their gradients by hand, and that those which differ are refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.speed import distillation
-from benchmarks.speed.distillation import EVENTS, gradient, noise, objective, rows, training
+from benchmarks.speed.distillation import CONFIG, EVENTS, gradient, noise, rows, training
 from qkd_jax.config import InputError, QuantConfig, StudentConfig, TeacherConfig, TrainConfig
 from qkd_jax.models.build import build_model
 from qkd_jax.train.state import init_state, make_optimizer
-from qkd_jax.train.step import make_train_step
+from qkd_jax.train.step import make_loss, make_train_step
 
 SHAPE = (4, 20, 8)
 STUDENT, FLOAT = StudentConfig(units=6, quant=QuantConfig.paper(8)), StudentConfig(units=6)
@@ -34,7 +35,10 @@ def test_rows_compare_cached_logits():
 
 @pytest.mark.slow
 def test_a_teacher_who_knows_after_all_is_refused(monkeypatch):
-    monkeypatch.setattr(distillation, "objective", lambda known: objective(None if known is None else True))
+    def all_known(settings, weight, known):
+        return make_loss(settings, weight, None if known is None else np.ones(EVENTS, bool))
+
+    monkeypatch.setattr(distillation, "make_loss", all_known)
     with pytest.raises(InputError, match="no event known: expected the peer within"):
         next(rows(1, SHAPE, FLOAT, TEACHER))
 
@@ -49,7 +53,7 @@ def test_a_live_teacher_of_other_logits_is_refused(monkeypatch):
         next(rows(1, SHAPE, FLOAT, TEACHER))
 
 
-@pytest.mark.parametrize("known", [True, None])
+@pytest.mark.parametrize("known", [np.ones(EVENTS, bool), None])
 def test_gradient_by_hand_and_steps_in_a_row(known):
     _, frames, mels = SHAPE
     model, optimizer = build_model(FLOAT, EVENTS), make_optimizer(TrainConfig(), 1e-3, 10)
@@ -67,7 +71,7 @@ def test_gradient_by_hand_and_steps_in_a_row(known):
         return 0.5 * 2**2 * bce(logits / 2, jax.nn.sigmoid(teacher / 2)).mean() + 0.5 * told
 
     expected = ravel_pytree(jax.grad(loss)(state.params))[0]
-    step = make_train_step(model, optimizer, objective(known))
+    step = make_train_step(model, optimizer, make_loss(CONFIG.distill, jnp.arange(1.0, 4.0), known))
     call = training(step, state, batch | {"teacher_logits": teacher})
     np.testing.assert_allclose(gradient(call()), expected / 10, atol=1e-6)
     assert [int(call().step), int(call().step), int(state.step)] == [2, 3, 0]
