@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
 
-_TILE = 48
+TILE = 48
 """Frames that are computed at once: enough for transforms and products to fill a core's registers."""
 
 
@@ -27,9 +27,9 @@ def log_mel(
     hann, basis = jnp.asarray(window(config)), jnp.asarray(mel_basis(config))
 
     frames = config.frames(waveform.shape[-1])
-    tiles = -(-frames // _TILE)
+    tiles = -(-frames // TILE)
     # What is left of the last tile are copies of the last frame.
-    starts = jnp.minimum(jnp.arange(tiles * _TILE), frames - 1) * config.hop_length
+    starts = jnp.minimum(jnp.arange(tiles * TILE), frames - 1) * config.hop_length
 
     def tile_energies(signal: jax.Array, starts: jax.Array) -> jax.Array:
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, signal, slice_size=config.win_length)
@@ -39,7 +39,7 @@ def log_mel(
         return jnp.log(energies + config.floor)
 
     def clip_energies(signal: jax.Array) -> jax.Array:
-        energies = jax.lax.map(functools.partial(tile_energies, signal), starts.reshape(tiles, _TILE))
+        energies = jax.lax.map(functools.partial(tile_energies, signal), starts.reshape(tiles, TILE))
         return energies.reshape(-1, config.n_mels)[:frames]
 
     if not frames:

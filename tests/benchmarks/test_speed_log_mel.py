@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import log_mel
-from benchmarks.speed.log_mel import CLOSE, FEATURES, blocks, in_jax, in_kaldi, in_librosa, noise, rows
+from benchmarks.speed.log_mel import (
+    CLOSE,
+    FEATURES,
+    blocks,
+    in_jax,
+    in_kaldi,
+    in_librosa,
+    noise,
+    parts,
+    rows,
+)
 from benchmarks.speed.turns import agree
+from qkd_jax.audio.logmel import TILE
+from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import InputError
 from qkd_jax.deploy import front_end
 
@@ -51,15 +63,30 @@ def test_a_wrong_setting_is_noticed(peer, wrong):
 
 def test_rows_without_kaldi(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    jax, numpy = rows(2, seconds=2, block=1)
+    jax, numpy, *parts = rows(2, seconds=2, block=1)
     assert (jax.peer, jax.at_least, numpy.peer, numpy.at_least) == ("librosa", 10, "librosa", None)
     assert len(jax.seconds) == len(jax.peer_seconds) == 2 and jax.seconds != numpy.seconds
     assert max(jax.off, numpy.off) < CLOSE
+    assert [row.peer for row in parts] == [None, None] and all(len(row.seconds) == 2 for row in parts)
+
+
+def test_parts_are_what_log_mel_takes():
+    waveform = noise(1)
+    to_power, by_bands = parts(SMALL).values()
+    starts = np.arange(SMALL.frames(len(waveform)) // TILE * TILE) * SMALL.hop_length
+    frames = np.stack([waveform[start : start + SMALL.win_length] for start in starts])
+    power = np.abs(np.fft.rfft(frames * window(SMALL), SMALL.n_fft)) ** 2
+    np.testing.assert_allclose(to_power(waveform).reshape(power.shape), power, atol=1e-4 * power.max())
+    bins = np.stack([waveform[start : start + SMALL.n_fft // 2 + 1] for start in starts])
+    expected = bins @ mel_basis(SMALL)
+    np.testing.assert_allclose(by_bands(waveform).reshape(expected.shape), expected, atol=1e-6)
 
 
 def test_rows_with_kaldi():
     pytest.importorskip("kaldi_native_fbank")
-    found = {(row.ours.split()[-1], row.peer): row.at_least for row in rows(1, seconds=2, block=1)}
+    found = {
+        (row.ours.split()[-1], row.peer): row.at_least for row in rows(1, seconds=2, block=1) if row.peer
+    }
     assert found == {
         ("JAX", "librosa"): 10,
         ("JAX", "kaldi-native-fbank"): 1,
