@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,8 @@ the front end is left out on both sides. Ours are of the integer scheme and give
 `deploy/reference.py`, by clips and by frames, but LiteRT's, which are near. Peers have the same weights
 in float, give within 1e-4 the logits of our float LSTM, and those that are quantized roughly these; so
 what is off in a row is the error of quantizing. A frame is one call from Python; a clip of LiteRT is 998
-calls, and JAX has no call for frames. "-march=native" is how `compile_c` compiles the header."""
+calls, and JAX has no call for frames. "-march=native" is how `compile_c` compiles the header; what of
+that time goes into products with weights, 320 KiB of which an 8-bit step reads, stands at the end."""
 PACKAGES = ("numpy", "onnxruntime", "torch", "ai-edge-litert")
 FRAMES, MELS, UNITS, REPEAT = 998, 64, 256, 500
 ONNX_GATES, TORCH_GATES = (1, 3, 0, 2), (1, 0, 2, 3)
@@ -77,6 +78,27 @@ void step(const float *log_mel, float *logits)
     qkd_clip(&stream, logits);
 }
 """
+PRODUCTS = """
+#include "detector.h"
+
+int8_t h[UNITS], x[QKD_MELS];  /* for all that a compiler knows, others write to them */
+
+int32_t products(int frames)
+{
+    int32_t sums[64], total = 0;
+    int frame, row;
+    for (frame = 0; frame < frames; frame++)
+        for (row = 0; row < 4 * UNITS; row += 64) {
+            const int rows = 4 * UNITS - row < 64 ? 4 * UNITS - row : 64;
+            qkd_dot_signed_BITS(qkd_lstm_1_h + UNITS * row * BITS / 8, h, UNITS, frame, rows, sums);
+            total += sums[frame % rows];
+            qkd_dot_signed_BITS(qkd_lstm_1_x + QKD_MELS * row * BITS / 8, x, QKD_MELS, frame, rows, sums);
+            total += sums[frame % rows];
+        }
+    return total;
+}
+"""
+"""All products with weights, and nothing else."""
 
 
 class Way(NamedTuple):
@@ -154,15 +176,32 @@ def in_jax(detector: Detector) -> Way:
     return Way(lambda x: np.asarray(logits(x[None])[0]))
 
 
-def in_c(detector: Detector, *flags: str) -> Way:
-    """The header, compiled with `flags`."""
+def compiled(detector: Detector, source: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """`source`, which includes the header."""
     compiler = os.environ.get("CC", "cc").split()
     command = [*compiler, "-std=c99", *flags, "-shared", "-fPIC", "-o", "run.so", "run.c", "-lm"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "detector.h").write_text(c.to_c(detector))
-        Path(folder, "run.c").write_text(RUN)
+        Path(folder, "run.c").write_text(source)
         subprocess.run(command, cwd=folder, check=True)
-        library = ctypes.CDLL(str(Path(folder, "run.so")))
+        return ctypes.CDLL(str(Path(folder, "run.so")))
+
+
+def products(detector: Detector, frames: int) -> Call:
+    """The products alone of so many frames in C, of one layer without convolutions, which takes its time."""
+    student = detector.student
+    bits = 4 if student.quant.weights <= 4 else 8
+    library = compiled(
+        detector,
+        PRODUCTS.replace("BITS", str(bits)).replace("UNITS", str(student.units)),
+        ("-O3", "-march=native"),
+    )
+    return partial(library.products, frames)
+
+
+def in_c(detector: Detector, *flags: str) -> Way:
+    """The header, compiled with `flags`."""
+    library = compiled(detector, RUN, flags)
     library.clip.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
     library.step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     logits, taken = np.zeros(len(detector.events), np.float32), np.zeros((1, MELS), np.float32)
@@ -426,9 +465,10 @@ def compared(
 
 def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = REPEAT) -> Iterator[Row]:
     """Each of ours beside ONNX Runtime's float LSTM, and C of 8 bits beside the other peers."""
-    x, own = features(frames), {}
+    x, own, alone = features(frames), {}, {}
     for bits in (8, 4):
         detector, params = untrained(StudentConfig(units=units, quant=QuantConfig.integer(bits)), x)
+        alone[bits] = products(detector, frames)
         for name, way in ours(detector).items():
             own[name, bits] = way
             check(f"{name}, {bits} bits", way, x, own[NUMPY, bits].clip(x), WITHIN[name])
@@ -444,3 +484,5 @@ def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = RE
     yield from compared(f"{frames} frames", in_turns(clips, rounds), off, at_least=CLIP_GOALS)
     steps = {key: stepping(way, x) for key, way in ways.items() if way.step}
     yield from compared("a frame", in_turns(steps, rounds, repeat), off, at_most=FRAME_GOALS)
+    for bits, seconds in in_turns(alone, rounds).items():
+        yield Row(what=f"{frames} frames, {bits} bits", ours=f"of {C}, its products", seconds=seconds)

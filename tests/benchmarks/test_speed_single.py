@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.speed import single
 from benchmarks.speed.single import ORT, C, Weights, by_float, check, features
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, QuantConfig, StudentConfig
 from qkd_jax.deploy import onnx
 from tests.detectors import PLAIN, random_detector
 
@@ -94,7 +94,13 @@ def test_the_front_end_is_cut_off():
 @pytest.mark.slow
 def test_rows():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    found = list(single.rows(2, frames=9, units=UNITS, repeat=3))
+    *found, eight, four = single.rows(2, frames=9, units=UNITS, repeat=3)
+    assert (eight.what, four.what, eight.peer, len(four.seconds)) == (
+        "9 frames, 8 bits",
+        "9 frames, 4 bits",
+        None,
+        2,
+    )
     whats = [f"{what}, {bits} bits" for what in ("9 frames", "a frame") for bits in (8, 4)]
     assert list(dict.fromkeys(row.what for row in found)) == whats
     for row in found:
@@ -103,3 +109,11 @@ def test_rows():
     assert goals["9 frames, 4 bits", C] == (1 / 0.3, None) and goals["a frame, 8 bits", C] == (None, 6e-6)
     assert goals["9 frames, 8 bits", single.NUMPY] == (None, None)
     assert "a frame, 8 bits" not in {row.what for row in found if row.ours == single.JAX}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_products_are_all_taken(bits):
+    x = single.features(20)
+    detector, _ = single.untrained(StudentConfig(units=40, quant=QuantConfig.integer(bits)), x)
+    # Of inputs that are 0, in each frame two of each 64 rows or less: what is taken off, the frame's number.
+    assert single.products(detector, 5)() == -(0 + 1 + 2 + 3 + 4) * 2 * 3
