@@ -23,7 +23,7 @@ from benchmarks.standard import EVENTS, cell_path
 from qkd_jax.command import override, run_command
 from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
-from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.clips import KINDS, SPLITS
 from qkd_jax.data.logits import read_step_logits, write_step_logits
 from qkd_jax.data.sound_events import load_sed_split
 from qkd_jax.distill.detection import fuse, fusion_weights
@@ -66,20 +66,23 @@ class Model:
     teachers: tuple[str, ...] = ()
     """Models whose cells teach it."""
     quantized: tuple[int, ...] = ()
-    """Bits of every operand at which it is trained on."""
+    """Bits of every operand at which it is trained on, each from its best state."""
 
-    def all_settings(self, folder: Path, seed: int) -> dict[str, DetectorConfig]:
-        """The models of its run: itself, and trained on from its best state the quantized ones."""
+    def all_settings(self, folder: Path, seed: int, further: int) -> dict[str, DetectorConfig]:
+        """The models of its run: itself, and `further` epochs on quantized ones, and one that isn't."""
         files = tuple(str(cell_path(folder, name, seed).with_suffix(".npz")) for name in self.teachers)
         settings = dataclasses.replace(self.settings, teachers=files)
         found = {self.name: settings}
         lstm = isinstance(settings.network, StudentConfig)
+        on = dataclasses.replace(
+            settings, start=self.name, epochs=further, learning_rate=settings.learning_rate / 3
+        )
+        if self.quantized:
+            found[f"{self.name}-32"] = on
         for bits in self.quantized:
             quant = QuantConfig.integer(bits) if lstm else QuantConfig.per_channel(bits)
             network = dataclasses.replace(settings.network, quant=quant)
-            found[f"{self.name}-{bits}"] = dataclasses.replace(
-                settings, network=network, start=self.name, learning_rate=settings.learning_rate / 3
-            )
+            found[f"{self.name}-{bits}"] = dataclasses.replace(on, network=network)
         return found
 
 
@@ -160,7 +163,7 @@ def sed_config(settings: Settings, seed: int) -> SedConfig:
 def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
     """Train `model` and those quantized from it, and keep their cells, and what a teacher says."""
     seed, begun = base.train.seed, time.monotonic()
-    settings = model.all_settings(folder, seed)
+    settings = model.all_settings(folder, seed, base.train.epochs // 3)
     if all(cell_path(folder, name, seed).is_file() for name in settings):
         return
     run = load_run(train_sed(dataclasses.replace(base, name=f"{model.name}-seed{seed}", models=settings)))
@@ -175,7 +178,8 @@ def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
     for name, row in results.items():
         epochs = read_epochs(run.folder / name)
         best = max(epochs, key=lambda record: (record["valid"]["psds"], record["epoch"]))
-        more = {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs)}
+        clips = [getattr(base.train, kind) for kind in KINDS]
+        more = {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs), "clips": clips}
         cell = row | more | {"run_seconds": time.monotonic() - begun}
         with whole_file(cell_path(folder, name, seed), "w") as file:
             file.write(json.dumps(cell, indent=1) + "\n")

@@ -91,6 +91,8 @@ class DetectorConfig:
     """An earlier model of the run whose best state it begins with; an integer student must have one."""
     learning_rate: Positive = 1e-3
     """Adam's learning rate, once it has risen."""
+    epochs: Count | None = None
+    """Passes over the strongly labelled clips; train.epochs if none is given."""
     labels: Share = 1.0
     """Weight of the labels' term: binary cross-entropy of steps and of clips."""
     consistency: Share = 2.0
@@ -128,7 +130,7 @@ class SedTrainConfig:
     unlabelled: Annotated[int, Field(ge=0)] = 24
     """Clips a step of which nothing is known."""
     epochs: Count = 200
-    """Passes over the strongly labelled clips for each model."""
+    """Passes over the strongly labelled clips for each model that has no `epochs` of its own."""
     ramp: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Share of the steps in which learning rate and consistency rise as exp(-5 (1 - s/S)²)."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-SOUNDS = {"psds1": "PSDS1", "psds2": "PSDS2", "event_f1": "event F1", "segment_f1": "segment F1"}
+SOUNDS = {
+    "psds1": "PSDS1",
+    "psds2": "PSDS2",
+    "event_f1": "event F1",
+    "segment_f1": "segment F1",
+    "intersection_f1": "intersection F1",
+}
 """The metrics of sound events that tables show, and their names there."""
 
 

@@ -86,14 +86,14 @@ def _train_model(
         return {"psds": both, **{key: figures[key] for key in ("psds1", "psds2", "auc", "eer")}}
 
     batches_from = _batches_from(run, name, data)
-    steps = settings.epochs * epoch_steps
+    epochs = config.epochs or settings.epochs
     fit(
-        make_sed_step(model, config, settings, steps),
+        make_sed_step(model, config, settings, epochs * epoch_steps),
         first_state(run, name, norm, batches_from),
         batches_from,
         validate,
         folder=run.folder / name,
-        epochs=settings.epochs,
+        epochs=epochs,
         epoch_steps=epoch_steps,
         patience=settings.patience,
     )

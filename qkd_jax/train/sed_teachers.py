@@ -21,6 +21,7 @@ from qkd_jax.progress import track
 from qkd_jax.train.folder import Run
 
 _BATCH = 16
+_LEAST = 0.01  # of the largest standard deviation
 
 
 def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[str, Any]:
@@ -95,6 +96,8 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     """Write down the embeddings that guide model `name` on the training clips (EEFD), if any do.
 
     `rows` float16 [clips, rows, size], and which of them stands for each of the model's steps, the nearest.
+    Each of the dimensions has mean 0 and variance 1, so that the distance to them is 1 for who has learned
+    nothing: YAMNet's are mostly near 0, which a layer-norm is soon enough.
     Raises InputError if a tagger can't be used.
     """
     source, path = run.config.models[name].embeddings, run.embeddings(name)
@@ -114,7 +117,14 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
         rows, row_of_step = _inner(run, source, data), steps
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as file:
-        np.savez(file, rows=rows.astype(np.float16), row_of_step=row_of_step, size=rows.shape[-1])
+        np.savez(file, rows=_standardised(rows), row_of_step=row_of_step, size=rows.shape[-1])
+
+
+def _standardised(rows: np.ndarray) -> np.ndarray:
+    """`rows` [clips, rows, size] less each dimension's mean, by its spread; what hardly varies is near 0."""
+    mean, std = rows.mean(axis=(0, 1), dtype=np.float64), rows.std(axis=(0, 1), dtype=np.float64)
+    spread = np.maximum(std, max(_LEAST * std.max(), np.finfo(np.float32).tiny))
+    return ((rows - mean.astype(np.float32)) / spread.astype(np.float32)).astype(np.float16)
 
 
 def _inner(run: Run[SedConfig], name: str, data: SedDataset) -> np.ndarray:
@@ -129,7 +139,7 @@ def _inner(run: Run[SedConfig], name: str, data: SedDataset) -> np.ndarray:
             capture_intermediates=lambda module, _: module.name == "front",
             mutable=["intermediates"],
         )
-        return found["intermediates"]["front"]["__call__"][0].astype(np.float16)
+        return found["intermediates"]["front"]["__call__"][0]
 
     rows = []
     for start in track(range(0, len(data.names), _BATCH), -(-len(data.names) // _BATCH), "embeddings"):

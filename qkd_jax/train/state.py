@@ -77,10 +77,13 @@ def init_state(
 def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
     """`state` with the parameters and statistics of `model`, also as their average if it carries one.
 
-    What features are normalised by stays: it is that of the data; and so does the layer `embedding`, which is
-    that of a guide.
+    What features are normalised by stays: it is that of the data; and so does a layer `embedding`, which is
+    that of a guide, where `model` has none of its size.
     """
-    params = {key: own if key == "embedding" else model["params"][key] for key, own in state.params.items()}
+    shapes = partial(jax.tree.map, jnp.shape)
+    theirs = model["params"]
+    stays = shapes(state.params.get("embedding")) != shapes(theirs.get("embedding"))
+    params = {key: own if stays and key == "embedding" else theirs[key] for key, own in state.params.items()}
     model = {**model, "params": params}
     average = None if state.average is None else _moving(model)
     statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}

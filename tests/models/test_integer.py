@@ -388,6 +388,13 @@ def test_units_are_neither_averaged_nor_taken_over_and_it_learns():
         jax.tree.map(np.testing.assert_array_equal, begun.model, {**other, **kept(own)})
         jax.tree.map(np.testing.assert_array_equal, begun.average, moved(other))
 
+    # The layer of a guide goes on where it fits, and stays as it is where it doesn't.
+    guided = dataclasses.replace(state, params={**state.params, "embedding": {"w": jnp.zeros((4, 2))}})
+    for theirs, expected in ((jnp.ones((4, 2)), 1), (jnp.ones((4, 3)), 0)):
+        before = {**other, "params": {**other["params"], "embedding": {"w": theirs}}}
+        np.testing.assert_array_equal(begun_with(guided, before).params["embedding"]["w"], expected)
+    assert not begun_with(guided, other).params["embedding"]["w"].any()
+
     train_step = make_train_step(
         model, optimizer, lambda y, batch: jnp.square(y - batch["y"]).mean(), ema_decay=0.9
     )

@@ -22,7 +22,7 @@ from qkd_jax.train.export import export
 from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.score import score_run
 from qkd_jax.train.sed_run import train_sed
-from qkd_jax.train.sed_teachers import taught
+from qkd_jax.train.sed_teachers import keep_embeddings, taught
 
 pytest.importorskip("sed_scores_eval", reason="pip install -e '.[sed]'")
 
@@ -143,9 +143,41 @@ def test_teachers_say_what_they_said_when_they_were_scored(run, data, tmp_path):
         capture_intermediates=lambda module, _: module.name == "front",
         mutable=["intermediates"],
     )
-    inner = inner["intermediates"]["front"]["__call__"][0]
-    guide = found["embeddings"][:5][:, found["row_of_step"]]
-    np.testing.assert_allclose(guide, inner, rtol=2e-3, atol=1e-3)
+    inner = np.asarray(inner["intermediates"]["front"]["__call__"][0])
+    guide = found["embeddings"][:, found["row_of_step"]].astype(np.float64)
+    np.testing.assert_allclose(guide.mean(axis=(0, 1)), 0, atol=1e-3)
+    np.testing.assert_allclose(guide.std(axis=(0, 1)), 1, atol=1e-3)
+    # Each dimension moved and scaled as one.
+    for size in range(inner.shape[-1]):
+        slope, moved = np.polyfit(inner[..., size].ravel(), guide[:5, ..., size].ravel(), 1)
+        assert slope > 0
+        np.testing.assert_allclose(guide[:5, ..., size], slope * inner[..., size] + moved, atol=5e-3)
+
+
+def test_a_taggers_embeddings_are_of_the_windows_nearest_to_the_steps(run, data, tmp_path, monkeypatch):
+    """A tagger that says of each window when it is, twice, and something that never changes."""
+    rows, hop, entries = (
+        np.array([[0.0, 0.0, 7.0], [0.3, -0.3, 7.0], [0.6, -0.6, 7.0], [0.9, -0.9, 7.0]]),
+        0.3,
+        {},
+    )
+    for name in data["train"].names:
+        np.save(tmp_path / "rows.npy", rows.astype(np.float32))
+        entries[name] = tmp_path / "rows.npy"
+    monkeypatch.setattr("qkd_jax.train.sed_teachers.tagger_embeddings", lambda *_: (entries, hop))
+    guided = dataclasses.replace(FIRST, embeddings="tagger.toml")
+    alone = Run(tmp_path, dataclasses.replace(run.config, models={"guided": guided}))
+    monkeypatch.setattr(Run, "clips", run.clips)
+    keep_embeddings(alone, "guided", data["train"])
+    found = taught(alone, "guided", data)
+    values = found["embeddings"][3, found["row_of_step"]].astype(np.float64)
+    # A step is of two frames of 256 samples, the second 128 later: its middle is at 192 samples.
+    middles = (192 + 256 * np.arange(len(values))) / RATE
+    nearest = np.array([min(rows[:, 0], key=lambda time: abs(time - middle)) for middle in middles])
+    spread = rows[:, 0].std()
+    np.testing.assert_allclose(values[:, 0], (nearest - 0.45) / spread, atol=2e-3)
+    np.testing.assert_allclose(values[:, 1], -values[:, 0], atol=1e-6)
+    assert not values[:, 2].any() and values.shape == (30, 3)
 
 
 def test_a_student_of_integers_leaves_the_run_and_says_when(run, root, tmp_path):
