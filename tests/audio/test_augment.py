@@ -245,6 +245,7 @@ def sed_batch(seed=0):
         "has_weak": KIND == 1,
         "teacher": teacher,
         "teacher_clip": rng.random((20, 2)),
+        "embedding": rng.normal(0, 1, (20, 5, 3)),
     }
     return {name: jnp.asarray(values, jnp.float32) for name, values in batch.items()}
 
@@ -258,14 +259,17 @@ def augmented_frames(key, config, batch=None, sizes=SIZES, hop=4, function=jitte
 @given(keys, st.sampled_from([1, 3, 4]), st.floats(0, 0.45))
 def test_frames_and_what_is_known_of_them_are_shifted_together(key, hop, largest):
     batch = {name: np.asarray(values) for name, values in sed_batch().items()}
-    found = augmented_frames(key, AugmentConfig(time_shift=largest), hop=hop)
+    batch["embedding"] = np.random.default_rng(1).random((20, 20 // hop, 3), np.float32)
+    found = augmented_frames(key, AugmentConfig(time_shift=largest), batch, hop=hop)
     shifts = shifts_of(found["features"], batch["features"], reach=int(largest * 20))
     assert not (shifts % hop).any()
     for clip, shift in enumerate(shifts):
         for name in ("strong", "teacher"):
             rolled = np.roll(batch[name][clip], shift, axis=0)
             np.testing.assert_array_equal(found[name][clip], rolled)
-    for name in batch.keys() - {"features", "strong", "teacher"}:
+        rolled = np.roll(batch["embedding"][clip], shift // hop, axis=0)
+        np.testing.assert_array_equal(found["embedding"][clip], rolled)
+    for name in batch.keys() - {"features", "strong", "teacher", "embedding"}:
         np.testing.assert_array_equal(found[name], batch[name])
 
 
@@ -302,7 +306,7 @@ def test_each_kind_is_mixed_with_its_own_and_the_last_not_at_all():
         share, partner = mixed_from(found["teacher_clip"])
         np.testing.assert_array_equal(KIND[partner], KIND)
         np.testing.assert_array_equal(found["teacher_clip"][UNLABELLED], np.eye(20)[UNLABELLED])
-        for name in ("features", "strong", "teacher"):
+        for name in ("features", "strong", "teacher", "embedding"):
             own, values = share[:, None, None], np.asarray(batch[name])
             mixed = own * values + (1 - own) * values[partner]
             np.testing.assert_allclose(found[name], mixed, rtol=1e-5, atol=1e-6)

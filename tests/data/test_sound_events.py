@@ -201,6 +201,15 @@ def test_what_is_known_of_a_clip_comes_with_it(data):
         assert not batch["weak"][5:].any()
 
 
+def test_embeddings_come_with_their_clip(data):
+    rows, row_of_step = np.random.default_rng(0).random((len(data.names), 3, 4)), np.array([0, 0, 1, 2, 2])
+    source = batches(data, (2, 3, 2), embeddings=rows.astype(np.float16), row_of_step=row_of_step)
+    for step in range(5):
+        expected = rows.astype(np.float16)[clips_of(source[step])][:, row_of_step]
+        np.testing.assert_array_equal(source[step]["embedding"], expected)
+        assert source[step]["embedding"].dtype == np.float32
+
+
 @pytest.mark.parametrize("hop", [1, 2, 3])
 def test_crops_begin_at_every_multiple_of_hop(data, hop):
     source, starts = batches(data, (5, 5, 3), hop=hop), {length: set() for length, _, _ in CLIPS}
