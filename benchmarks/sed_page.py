@@ -59,12 +59,15 @@ class Settings:
 
 
 def read_cells(folder: Path) -> Cells:
-    """The cells in `folder` by name, of all seeds; raises InputError if there are none."""
+    """The cells in `folder` by name, of all seeds; raises InputError for none, or those of unlike batches."""
     found: Cells = {}
     for path in sorted(folder.glob("*-seed*.json")):
         found.setdefault(path.stem.rpartition("-seed")[0], []).append(json.loads(path.read_text()))
     if not found:
         raise InputError(f"--cells: expected cells in {folder}, found none")
+    batches = {tuple(cell["clips"]) for seeds in found.values() for cell in seeds if "clips" in cell}
+    if len(batches) > 1:
+        raise InputError(f"--cells: expected one size of batches in {folder}, found {sorted(batches)}")
     return found
 
 

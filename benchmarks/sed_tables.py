@@ -166,7 +166,9 @@ def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
     settings = model.all_settings(folder, seed, base.train.epochs // 3)
     if all(cell_path(folder, name, seed).is_file() for name in settings):
         return
-    run = load_run(train_sed(dataclasses.replace(base, name=f"{model.name}-seed{seed}", models=settings)))
+    config = dataclasses.replace(base, name=f"{model.name}-seed{seed}", models=settings)
+    resumed = Path(config.runs, config.name).is_dir()
+    run = load_run(train_sed(config))
     data = {split: load_sed_split(run.config, run.clips, split, run.cache) for split in SPLITS}
     results = json.loads((run.folder / "results.json").read_text())["models"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
         best = max(epochs, key=lambda record: (record["valid"]["psds"], record["epoch"]))
         clips = [getattr(base.train, kind) for kind in KINDS]
         more = {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs), "clips": clips}
-        cell = row | more | {"run_seconds": time.monotonic() - begun}
+        cell = row | more | {"run_seconds": None if resumed else time.monotonic() - begun}
         with whole_file(cell_path(folder, name, seed), "w") as file:
             file.write(json.dumps(cell, indent=1) + "\n")
 

@@ -48,6 +48,7 @@ def make_sed_step(
     mean student by a step of its own on BCE(m, t) after that (`mean_step`); or the student by the gradient
     of BCE(m, t) at the mean student's parameters (`ema_ste`).  The last two are readings of TAKD (Xiao &
     Das 2024), whose equations aren't public; the first, with consistency, is its control CDTD.
+    Validated, kept and scored is the mean student, which `mean_step` teaches directly.
     Metrics: `loss`, its terms, and `grad_norm` before clipping.
     """
     optimizer, span = sed_optimizer(config, train, steps), config.network.span

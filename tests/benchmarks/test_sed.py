@@ -60,6 +60,7 @@ def write_cell(folder, name, psds1, seed=0, size=1000):
     average = {key: 50.0 for key in FIGURES} | {"psds1": psds1}
     events = {"dog": {"psds1": psds1 + 1}, "baby_cry": {"psds1": psds1 + 2}, "gunshot": {"psds1": 1.0}}
     cell = {"metrics": {"average": average, **events}, "parameters": size, "bytes": 4 * size}
+    cell["clips"] = [4, 4, 4]
     cell["valid"] = {"psds1": psds1 + 5, "psds2": 60.0, "auc": 90.0}
     (folder / f"{name}-seed{seed}.json").write_text(json.dumps(cell))
 
@@ -67,6 +68,9 @@ def write_cell(folder, name, psds1, seed=0, size=1000):
 def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
     with pytest.raises(InputError, match=r"--cells: expected cells in .*, found none"):
         read_cells(tmp_path)
+    write_cell(tmp_path, "old", 10.0)
+    old = tmp_path / "old-seed0.json"
+    old.write_text(old.read_text().replace("[4, 4, 4]", "[8, 8, 8]"))
     for name, size in zip(SEVERAL, (4000, 5000, 6000)):
         write_cell(tmp_path, name, 30.0, size=size)
     write_cell(tmp_path, "tiny", 20.0, size=250)
@@ -74,6 +78,9 @@ def test_the_page_says_what_is_there_and_what_is_not(tmp_path):
     write_cell(tmp_path, "tiny-fused", 26.0, seed=1, size=250)
     write_cell(tmp_path, "tiny-fused-32", 25.0, size=250)
     write_cell(tmp_path, "tiny-fused-4", 22.5, size=50)
+    with pytest.raises(InputError, match=r"one size of batches in .*, found \[\(4, 4, 4\), \(8, 8, 8\)\]"):
+        read_cells(tmp_path)
+    old.unlink()
     text = page(read_cells(tmp_path))
     tables, _, rest = text.partition("## How much smaller")
     smaller, _, rest = rest.partition("## What was aimed at")
