@@ -32,7 +32,7 @@ FEATURES = FeatureConfig(
     sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
 )
 CRNN = CRNNConfig(
-    trunk="resnet", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
+    trunk="se", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
 )
 LSTM = StudentConfig(convolutions=(4,), halvings=1, units=4, pooling="attention")
 
