@@ -96,8 +96,8 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     """Write down the embeddings that guide model `name` on the training clips (EEFD), if any do.
 
     `rows` float16 [clips, rows, size], and which of them stands for each of the model's steps, the nearest.
-    Each of the dimensions has mean 0 and variance 1, so that the distance to them is 1 for who has learned
-    nothing: YAMNet's are mostly near 0, which a layer-norm is soon enough.
+    Each of the dimensions has mean 0 and variance 1, but for those that hardly vary, so that a distance
+    tells them apart: YAMNet's own are mostly near 0, and so is a layer-norm's output soon.
     Raises InputError if a tagger can't be used.
     """
     source, path = run.config.models[name].embeddings, run.embeddings(name)
