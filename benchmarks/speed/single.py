@@ -468,7 +468,7 @@ def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = RE
     x, own, alone = features(frames), {}, {}
     for bits in (8, 4):
         detector, params = untrained(StudentConfig(units=units, quant=QuantConfig.integer(bits)), x)
-        alone[bits] = products(detector, frames)
+        alone[f"{bits} bits"] = products(detector, frames)
         for name, way in ours(detector).items():
             own[name, bits] = way
             check(f"{name}, {bits} bits", way, x, own[NUMPY, bits].clip(x), WITHIN[name])
@@ -484,5 +484,5 @@ def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = RE
     yield from compared(f"{frames} frames", in_turns(clips, rounds), off, at_least=CLIP_GOALS)
     steps = {key: stepping(way, x) for key, way in ways.items() if way.step}
     yield from compared("a frame", in_turns(steps, rounds, repeat), off, at_most=FRAME_GOALS)
-    for bits, seconds in in_turns(alone, rounds).items():
-        yield Row(what=f"{frames} frames, {bits} bits", ours=f"of {C}, its products", seconds=seconds)
+    for which, seconds in in_turns(alone, rounds).items():
+        yield Row(what=f"{frames} frames, {which}", ours=f"of {C}, its products", seconds=seconds)
