@@ -106,7 +106,8 @@ def _loss(cells: Cells, name: str) -> str:
     before = cells.get(f"{name.rpartition('-')[0]}-32")
     if not before or name.endswith("-32"):
         return DASH
-    return f"{100 * (1 - _mean(cells[name], 'psds1') / _mean(before, 'psds1')):.0f} %"
+    lost = 100 * (1 - _mean(cells[name], "psds1") / _mean(before, "psds1"))
+    return f"{round(lost)} %"
 
 
 def _ratios(cells: Cells) -> list[str]:
