@@ -9,6 +9,7 @@ import numpy as np
 from qkd_jax.config import InputError
 from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.batches import tiled
+from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.logits import StepLogits, read_step_logits, write_step_logits
 from qkd_jax.data.sound_events import SedDataset
 from qkd_jax.deploy.stream import clock
@@ -122,9 +123,8 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
 
 def _standardised(rows: np.ndarray) -> np.ndarray:
     """`rows` [clips, rows, size] less each dimension's mean, by its spread; what hardly varies is near 0."""
-    mean, std = rows.mean(axis=(0, 1), dtype=np.float64), rows.std(axis=(0, 1), dtype=np.float64)
-    spread = np.maximum(std, max(_LEAST * std.max(), np.finfo(np.float32).tiny))
-    return ((rows - mean.astype(np.float32)) / spread.astype(np.float32)).astype(np.float16)
+    mean, std = mean_and_std(rows)
+    return ((rows - mean) / np.maximum(std, _LEAST * std.max())).astype(np.float16)
 
 
 def _inner(run: Run[SedConfig], name: str, data: SedDataset) -> np.ndarray:
