@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks.speed.limit import lstm_work, shares
+from benchmarks.speed.parts import waited
 from benchmarks.speed.turns import Call, Row, agree, in_turns
 from qkd_jax.nn.cell import Layer
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
@@ -43,8 +45,7 @@ def parameters(inputs: int, units: int) -> Layer:
 
 def jitted(loss: Callable[[Any, jax.Array], jax.Array], params: Any, x: np.ndarray) -> Call:
     """`loss` of `params` on `x`, and its gradient in `params`."""
-    step, on_device = jax.jit(jax.value_and_grad(loss)), jnp.asarray(x)
-    return lambda: jax.block_until_ready(step(params, on_device))
+    return partial(waited, jax.jit(jax.value_and_grad(loss)), params, jnp.asarray(x))
 
 
 def ours(layer: Layer, x: np.ndarray, **settings: Any) -> Step:

@@ -20,7 +20,10 @@ COLUMNS = ("what", "qkd_jax", "time", "peer", "its time", "times as fast", "goal
 
 
 def page(folder: Path, questions: Sequence[str]) -> str:
-    """What `folder` keeps of each device, in the order of `questions`, as Markdown."""
+    """What `folder` keeps of each device, in the order of `questions`, as Markdown.
+
+    Remarks that somebody wrote on an answer, NAME.md beside NAME.json, follow it.
+    """
     parts = [HEAD]
     for name in questions:
         found = [path for path in sorted(folder.glob(f"*/{name}.json"))]
@@ -30,11 +33,13 @@ def page(folder: Path, questions: Sequence[str]) -> str:
             continue
         first = next(iter(answers.values()))
         parts += [f"## {first['question']}", first["about"]]
-        for answer in answers.values():
+        for device, answer in answers.items():
             parts += [
                 f"{answer['device']}: {answer['machine']}; {answer['versions']}.",
                 markdown(COLUMNS, [row(Row(**each)) for each in answer["rows"]]),
             ]
+            if (remarks := folder / device / f"{name}.md").is_file():
+                parts.append(remarks.read_text().rstrip())
         if "gpu" not in answers:
             parts.append("On a GPU: unmeasured.")
     return "\n\n".join(parts) + "\n"

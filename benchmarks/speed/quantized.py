@@ -21,6 +21,7 @@ from benchmarks.speed.lstm import (
     speed,
     to_torch,
 )
+from benchmarks.speed.parts import parts
 from benchmarks.speed.turns import Row, agree, in_turns
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.cell import Layer
@@ -165,6 +166,13 @@ def rows(
             peer_seconds=seconds["float"],
             at_least=1 / 1.1,
             note=speed(shape, units, seconds[name]),
+        )
+    for name in ("float", *(f"{scheme}, {BITS[0]} bits" for scheme in SCHEMES)):
+        yield Row(
+            what=_size(shape, units),
+            ours=f"{name}, its operations",
+            seconds=seconds[name],
+            note=parts(calls[name]),
         )
     x = noise(short)
     floats = outputs(layer, x)

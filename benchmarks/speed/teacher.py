@@ -5,12 +5,14 @@ import dataclasses
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.speed.parts import parts, waited
 from benchmarks.speed.turns import Call, Row, agree, in_turns
 from qkd_jax.config import Config, TeacherConfig
 from qkd_jax.distill.losses import weighted_bce
@@ -66,7 +68,7 @@ def ours(config: TeacherConfig, variables: Any, batch: Batch) -> Call:
         grads, (logits, updated) = jax.grad(objective, has_aux=True)(variables["params"])
         return logits, grads, updated
 
-    return lambda: jax.block_until_ready(step(variables, batch))
+    return partial(waited, step, variables, batch)
 
 
 def torch_is_here() -> bool:
@@ -221,3 +223,9 @@ def rows(
                 at_least=1.0 if peer else None,
                 note=f"{shape[0] / np.median(mine):.2g} clips a second",
             )
+        yield Row(
+            what="{} x {} x {}, {}".format(*shape, dtype),
+            ours="DenseNet, its operations",
+            seconds=mine,
+            note=parts(calls["ours"]),
+        )

@@ -1,6 +1,7 @@
 """How pairs are compared and shown, by hand; and that the LSTM's peers compute what ours does."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.speed import limit, lstm, quantized
 from benchmarks.speed.__main__ import QUESTIONS, main
 from benchmarks.speed.page import page
+from benchmarks.speed.parts import operations, parts, waited
 from benchmarks.speed.turns import Row, agree, in_turns
 from qkd_jax.config import InputError, QuantConfig
 
@@ -56,6 +58,8 @@ def test_the_page_says_what_was_measured_and_where(tmp_path):
     ratio = "0.002 (0.002 to 0.002)"
     assert f"| a step | ours | 500 ms | theirs | 1 ms | {ratio} | ≥ 1: missed | 0.01 | slow |" in text
     assert "| a start | detect.py | 20 µs | – | – | – | ≤ 6 µs: missed | – |  |" in text
+    (tmp_path / "cpu/lstm.md").write_text("It waits for memory.\n")
+    assert "It waits for memory.\n\nOn a GPU: unmeasured." in page(tmp_path, ("lstm", "growth"))
     assert text.index("On a GPU: unmeasured.") < text.index("## growth\n\nNot measured yet.")
 
 
@@ -114,5 +118,35 @@ def test_rows_of_the_quantized_lstm_beside_our_float_step(monkeypatch):
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(quantized, "BITS", (4,))
     rows = list(quantized.rows(1, SHAPE, SHAPE, UNITS))
-    assert [row.ours for row in rows] == [f"{scheme}, 4 bits" for scheme in quantized.SCHEMES]
-    assert {row.peer for row in rows} == {"our float step"}
+    schemes = [f"{scheme}, 4 bits" for scheme in quantized.SCHEMES]
+    beside, apart = [row for row in rows if row.peer], [row for row in rows if not row.peer]
+    assert [row.ours for row in beside] == schemes
+    assert {row.peer for row in beside} == {"our float step"}
+    assert [row.ours for row in apart] == [f"{name}, its operations" for name in ("float", *schemes)]
+
+
+def test_the_parts_of_a_step_are_its_kinds_of_operations_and_their_shares():
+    step = jax.jit(jax.value_and_grad(lambda w, x: jnp.sum(jnp.tanh(x @ w))))
+    ones = jnp.ones((512, 512))
+    shares = dict(part.rsplit(" ", 1) for part in parts(partial(waited, step, ones, ones)).split(", "))
+    shares = {kind: int(share.rstrip("%")) for kind, share in shares.items()}
+    # The products are 2 · 512³ operations each, and all else some 512².
+    assert min(shares["dot"], shares["dot back"]) > 10 and shares["dot"] + shares["dot back"] > 60
+    assert 97 <= sum(shares.values()) <= 103
+
+
+def test_an_operation_counts_as_what_is_fused_into_it():
+    hlo = """
+%fused.1 (p: f32[4]) -> f32[4] {
+  %e = f32[4]{0} exponential(%p), metadata={op_name="jit(f)/exp"}
+  ROOT %d = (f32[4]{0}, f32[4]{0}) dot(%e, %e), metadata={op_name="jit(f)/dot_general"}
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %a = f32[4]{0} add(%x, %x), metadata={op_name="jit(f)/transpose(jvp())/add_any"}
+  ROOT %b.2 = f32[4]{0} fusion(%a), calls=%fused.1, metadata={op_name="jit(f)/transpose(jvp())/mul"}
+}
+"""
+    found = operations(hlo)
+    assert (found["a"], found["b.2"], found["d"]) == ("element by element back", "dot back", "dot")

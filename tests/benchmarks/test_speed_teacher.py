@@ -71,15 +71,16 @@ def test_another_weight_or_gradient_is_refused():
 
 def test_a_row_for_each_way_of_torch():
     pytest.importorskip("torch", reason="needs torch, which is not installed")
-    (row,) = rows(2, EVEN, TINIER, ("torch",))
+    row, operations = rows(2, EVEN, TINIER, ("torch",))
     assert (row.what, row.ours, row.peer, row.at_least) == ("4 x 40 x 32, float32", "DenseNet", "torch", 1)
     assert len(row.seconds) == len(row.peer_seconds) == 2 and 0 < row.off < 1e-4
+    assert "convolution back" in operations.note and not operations.peer
 
 
 @pytest.mark.slow
 def test_without_torch_ours_stands_alone(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (row,) = rows(3, EVEN, TINIER)
+    row, _ = rows(3, EVEN, TINIER)
     assert (row.peer, row.peer_seconds, row.off, row.met) == (None, (), None, None)
     assert len(row.seconds) == 3
 
