@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.audio.io import audio_blocks
@@ -45,9 +44,8 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
         samples = np.concatenate([samples, block])
         frames = config.frames(len(samples))
         # Whole seconds, so that recordings of many lengths share few compiled shapes.
-        padded = np.pad(samples, (0, -len(samples) % rate))
-        with jax.default_device(_host()):
-            pieces.append(np.asarray(log_mel(jnp.asarray(padded), config))[:frames])
+        padded = jax.device_put(np.pad(samples, (0, -len(samples) % rate)), _host())
+        pieces.append(np.asarray(log_mel(padded, config))[:frames])
         samples = samples[frames * config.hop_length :]
     features = np.concatenate(pieces)
     if not len(features):
