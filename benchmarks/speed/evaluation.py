@@ -5,7 +5,7 @@ import importlib.util
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed.files import CLIP_SECONDS, recordings
-from benchmarks.speed.turns import Row, in_turns
+from benchmarks.speed.turns import Call, Row, in_turns
 from qkd_jax.command import load_preset
-from qkd_jax.config import DataConfig, InputError, StudentConfig
-from qkd_jax.data.clips import targets
+from qkd_jax.config import DataConfig, FeatureConfig, InputError, StudentConfig
+from qkd_jax.data.clips import Clip, targets
+from qkd_jax.data.features import cached_features
 from qkd_jax.data.source import read_clips
 from qkd_jax.deploy import artefact
 from qkd_jax.distill.tagger import tagger_logits
@@ -94,6 +95,12 @@ def check(table: Table, count: int) -> None:
         raise InputError(f"expected figures of {', '.join(EVENTS)} on {count} clips, found {table}")
 
 
+def features(clips: Sequence[Clip]) -> None:
+    """Compute those of `clips` anew."""
+    with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):
+        cached_features(clips, FeatureConfig(), Path(empty))
+
+
 def anew(way: Callable[[DataConfig], Table], data: DataConfig, count: int) -> None:
     """Make the table of `count` clips when nothing is cached; raises InputError as `check` does."""
     silent = contextlib.redirect_stdout(io.StringIO())
@@ -110,7 +117,9 @@ def rows(rounds: int, count: int = CLIPS, settings: StudentConfig | None = None)
         ways = {"ours": partial(by_student, student(folder / "student.safetensors", settings))}
         if tagger := yamnet(folder):
             ways["YAMNet"] = partial(by_tagger, tagger)
-        took = in_turns({name: partial(anew, way, data, count) for name, way in ways.items()}, rounds)
+        calls: dict[str, Call] = {name: partial(anew, way, data, count) for name, way in ways.items()}
+        calls["features"] = partial(features, read_clips(data))
+        took = in_turns(calls, rounds)
     yield Row(
         what=f"{count} clips of {CLIP_SECONDS} s",
         ours="score_file, preset small, 4 bits",
@@ -120,3 +129,4 @@ def rows(rounds: int, count: int = CLIPS, settings: StudentConfig | None = None)
         at_least=GOAL if tagger else None,
         note=f"{count / np.median(took['ours']):,.0f} clips a second",
     )
+    yield Row(what=f"{count} clips of {CLIP_SECONDS} s", ours="of it, features", seconds=took["features"])

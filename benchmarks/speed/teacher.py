@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.speed.limit import arithmetic
 from benchmarks.speed.parts import parts, waited
 from benchmarks.speed.turns import Call, Row, agree, in_turns
 from qkd_jax.config import Config, TeacherConfig
 from qkd_jax.distill.losses import weighted_bce
+from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.models.build import build_model
 
 QUESTION = "A train step of the teacher, DenseNet-63"
@@ -184,6 +186,16 @@ def off(how: str, dtype: str, network: Any, mine: Any, theirs: Any) -> float:
     return max(logits, agree(f"{how}: gradients", one, other, CLOSE_GRADS[dtype]))
 
 
+def speed(
+    config: TeacherConfig, variables: Any, shape: tuple[int, int, int], seconds: Sequence[float]
+) -> str:
+    """Clips a second, and what share that is of the device's arithmetic: forward, and twice that back."""
+    clip = 2 * model_cost(build_model(config, EVENTS), variables, shape[1:])["multiply_adds"]
+    a_second = shape[0] / float(np.median(seconds))
+    share = 3 * clip * a_second / arithmetic(config.compute_dtype)
+    return f"{a_second:.2g} clips a second; {share:.0%} of the device's arithmetic"
+
+
 def rows(
     rounds: int,
     shape: tuple[int, int, int] = SHAPE,
@@ -221,7 +233,7 @@ def rows(
                 peer_seconds=seconds[peer] if peer else (),
                 off=offs[peer] if peer else None,
                 at_least=1.0 if peer else None,
-                note=f"{shape[0] / np.median(mine):.2g} clips a second",
+                note=speed(typed, variables, shape, mine),
             )
         yield Row(
             what="{} x {} x {}, {}".format(*shape, dtype),

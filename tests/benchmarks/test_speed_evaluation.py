@@ -73,7 +73,7 @@ def tables(monkeypatch):
 def test_row_without_yamnet(tmp_path, monkeypatch, tables, capsys):
     monkeypatch.setattr(evaluation, "SHARED", tmp_path)
     monkeypatch.chdir(tmp_path)
-    (row,) = rows(1, count=5, settings=TINY)
+    row, _ = rows(1, count=5, settings=TINY)
     assert (row.peer, row.peer_seconds, row.at_least, row.met, len(row.seconds)) == (None, (), None, None, 1)
     assert [list(found["models"]) for found in tables] == [["student.safetensors"]] * 2
     assert tables[0] == tables[1]
@@ -83,7 +83,7 @@ def test_row_without_yamnet(tmp_path, monkeypatch, tables, capsys):
 def test_row_beside_yamnet(tmp_path, tables):
     if not yamnet(tmp_path):
         pytest.skip(f"no YAMNet in {evaluation.SHARED} (QKD_SHARED says where), or no ai_edge_litert")
-    (row,) = rows(1, count=5, settings=TINY)
+    row, _ = rows(1, count=5, settings=TINY)
     assert (row.peer, row.at_least, len(row.seconds), len(row.peer_seconds)) == ("YAMNet", 10, 1, 1)
     assert [list(found["models"]) for found in tables] == [["student.safetensors"], ["yamnet"]] * 2
     assert [found["models"]["yamnet"]["bytes"] for found in tables[1::2]] == [4_126_810] * 2
