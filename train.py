@@ -13,6 +13,10 @@ def main(arguments: list[str]) -> None:
     preset = load_preset(arguments[0] if named else "demo", Path(__file__).parent / "configs")
     config = override(preset, arguments[named:], prog="train.py", description=__doc__)
 
+    if config.distributed:
+        from qkd_jax.mesh import join_processes
+
+        join_processes()
     if isinstance(config, SedConfig):
         from qkd_jax.train.sed_run import train_sed
 

@@ -330,6 +330,8 @@ class Config:
     """Folder of all runs."""
     cache: str | None = None
     """Folder where computed features are kept for all runs; `runs`/.features if none is given."""
+    distributed: bool = False
+    """Train with other processes, here or elsewhere, each on a part of every batch (docs/scale.md)."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()

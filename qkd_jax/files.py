@@ -1,8 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
-import os
-import threading
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +16,7 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Folders on the way are made.  Whoever is killed halfway leaves `path` as it was, beside a
     file that ends in .part, which nothing reads.  Raises InputError if it can't be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

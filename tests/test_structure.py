@@ -16,6 +16,7 @@ ROOMS = (
     "progress",
     "files",
     "stop",
+    "mesh",
     "quant",
     "nn",
     "audio",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import grain
+import jax
 import numpy as np
 
 from qkd_jax.data.dataset import Dataset
@@ -34,24 +35,24 @@ def train_batches(
 ) -> grain.MapDataset:
     """Endless shuffled batches; `batches[step]` depends on `seed` and `step` alone.
 
-    A batch holds `features` [batch, frames, mels], of each clip longer than that a part chosen at
-    random, of each shorter one `tiled` ones; `labels` [batch, events]; and, where given,
-    `teacher_logits` [batch, events].
+    Of several processes each has its own rows of a batch, as many as the others.  A batch holds `features`
+    [batch, frames, mels], of each clip longer than that a part chosen at random, of each shorter one `tiled`
+    ones; `labels` [batch, events]; and, where given, `teacher_logits` [batch, events].
     """
 
     def crop(example: Batch, rng: np.random.Generator) -> Batch:
         start = rng.integers(max(len(example["features"]) - frames, 0) + 1)
         return example | {"features": tiled(example["features"][start : start + frames], frames)}
 
-    return (
-        grain.MapDataset.source(_Examples(data, teacher_logits))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(crop)
-        # There is no remainder; without this the number of batches of one clip overflows.
-        .batch(batch_size, drop_remainder=True)
-    )
+    examples = grain.MapDataset.source(_Examples(data, teacher_logits)).seed(seed).shuffle().repeat()
+    return _batched(examples.random_map(crop), batch_size)
+
+
+def _batched(examples: grain.MapDataset, size: int) -> Batches:
+    """Of batches of `size`, the rows of this process."""
+    rows, processes = size // jax.process_count(), slice(jax.process_index(), None, jax.process_count())
+    # There is no remainder; without this the number of batches of one clip overflows.
+    return examples.batch(rows, drop_remainder=True).slice(processes)
 
 
 class _Mixed(Sequence[int]):
@@ -85,9 +86,10 @@ def mixed_batches(
     """Endless batches of `sizes[k]` of the clips `kinds[k]`, kind after kind, as `example` makes them.
 
     Each kind is shuffled and repeated on its own; `batches[step]` depends on `seed` and `step` alone.
+    Of several processes each has its own rows of a batch, as many as the others.
     """
     examples = grain.MapDataset.source(_Mixed(kinds, sizes, seed)).seed(seed).random_map(example)
-    return examples.batch(sum(sizes), drop_remainder=True)
+    return _batched(examples, sum(sizes))
 
 
 def from_step(batches: grain.MapDataset, step: int) -> grain.IterDataset:

@@ -13,6 +13,7 @@ import numpy as np
 from qkd_jax.config import InputError
 from qkd_jax.data.clips import Clip
 from qkd_jax.files import whole_file
+from qkd_jax.mesh import shares, wait_for_all
 from qkd_jax.progress import track
 from qkd_jax.stop import stop_if_asked
 
@@ -35,16 +36,21 @@ def cached(
     there whole or not at all.
     """
     entries = {clip.name: cache / _entry(clip.path, settings) for clip in clips}
-    lacking = [clip for clip in clips if not _is_whole(entries[clip.name], width)]
-    if lacking:
-        print(f"{title}: {len(lacking)} of {len(clips)} recordings to read", flush=True)
-    bad = {}
-    for clip, reason in track(_in_parallel(lacking, compute, entries), len(lacking), title):
-        stop_if_asked()
-        if reason:
-            bad[clip.name] = reason
-            del entries[clip.name]
-    return entries, bad
+    reasons: dict[str, str] = {}
+    for share in shares():
+        lacking = [
+            clip
+            for clip in clips[share]
+            if clip.name not in reasons and not _is_whole(entries[clip.name], width)
+        ]
+        if lacking:
+            print(f"{title}: {len(lacking)} of {len(clips)} recordings to read", flush=True)
+        for clip, reason in track(_in_parallel(lacking, compute, entries), len(lacking), title):
+            stop_if_asked()
+            reasons[clip.name] = reason
+        wait_for_all(title)
+    bad = {clip.name: reasons[clip.name] for clip in clips if reasons.get(clip.name)}
+    return {name: entry for name, entry in entries.items() if name not in bad}, bad
 
 
 def _entry(recording: Path, settings: str) -> Path:

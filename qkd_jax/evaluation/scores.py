@@ -11,17 +11,18 @@ from qkd_jax.config_sed import CRNNConfig
 from qkd_jax.data.batches import tiled, windows
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.sound_events import SedDataset
+from qkd_jax.mesh import everywhere, on_each, own_rows, spread, whole_batches
 from qkd_jax.models.build import Model
 from qkd_jax.models.common import Detections
 from qkd_jax.progress import track
 
 Detect = Callable[[Any, np.ndarray], Detections]
-Predict = Callable[[Any, np.ndarray], jax.Array]
+Predict = Callable[[Any, np.ndarray], Any]
 
 
 def make_predict(model: Model) -> Predict:
     """The jitted function (variables, features [batch, frames, mels]) -> logits [batch, events]."""
-    return jax.jit(lambda variables, features: model.apply(variables, features))
+    return _over_devices(lambda variables, features: model.apply(variables, features))
 
 
 def clip_logits(
@@ -51,7 +52,20 @@ def clip_logits(
 
 def make_detect(model: Model) -> Detect:
     """The jitted function (variables, features [batch, frames, mels]) -> `Detections`."""
-    return jax.jit(lambda variables, features: model.apply(variables, features, method="detect"))
+    return _over_devices(lambda variables, features: model.apply(variables, features, method="detect"))
+
+
+def _over_devices(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndarray], Any]:
+    """`apply`, jitted, of rows over all devices; what it gives is on each of them."""
+    jitted = jax.jit(apply, out_shardings=on_each())
+
+    def call(variables: Any, features: np.ndarray) -> Any:
+        count = len(features)
+        whole = np.resize(features, (whole_batches(count), *features.shape[1:]))
+        found = jitted(everywhere(variables), spread(whole[own_rows(len(whole))]))
+        return jax.tree.map(lambda each: np.asarray(each)[:count], found)
+
+    return call
 
 
 def step_logits(

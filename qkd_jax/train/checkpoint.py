@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from qkd_jax.config import InputError
+from qkd_jax.mesh import on_each
 from qkd_jax.train.state import TrainState
 
 _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
@@ -87,7 +88,8 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
                 f"{where}: expected a checkpoint of this model, with {name} {expected.get(name)}, "
                 f"found {kept.get(name)}"
             )
-    shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    # However many devices it was saved on.
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_each()), like)
     with _named(where), contextlib.redirect_stderr(io.StringIO()):
         return manager.restore(step, args=ocp.args.StandardRestore(shapes))
 

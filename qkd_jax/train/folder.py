@@ -34,6 +34,7 @@ from qkd_jax.data.dataset import check_split
 from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.source import usable_clips
 from qkd_jax.files import whole_file
+from qkd_jax.mesh import any_process, is_first, lacking, wait_for_all
 from qkd_jax.models.build import Model, build_model
 from qkd_jax.train import checkpoint
 from qkd_jax.train.sed_step import sed_optimizer, with_mean_steps
@@ -68,7 +69,7 @@ class Run(Generic[C]):
     def norm(self, features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the training `features`, computed once."""
         path = self.folder / "norm.npz"
-        if not path.is_file():
+        if lacking(path):
             mean, std = mean_and_std(features)
             with whole_file(path) as file:
                 np.savez(file, mean=mean, std=std)
@@ -148,12 +149,15 @@ def open_run(config: C) -> Iterator[Run[C]]:
     folder = Path(config.runs) / config.name
     config = _resolved(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    with contextlib.suppress(Timeout):
+        if is_first():
+            lock.acquire(timeout=0)
+    if any_process(is_first() and not lock.is_locked):
+        raise InputError(f"{folder}: another process trains this run; give another --name")
     try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout:
-        raise InputError(f"{folder}: another process trains this run; give another --name") from None
-    with lock:
-        if any(folder.glob("*/checkpoints/*")):
+        begun = any_process(any(folder.glob("*/checkpoints/*")))
+        if begun:
             before = load_run(folder).config
             if not config.data.events:
                 config = with_data(config, events=before.data.events)
@@ -161,6 +165,8 @@ def open_run(config: C) -> Iterator[Run[C]]:
             yield Run(folder, config)
         else:
             yield _begin(Run(folder, config))
+    finally:
+        lock.release()
 
 
 def _begin(run: Run) -> Run:
@@ -184,6 +190,7 @@ def _begin(run: Run) -> Run:
     write_clips(run.folder / "clips.jsonl", clips)
     with whole_file(run.folder / "config.json", "w") as file:
         file.write(to_json(config) + "\n")
+    wait_for_all(run.folder)
     return Run(run.folder, config)
 
 
@@ -246,8 +253,9 @@ def _demo_root(folder: Path) -> str:
 
 
 def _check_same(old: C, new: C, path: Path) -> None:
-    # The folder is the same, however it is spelled, and features are the same wherever they are kept.
-    new = dataclasses.replace(new, name=old.name, runs=old.runs, cache=old.cache)
+    # The folder is the same, however it is spelled, and so are features and steps, wherever they are made.
+    same = {key: getattr(old, key) for key in ("name", "runs", "cache", "distributed")}
+    new = dataclasses.replace(new, **same)
     before, after = _fields(old), _fields(new)
     for field in before | after:
         if before.get(field) != after.get(field):

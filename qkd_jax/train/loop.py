@@ -2,15 +2,25 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from qkd_jax.config import InputError
+from qkd_jax.mesh import any_process, everywhere, is_first
 from qkd_jax.progress import track
 from qkd_jax.stop import asked_to_stop, stop_requests
 from qkd_jax.train import checkpoint
 from qkd_jax.train.log import open_log, read_log
 from qkd_jax.train.state import TrainState
+
+_ASKED = 10  # steps
+
+
+def _no_log(**record: Any) -> None:
+    """What a process does that is not the first."""
 
 
 def fit(
@@ -39,6 +49,7 @@ def fit(
             best = checkpoints.best_step()
             return patience is not None and best is not None and step - best >= patience * epoch_steps
 
+        state = everywhere(state)
         latest = checkpoints.latest_step()
         if latest is not None:
             state = checkpoint.restore(checkpoints, latest, state)
@@ -49,10 +60,10 @@ def fit(
             at = f"epoch {first_step // epoch_steps} of {epochs}"
             print(f"{name}: going on from step {first_step}, {at}", flush=True)
 
-        with open_log(folder, first_step) as log:
-            begun = first_step - first_step % epoch_steps
-            # Those of this epoch, of which a run that was stopped within it has the first.
-            losses = [record["loss"] for record in read_log(folder) if record["step"] > begun]
+        begun = first_step - first_step % epoch_steps
+        # Those of this epoch, of which a run that was stopped within it has the first.
+        losses = [record["loss"] for record in read_log(folder, first_step) if record["step"] > begun]
+        with open_log(folder, first_step) if is_first() else nullcontext(_no_log) as log:
 
             def record(step: int, metrics: Any) -> None:
                 values = {key: float(value) for key, value in metrics.items()}
@@ -74,7 +85,11 @@ def fit(
                     record(*running)
                 running = (step, metrics)
                 ends_epoch = step % epoch_steps == 0
-                if not ends_epoch and not asked_to_stop():
+                # Several processes stop at the same step, which takes asking.
+                asked = (jax.process_count() == 1 or ends_epoch or step % _ASKED == 0) and any_process(
+                    asked_to_stop()
+                )
+                if not ends_epoch and not asked:
                     continue
                 record(*running)
                 running = None
@@ -87,7 +102,7 @@ def fit(
                     figures = "  ".join(f"{key.upper()} {value:.1f}" for key, value in valid.items())
                     print(f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  valid {figures}", flush=True)
                 checkpoint.save(checkpoints, state, valid)
-                if asked_to_stop():
+                if asked:
                     raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")
                 if out_of_patience(step):
                     print(f"{name}: no better for {patience} epochs, done", flush=True)

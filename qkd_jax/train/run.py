@@ -16,6 +16,7 @@ from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.distill.losses import positive_weights
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.mesh import check_batch, spread
 from qkd_jax.models.integer import calibrate
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
@@ -36,6 +37,7 @@ def train(config: Config) -> Path:
     alone.  At the end the best state of each is scored on the test split.  Raises InputError,
     and KeyboardInterrupt when asked to stop.
     """
+    check_batch("train.batch_size", config.train.batch_size)
     with stop_requests(), open_run(config) as run:
         clips = run.clips
         # The test split too, for what is wrong with it shall not show after the training.
@@ -125,4 +127,6 @@ def _batches_from(
         data, logits, frames=run.config.frames, batch_size=settings.batch_size, seed=settings.seed
     )
     augment = make_augment(run, taught=taught) if run.config.augment.on else lambda step, batch: batch
-    return lambda first: (augment(step, batch) for step, batch in enumerate(from_step(batches, first), first))
+    return lambda first: (
+        augment(step, spread(batch)) for step, batch in enumerate(from_step(batches, first), first)
+    )

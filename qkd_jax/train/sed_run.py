@@ -16,6 +16,7 @@ from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
 from qkd_jax.evaluation.scores import make_detect, step_logits
 from qkd_jax.evaluation.sound_events import load_sed_scores_eval
+from qkd_jax.mesh import check_batch, spread
 from qkd_jax.stop import stop_if_asked, stop_requests
 from qkd_jax.train.folder import Run, open_run
 from qkd_jax.train.loop import fit
@@ -32,6 +33,9 @@ def train_sed(config: SedConfig) -> Path:
     at the end the best state of each, its mean student, is scored on the test split.  Raises InputError,
     and KeyboardInterrupt when asked to stop.
     """
+    settings = config.train
+    size = settings.strong + settings.weak + settings.unlabelled
+    check_batch("train.strong, .weak and .unlabelled together", size)
     with stop_requests(), open_run(config) as run:
         clips = run.clips
         # The test split too, for what is wrong with it shall not show after the training.
@@ -115,12 +119,12 @@ def _batches_from(
         **taught(run, name, data),
     )
     if not config.augment.on:
-        return lambda first: from_step(batches, first)
+        return lambda first: map(spread, from_step(batches, first))
     augmented = jax.jit(partial(augment_frames, config=config.augment, hop=hop, sizes=sizes))
 
     def with_key(step: int, batch: Batch) -> Batch:
         return augmented(jax.random.fold_in(jax.random.key(settings.seed), step), batch)
 
     return lambda first: (
-        with_key(step, batch) for step, batch in enumerate(from_step(batches, first), first)
+        with_key(step, spread(batch)) for step, batch in enumerate(from_step(batches, first), first)
     )

@@ -18,6 +18,7 @@ from qkd_jax.distill.embeddings import tagger_embeddings
 from qkd_jax.evaluation.metrics import average_precision
 from qkd_jax.evaluation.scores import make_detect, step_logits
 from qkd_jax.files import whole_file
+from qkd_jax.mesh import lacking
 from qkd_jax.progress import track
 from qkd_jax.train.folder import Run
 
@@ -77,7 +78,7 @@ def said(run: Run[SedConfig], teacher: str, data: dict[str, SedDataset]) -> Step
     if teacher.endswith(".npz"):
         return read_step_logits(Path(teacher), train.names, train.events)
     path = run.folder / teacher / "teaching.npz"
-    if not path.is_file():
+    if lacking(path):
         network, variables = run.config.networks[teacher], run.best_variables(teacher)
         detect = make_detect(run.model(teacher))
         clip, _ = step_logits(detect, variables, data["valid"], run.config.frames, network)
@@ -102,7 +103,7 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     Raises InputError if a tagger can't be used.
     """
     source, path = run.config.models[name].embeddings, run.embeddings(name)
-    if source is None or path.is_file():
+    if source is None or not lacking(path):
         return
     network, frames = run.config.networks[name], run.config.frames
     steps = np.arange(network.steps(frames))

@@ -14,6 +14,7 @@ from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.distill.tagger import tagger_logits
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.files import whole_file
+from qkd_jax.mesh import everywhere, lacking
 from qkd_jax.train.folder import TEACHER, Run
 
 
@@ -25,7 +26,7 @@ def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
     """
     path = run.folder / "foreign.npy"
     files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
-    if not path.is_file():
+    if lacking(path):
         clips = [clip for clip in run.clips if clip.split == "train" and clip.labelled]
         logits = np.zeros((len(files), *data.targets.shape), np.float32)
         for teacher, file in zip(logits, files):
@@ -44,7 +45,7 @@ def own_logits(run: Run, data: Dataset) -> np.ndarray:
     """The best own teacher's logits on the unaugmented training clips, computed once."""
     # Apart from what eval.py writes, maybe midway through the training.
     path = run.folder / TEACHER / "teaching.npz"
-    if not path.is_file():
+    if lacking(path):
         predict, variables = make_predict(run.model(TEACHER)), run.best_variables(TEACHER)
         logits = clip_logits(predict, variables, data, run.config.frames, run.config.train.batch_size)
         write_logits(path, data.names, data.events, logits)
@@ -73,7 +74,7 @@ def make_augment(run: Run, *, taught: bool) -> Callable[[int, Batch], Batch]:
     """
     settings, seed = run.config.augment, run.config.train.seed
     teacher = run.model(TEACHER)
-    variables = run.best_variables(TEACHER) if taught else None
+    variables = everywhere(run.best_variables(TEACHER)) if taught else None
 
     @jax.jit
     def augmented(variables, step, batch):

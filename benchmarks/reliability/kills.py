@@ -1,0 +1,176 @@
+"""Kills a run again and again, and compares how it ends with one that nobody disturbed.
+
+python -m benchmarks.reliability.kills [--times 100] [--seed 0] [--out docs/results/reliability]
+
+A small run makes its recordings, trains a teacher and three students, is scored, writes its report, and its
+integers leave it in a file.  Each command is killed by SIGKILL at a random moment and given again, until it
+ends by itself; then the next such run begins, until so many kills are counted.
+"""
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from benchmarks.speed.turns import processor, versions
+from qkd_jax.command import load_preset, override, run_command
+from qkd_jax.config import Config, Count, DataConfig, InputError, TeacherConfig, TrainConfig
+from qkd_jax.files import whole_file
+from qkd_jax.train import checkpoint
+from qkd_jax.train.export import export
+from qkd_jax.train.folder import load_run
+from qkd_jax.train.run import train
+
+ROOT = Path(__file__).parents[2]
+EXPORTED = "distilled-8"
+CLIPS, BATCH, EPOCHS = 96, 16, 4
+LAST_STEP = CLIPS // BATCH * EPOCHS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How often to kill, and where to keep the tally."""
+
+    times: Count = 100
+    """Kills in all."""
+    seed: int = 0
+    """Of the moments."""
+    out: str = str(ROOT / "docs/results/reliability")
+    """Folder of the tally."""
+
+
+def small(folder: Path) -> Config:
+    """Preset demo, so small that a run takes half a minute."""
+    demo = load_preset("demo", ROOT / "configs")
+    tiny = {"convolutions": (4, 4, 4), "units": 8}
+    students = {
+        name: dataclasses.replace(demo.students[name], **tiny) for name in ("plain", "distilled", EXPORTED)
+    }
+    return dataclasses.replace(
+        demo,
+        runs=str(folder),
+        data=DataConfig(source="demo", clip_seconds=1.0, demo_clips=(CLIPS, 32, 32)),
+        teacher=TeacherConfig(blocks=(1, 1), growth=4, stem=4),
+        students=students,
+        train=TrainConfig(batch_size=BATCH, teacher_epochs=EPOCHS, student_epochs=EPOCHS),
+    )
+
+
+def run(folder: Path) -> None:
+    """What is killed: a training, or what is left of it, and the export."""
+    trained = load_run(train(small(folder)))
+    path = trained.folder / EXPORTED / f"{EXPORTED}.safetensors"
+    if not path.is_file():
+        export(trained, EXPORTED, "safetensors")
+
+
+def end(folder: Path) -> dict[str, np.ndarray]:
+    """All that a finished run leaves: every array of its states, its logs, figures and files, by name."""
+    found: dict[str, np.ndarray] = {}
+    finished = load_run(folder / "demo")
+    norm = (np.zeros(finished.shape[1], np.float32),) * 2
+    for name in finished.names:
+        with checkpoint.open_checkpoints(finished.folder / name / "checkpoints", read_only=True) as manager:
+            for which, step in (("last", manager.latest_step()), ("best", manager.best_step())):
+                assert step is not None
+                state = checkpoint.restore(manager, step, finished.new_state(name, norm))
+                for where, leaf in jax.tree.leaves_with_path(state):
+                    found[f"{name} {which} {step} {jax.tree_util.keystr(where)}"] = np.asarray(leaf)
+    kept = (
+        "*/log.jsonl",
+        "*/logits-*.npz",
+        "teacher/teaching.npz",
+        "results.json",
+        f"*/{EXPORTED}.safetensors",
+    )
+    for path in (path for pattern in kept for path in finished.folder.glob(pattern)):
+        found[str(path.relative_to(finished.folder))] = np.frombuffer(path.read_bytes(), np.uint8)
+    return found
+
+
+def attempt(folder: Path, seconds: float | None) -> tuple[bool, str]:
+    """Give the command, to be killed after `seconds`; whether it ended by itself, and what it printed.
+
+    Raises InputError if it ended badly.
+    """
+    command = [sys.executable, "-u", "-m", "benchmarks.reliability.kills", "run", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise InputError(
+            f"{folder}: expected a run to end or be killed, found status {process.returncode}: {said}"
+        )
+    return process.returncode == 0, said
+
+
+def phase(folder: Path, said: str) -> str:
+    """What a run in `folder` was at that had printed `said` when it was killed."""
+    demo = folder / "demo"
+    if not (demo / "config.json").is_file():
+        return "features" if any(folder.glob(".features/*/*.npy")) else "start, recordings"
+    if (demo / "report.html").is_file():
+        return "export"
+    if any(demo.glob(f"{EXPORTED}/checkpoints/{LAST_STEP}")):
+        return "report" if (demo / "results.json").is_file() else "evaluation"
+    if any(demo.glob("*/checkpoints/*tmp*")):
+        return "a checkpoint"
+    return "steps" if said else "start, again"
+
+
+def main(arguments: list[str]) -> None:
+    """Kill, count, compare."""
+    if arguments[:1] == ["run"]:
+        return run(Path(arguments[1]))
+    prog = "python -m benchmarks.reliability.kills"
+    settings = override(Settings(), arguments, prog=prog, description=__doc__)
+    rng, tally, ends = random.Random(settings.seed), Counter[str](), 0
+    with tempfile.TemporaryDirectory() as name:
+        begun = time.monotonic()
+        attempt(Path(name), None)
+        took, expected = time.monotonic() - begun, end(Path(name))
+    while tally.total() < settings.times:
+        with tempfile.TemporaryDirectory() as name:
+            while True:
+                ended, said = attempt(Path(name), rng.uniform(0, took))
+                if ended:
+                    break
+                tally[phase(Path(name), said)] += 1
+                print(f"{tally.total()}: killed at {phase(Path(name), said)}", flush=True)
+            found, ends = end(Path(name)), ends + 1
+        different = [
+            key for key in expected | found if not np.array_equal(expected.get(key, ()), found.get(key, ()))
+        ]
+        if different:
+            raise InputError(
+                f"after {tally.total()} kills: expected the same end, found other {different[:5]}"
+            )
+    kept = {
+        "kills": dict(tally),
+        "runs": ends,
+        "compared": len(expected),
+        "seconds": round(took, 1),
+        "seed": settings.seed,
+        "machine": processor(),
+        "versions": versions("jax", "flax", "orbax-checkpoint", "numpy"),
+    }
+    print(json.dumps(kept, indent=1))
+    with whole_file(Path(settings.out) / "kills.json", "w") as file:
+        file.write(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

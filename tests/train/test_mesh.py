@@ -1,0 +1,67 @@
+"""One batch over several devices: the losses of one device, whatever their number."""
+
+import json
+import os
+import subprocess
+import sys
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from qkd_jax.config import InputError, to_json
+from qkd_jax.evaluation.scores import make_predict
+from qkd_jax.mesh import check_batch, spread, whole_batches
+
+COMMAND = """
+import sys
+from pathlib import Path
+from qkd_jax.config import Config, from_json
+from qkd_jax.train.run import train
+train(from_json(Config, Path(sys.argv[1]).read_text(), sys.argv[1]))
+"""
+
+
+def losses(folder, name):
+    """Loss and norm of the gradient at each step of a model of the run in `folder`."""
+    records = map(json.loads, (folder / name / "log.jsonl").read_text().splitlines())
+    return [(record["loss"], record["grad_norm"]) for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize(
+    "devices", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4, 8))]
+)
+def test_losses_are_those_of_one_device(devices, finished, tiny_config, tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(to_json(tiny_config(tmp_path)))
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    done = subprocess.run([sys.executable, "-c", COMMAND, settings], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # `finished` is of the two devices of these tests.
+    for name in ("teacher", "plain", "four"):
+        np.testing.assert_allclose(losses(tmp_path / "tiny", name), losses(finished, name), rtol=1e-4)
+
+
+def test_a_batch_has_as_many_rows_for_each_device():
+    check_batch("train.batch_size", 6)
+    with pytest.raises(InputError, match=r"train.batch_size: expected a multiple of the 2 devices, got 7"):
+        check_batch("train.batch_size", 7)
+    assert [whole_batches(size) for size in (1, 2, 3)] == [2, 2, 4]
+
+
+def test_rows_lie_on_their_devices_in_order():
+    rows = np.arange(12).reshape(6, 2)
+    first, second = spread({"x": rows})["x"].addressable_shards
+    np.testing.assert_array_equal(first.data, rows[:3])
+    np.testing.assert_array_equal(second.data, rows[3:])
+
+
+def test_what_a_model_says_of_an_odd_number_of_clips():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, features):
+            return self.param("scale", nn.initializers.ones, ()) * features.sum(axis=1)
+
+    features = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    found = make_predict(Scaled())({"params": {"scale": np.float32(2)}}, features)
+    np.testing.assert_allclose(found, 2 * features.sum(axis=1), rtol=1e-6)
