@@ -66,7 +66,8 @@ class Model:
     teachers: tuple[str, ...] = ()
     """Models whose cells teach it."""
     quantized: tuple[int, ...] = ()
-    """Bits of every operand at which it is trained on, each from its best state."""
+    """Bits at which it is trained on, each from its best state: of every operand but the cell of a CRNN's
+    GRU, of an LSTM's weights in the integer scheme."""
 
     def all_settings(self, folder: Path, seed: int, further: int) -> dict[str, DetectorConfig]:
         """The models of its run: itself, and `further` epochs on quantized ones, and one that isn't."""
@@ -110,7 +111,7 @@ def models(small: bool, tagger: str) -> list[Model]:
     mean = dataclasses.replace(plain, through="mean_step")
     found += [
         Model("third", plain),
-        Model("third-cdtd", plain, (SE_TEACHER,)),
+        Model("third-cdtd", plain, (SE_TEACHER,), (8, 4)),
         Model("third-takd", mean, (SE_TEACHER,), () if tagger else (8, 4)),
         Model("third-ema-ste", dataclasses.replace(plain, through="ema_ste"), (SE_TEACHER,)),
     ]

@@ -1,7 +1,8 @@
-"""Checkpoints: the newest and the best; the one file that knows Orbax."""
+"""Checkpoints: the two newest and the best; the one file that knows Orbax."""
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from qkd_jax.config import InputError
-from qkd_jax.mesh import on_each
+from qkd_jax.mesh import is_first, on_each, wait_for_all
 from qkd_jax.train.state import TrainState
 
 _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
@@ -22,27 +23,28 @@ _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last, and the best by the metric `psds`, or
+    """The checkpoints in `folder`: the last two, and the best by the metric `psds`, or
     without that `auc`; raises InputError.
 
-    To write, what a killed run left half-written is cleared away first; `read_only` leaves a run
-    that is training alone.
+    To write, what a killed run left half-written is cleared away first, and what is damaged set aside;
+    `read_only` leaves a run that is training alone.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised as well
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+        preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
         best_fn=_score,
         # A state is donated to the next step: it must be on disk before that.
         enable_async_checkpointing=False,
         read_only=read_only,
     )
+    if not read_only:
+        _set_aside_without_figures(folder)
     with _named(folder):
         manager = ocp.CheckpointManager(
             folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
-        # What these read may be damaged.
-        manager.best_step()
+        manager.best_step()  # reads what they all reached
     try:
         yield manager
     finally:
@@ -71,6 +73,44 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
             f"{manager.directory}/{step}: could not be written: {str(error).split(': ')[-1]}; "
             f"step {manager.latest_step() or 0} stands, and the same command goes on from there"
         ) from None
+
+
+class _Damaged(InputError):
+    """A checkpoint that can't be read."""
+
+
+def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
+    """The state of the last step that can be read, None without one; raises InputError as `restore` does.
+
+    What can't be read is set aside, and said.
+    """
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return restore(manager, step, like)
+        except _Damaged as error:
+            _set_aside(Path(manager.directory, str(step)), error)
+            manager.reload()
+    return None
+
+
+def _set_aside_without_figures(folder: Path) -> None:
+    """Set aside what Orbax can't begin with: checkpoints whose validation figures can't be read."""
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            with _named(path.parents[1]):
+                json.loads(path.read_bytes())
+        except _Damaged as error:
+            _set_aside(path.parents[1], error)
+
+
+def _set_aside(damaged: Path, error: object) -> None:
+    aside = damaged.parent.with_name(f"damaged-{damaged.name}")
+    wait_for_all(damaged)
+    if is_first():
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
+    wait_for_all(aside)
+    print(f"{str(error).partition('; ')[0]}; moved to {aside}", flush=True)
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
@@ -123,7 +163,7 @@ def _named(where: Path | str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
+        raise _Damaged(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
             "run goes on from the one before, or anew"
         ) from None

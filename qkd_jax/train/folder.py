@@ -5,7 +5,8 @@ RUN/clips.jsonl               the recordings, with labels and split
 RUN/left-out.txt              those that could not be used, and why
 RUN/norm.npz                  mean and standard deviation of the training features
 RUN/foreign.npy               what foreign teachers say of the training clips
-RUN/MODEL/checkpoints/STEP    the last and the best state of the teacher and each student
+RUN/MODEL/checkpoints/STEP    the last two and the best state of the teacher and each student
+RUN/MODEL/damaged-STEP        one that could not be read, set aside
 RUN/MODEL/log.jsonl           losses and validation figures, and the same for TensorBoard
 RUN/MODEL/logits-SPLIT.npz    logits keyed by clip
 RUN/teacher/teaching.npz      those that the students learn from

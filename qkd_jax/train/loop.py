@@ -50,9 +50,7 @@ def fit(
             return patience is not None and best is not None and step - best >= patience * epoch_steps
 
         state = everywhere(state)
-        latest = checkpoints.latest_step()
-        if latest is not None:
-            state = checkpoint.restore(checkpoints, latest, state)
+        state = checkpoint.restore_last(checkpoints, state) or state
         first_step = int(state.step)
         if first_step >= last_step or out_of_patience(first_step):
             return

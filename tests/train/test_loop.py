@@ -1,6 +1,6 @@
 """The order of operations of the loop, seen with a step that only notes when it is called."""
 
-import shutil
+import re
 import signal
 from types import SimpleNamespace
 
@@ -84,10 +84,10 @@ def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read(tmp_path):
     ]
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_are_kept(tmp_path):
     run(tmp_path, [70.0, 90.0, 80.0, 85.0], epochs=4)
     with checkpoint.open_checkpoints(tmp_path / "m" / "checkpoints") as manager:
-        assert list(manager.all_steps()) == [6, 12]
+        assert list(manager.all_steps()) == [6, 9, 12]
         assert manager.best_step() == 6
     assert float(checkpoint.best_model(tmp_path / "m" / "checkpoints", state_at(0))["params"]["w"][0]) == 6
 
@@ -132,7 +132,7 @@ def test_asked_to_stop_it_finishes_the_step_and_goes_on_as_if_nothing_had_been(t
     whole, cut = (tmp_path / name / "m" for name in ("whole", "cut"))
     assert (cut / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
     with checkpoint.open_checkpoints(cut / "checkpoints") as manager:
-        assert list(manager.all_steps()) == [3, 6] and manager.best_step() == 3
+        assert manager.latest_step() == 6 and manager.best_step() == 3
 
 
 def test_what_was_saved_within_an_epoch_is_not_taken_for_the_best(tmp_path):
@@ -162,17 +162,18 @@ def test_a_checkpoint_that_finds_no_room_is_named_and_the_last_one_stands(tmp_pa
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
 @pytest.mark.parametrize("which", ["default/_METADATA", "metrics/metrics", "default/manifest.ocdbt", "**/*"])
-def test_a_damaged_checkpoint_is_named_and_without_it_training_goes_on_from_the_one_before(tmp_path, which):
-    run(tmp_path, [80.0, 70.0], epochs=2)
-    last = tmp_path / "m" / "checkpoints" / "6"
+def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_before(tmp_path, which, capsys):
+    run(tmp_path, [80.0, 70.0, 60.0], epochs=3)
+    last = tmp_path / "m" / "checkpoints" / "9"
     damaged = [path for path in last.glob(which) if path.is_file()]
     assert damaged
     for path in damaged:
         path.write_bytes(b"")
-    said = (
-        r"m/checkpoints(/6)?: could not be read as a checkpoint: .*; if it is damaged, delete it, and the run"
+    assert run(tmp_path, [60.0, 50.0], epochs=4)[0] == "step 7"
+    said = capsys.readouterr().out
+    assert re.search(
+        r"m/checkpoints/9: could not be read as a checkpoint: .*; moved to .*/m/damaged-9\n", said
     )
-    with pytest.raises(InputError, match=said):
-        run(tmp_path, [70.0], epochs=3)
-    shutil.rmtree(last)
-    assert run(tmp_path, [70.0, 60.0], epochs=3)[0] == "step 4"
+    assert (tmp_path / "m" / "damaged-9").is_dir()
+    with checkpoint.open_checkpoints(tmp_path / "m" / "checkpoints") as manager:
+        assert list(manager.all_steps()) == [3, 9, 12] and manager.best_step() == 3
