@@ -111,7 +111,7 @@ def _loss(cells: Cells, name: str) -> str:
 
 
 def _ratios(cells: Cells) -> list[str]:
-    """How many times smaller a student is than one teacher, and than all of its teachers."""
+    """How many times smaller a student is than one teacher of its comparison, and than all."""
     body = []
     for student, teachers in {"third": (SE_TEACHER,), "tiny": SEVERAL, "lstm": SEVERAL}.items():
         if any(name not in cells for name in teachers):
@@ -121,7 +121,7 @@ def _ratios(cells: Cells) -> list[str]:
             size = cells[name][0]["bytes"]
             each = ", ".join(f"{teacher / size:.1f}" for teacher in sizes)
             body.append([name, f"{size:,}", ", ".join(teachers), each, f"{sum(sizes) / size:.0f}"])
-    head = ["student", "bytes", "teachers", "times smaller than each", "than all"]
+    head = ["student", "bytes", "against", "times smaller than each", "than all"]
     return ["## How much smaller", markdown(head, body)] if body else []
 
 

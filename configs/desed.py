@@ -12,6 +12,7 @@ import dataclasses
 from qkd_jax.config import AugmentConfig, DataConfig, QuantConfig
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig
 
+# With embeddings="teacher", or a tagger's .toml, too, this is dual distillation; they take gigabytes here.
 _student = DetectorConfig(network=CRNNConfig.se_third(), teachers=("teacher",), through="mean_step")
 
 config = SedConfig(
@@ -27,6 +28,7 @@ config = SedConfig(
                 network=CRNNConfig.se_third(quant=QuantConfig.per_channel(bits)),
                 start="student",
                 learning_rate=3e-4,
+                epochs=60,
             )
             for bits in (8, 4)
         },

@@ -331,7 +331,7 @@ class Config:
     cache: str | None = None
     """Folder where computed features are kept for all runs; `runs`/.features if none is given."""
     distributed: bool = False
-    """Train with other processes, here or elsewhere, each on a part of every batch (docs/scale.md)."""
+    """For train.py: with other processes, here or elsewhere, each on a part of a batch (docs/scale.md)."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -152,7 +152,7 @@ class SedConfig:
     cache: str | None = None
     """Folder where computed features are kept for all runs; `runs`/.features if none is given."""
     distributed: bool = False
-    """Train with other processes, here or elsewhere, each on a part of every batch (docs/scale.md)."""
+    """For train.py: with other processes, here or elsewhere, each on a part of a batch (docs/scale.md)."""
     features: FeatureConfig = FeatureConfig(n_mels=128, win_length=2048, hop_length=256, n_fft=2048, fmin=0.0)
     data: DataConfig = DataConfig(source="desed")
     models: dict[Name, DetectorConfig] = Field(default_factory=dict)

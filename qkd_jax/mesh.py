@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qkd_jax.config import InputError
+from qkd_jax.stop import asked_to_stop
 
 Tree = TypeVar("Tree")
 
@@ -33,12 +34,18 @@ def join_processes() -> None:
     numbers = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     try:
         count, index = (None if number is None else int(number) for number in numbers)
-        jax.distributed.initialize(num_processes=count, process_id=index)
+        # Whoever fails waits so long for the others, and they for it.
+        jax.distributed.initialize(num_processes=count, process_id=index, shutdown_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "--distributed: expected Slurm, Open MPI, Kubernetes or Cloud TPU, or JAX_COORDINATOR_ADDRESS="
             f"HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID: {str(error).splitlines()[0]}"
         ) from None
+    if jax.device_count() != jax.local_device_count() * jax.process_count():
+        raise InputError(
+            f"--distributed: expected as many devices in each of {jax.process_count()} processes, found "
+            f"{jax.local_device_count()} here, {jax.device_count()} in all"
+        )
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -61,6 +68,12 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def stop_all_if_asked() -> None:
+    """Raise KeyboardInterrupt in all processes, which all come here, if a signal came to any."""
+    if any_process(asked_to_stop()):
+        raise KeyboardInterrupt
+
+
 def lacking(path: Path) -> bool:
     """Whether there is no file `path`: the same in all processes, each of which may write it then."""
     return any_process(not path.is_file())
@@ -68,8 +81,8 @@ def lacking(path: Path) -> bool:
 
 @functools.cache
 def all_devices() -> Mesh:
-    """All devices of all processes, as one axis `batch`."""
-    return jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    """All devices of all processes, as one axis `batch`, in the order of the processes' rows."""
+    return Mesh(np.array(jax.devices()), ("batch",), axis_types=(AxisType.Auto,))
 
 
 def on_each() -> NamedSharding:
@@ -91,7 +104,7 @@ def check_batch(field: str, size: int) -> None:
         )
 
 
-def whole_batches(size: int) -> int:
+def whole_rows(size: int) -> int:
     """The least multiple of the devices that is no less than `size`."""
     return -(-size // jax.device_count()) * jax.device_count()
 

@@ -13,9 +13,9 @@ import numpy as np
 from qkd_jax.config import InputError
 from qkd_jax.data.clips import Clip
 from qkd_jax.files import whole_file
-from qkd_jax.mesh import shares, wait_for_all
+from qkd_jax.mesh import shares, stop_all_if_asked
 from qkd_jax.progress import track
-from qkd_jax.stop import stop_if_asked
+from qkd_jax.stop import asked_to_stop
 
 
 def cached(
@@ -46,9 +46,10 @@ def cached(
         if lacking:
             print(f"{title}: {len(lacking)} of {len(clips)} recordings to read", flush=True)
         for clip, reason in track(_in_parallel(lacking, compute, entries), len(lacking), title):
-            stop_if_asked()
+            if asked_to_stop():
+                break
             reasons[clip.name] = reason
-        wait_for_all(title)
+        stop_all_if_asked()
     bad = {clip.name: reasons[clip.name] for clip in clips if reasons.get(clip.name)}
     return {name: entry for name, entry in entries.items() if name not in bad}, bad
 

@@ -16,6 +16,7 @@ from qkd_jax.config import DataConfig
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.manifest import read_manifest
 from qkd_jax.files import whole_file
+from qkd_jax.mesh import is_first, wait_for_all
 from qkd_jax.progress import track
 from qkd_jax.stop import stop_if_asked
 
@@ -27,7 +28,9 @@ _SOUNDS_PER_CLIP = 3
 
 def read_demo(config: DataConfig) -> list[Clip]:
     """The demo's clips, made first if they are not there."""
-    make_demo(config)
+    if is_first():
+        make_demo(config)
+    wait_for_all("demo")
     return read_manifest(config)
 
 

@@ -147,13 +147,14 @@ def history_figure(
     value: Callable[[dict[str, Any]], float],
     styles: Styles,
 ) -> "Figure":
-    """A `value` of each model's epochs; a dot where AUC on validation is best."""
+    """A `value` of each model's epochs; a dot at the one that is kept, by PSDS or else AUC on validation."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _panel(3.4, 2.5)
     for name, epochs in history.items():
         numbers, values = [epoch["epoch"] for epoch in epochs], [value(epoch) for epoch in epochs]
-        best = max(range(len(epochs)), key=lambda index: (epochs[index]["valid"]["auc"], index))
+        scores = [epoch["valid"].get("psds", epoch["valid"]["auc"]) for epoch in epochs]
+        best = max(range(len(epochs)), key=lambda index: (scores[index], index))
         axis.plot(numbers, values, marker="o", markersize=4, markevery=[best], **styles[name])
     longest = max(epochs[-1]["epoch"] for epochs in history.values())
     axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))

@@ -11,7 +11,7 @@ from qkd_jax.config_sed import CRNNConfig
 from qkd_jax.data.batches import tiled, windows
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.sound_events import SedDataset
-from qkd_jax.mesh import everywhere, on_each, own_rows, spread, whole_batches
+from qkd_jax.mesh import everywhere, on_each, own_rows, spread, whole_rows
 from qkd_jax.models.build import Model
 from qkd_jax.models.common import Detections
 from qkd_jax.progress import track
@@ -21,7 +21,7 @@ Predict = Callable[[Any, np.ndarray], Any]
 
 
 def make_predict(model: Model) -> Predict:
-    """The jitted function (variables, features [batch, frames, mels]) -> logits [batch, events]."""
+    """The function (variables, features [batch, frames, mels]) -> logits [batch, events], on all devices."""
     return _over_devices(lambda variables, features: model.apply(variables, features))
 
 
@@ -51,7 +51,7 @@ def clip_logits(
 
 
 def make_detect(model: Model) -> Detect:
-    """The jitted function (variables, features [batch, frames, mels]) -> `Detections`."""
+    """The function (variables, features [batch, frames, mels]) -> `Detections`, on all devices."""
     return _over_devices(lambda variables, features: model.apply(variables, features, method="detect"))
 
 
@@ -60,10 +60,11 @@ def _over_devices(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.n
     jitted = jax.jit(apply, out_shardings=on_each())
 
     def call(variables: Any, features: np.ndarray) -> Any:
-        count = len(features)
-        whole = np.resize(features, (whole_batches(count), *features.shape[1:]))
-        found = jitted(everywhere(variables), spread(whole[own_rows(len(whole))]))
-        return jax.tree.map(lambda each: np.asarray(each)[:count], found)
+        count, rows = len(features), whole_rows(len(features))
+        if rows > count:
+            features = np.resize(features, (rows, *features.shape[1:]))
+        found = jitted(everywhere(variables), spread(features[own_rows(rows)]))
+        return jax.tree.map(lambda each: each[:count], found) if rows > count else found
 
     return call
 

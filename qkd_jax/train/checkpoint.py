@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from qkd_jax.config import InputError
-from qkd_jax.mesh import is_first, on_each, wait_for_all
+from qkd_jax.mesh import any_process, is_first, on_each, wait_for_all
 from qkd_jax.train.state import TrainState
 
 _OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
@@ -64,7 +64,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
     try:
         # Orbax finds out too, in many threads, each with much to say.
-        if (free := shutil.disk_usage(manager.directory).free) < needed:
+        free = shutil.disk_usage(manager.directory).free
+        if any_process(free < needed):
             raise OSError(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
         with contextlib.redirect_stderr(io.StringIO()):
             manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
@@ -82,14 +83,17 @@ class _Damaged(InputError):
 def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
     """The state of the last step that can be read, None without one; raises InputError as `restore` does.
 
-    What can't be read is set aside, and said.
+    What is damaged is set aside, and said; if all are, that is raised, for the model has to begin as new.
     """
-    for step in sorted(manager.all_steps(), reverse=True):
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
         try:
             return restore(manager, step, like)
         except _Damaged as error:
             _set_aside(Path(manager.directory, str(step)), error)
             manager.reload()
+    if steps:
+        raise InputError(f"{manager.directory}: none could be read; the same command trains this model anew")
     return None
 
 
@@ -163,7 +167,9 @@ def _named(where: Path | str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _Damaged(
+        # That a file can't be reached may pass.
+        kind = InputError if isinstance(error, OSError) else _Damaged
+        raise kind(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
             "run goes on from the one before, or anew"
         ) from None

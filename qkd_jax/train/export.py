@@ -66,11 +66,12 @@ def student_detector(run: Run, name: str) -> Detector:
     students = {key: net for key, net in run.config.networks.items() if isinstance(net, StudentConfig)}
     student = students.get(name)
     if student is None:
-        raise InputError(f"{run.folder}: no student {name!r}; there are: {', '.join(students)}")
+        known = ", ".join(students) or "none"
+        raise InputError(f"{run.folder}: no LSTM student {name!r}; there are: {known}")
     if student.quant.scheme != "integer":
         raise InputError(
             f"{run.folder}/{name}: expected a student of the integer scheme, found one of the paper's, whose "
-            f"ranges no device knows; students.{name}.quant.scheme = integer, and start, train one"
+            f"ranges no device knows; quant.scheme = integer, and start, train one"
         )
     detector = to_detector(run.config, student, run.best_variables(name))
     valid = load_split(run.config, run.clips, "valid", run.cache)

@@ -113,7 +113,9 @@ class Run(Generic[C]):
         None if it begins anew, or has begun.
         """
         start = self.config.start(name)
-        if start is None or any((self.folder / name / "checkpoints").glob("*")):
+        # Of a checkpoint that is only half-written nothing is gone on with.
+        begun = (path.name.isdigit() for path in (self.folder / name / "checkpoints").glob("*"))
+        if start is None or any(begun):
             return None
         if "/" not in start:
             return self, start
@@ -184,7 +186,7 @@ def _begin(run: Run) -> Run:
     for name in ("left-out.txt", "norm.npz", "foreign.npy"):
         (run.folder / name).unlink(missing_ok=True)
     for path in run.folder.glob("*/embeddings.npz"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     if bad:
         with whole_file(run.folder / "left-out.txt", "w") as file:
             file.writelines(f"{reason}\n" for reason in bad)

@@ -84,10 +84,8 @@ def fit(
                 running = (step, metrics)
                 ends_epoch = step % epoch_steps == 0
                 # Several processes stop at the same step, which takes asking.
-                asked = (jax.process_count() == 1 or ends_epoch or step % _ASKED == 0) and any_process(
-                    asked_to_stop()
-                )
-                if not ends_epoch and not asked:
+                asks = jax.process_count() == 1 or step % _ASKED == 0
+                if not ends_epoch and not (asks and any_process(asked_to_stop())):
                     continue
                 record(*running)
                 running = None
@@ -100,7 +98,7 @@ def fit(
                     figures = "  ".join(f"{key.upper()} {value:.1f}" for key, value in valid.items())
                     print(f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  valid {figures}", flush=True)
                 checkpoint.save(checkpoints, state, valid)
-                if asked:
+                if any_process(asked_to_stop()):
                     raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")
                 if out_of_patience(step):
                     print(f"{name}: no better for {patience} epochs, done", flush=True)

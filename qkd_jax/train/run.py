@@ -16,9 +16,9 @@ from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.distill.losses import positive_weights
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.scores import clip_logits, make_predict
-from qkd_jax.mesh import check_batch, spread
+from qkd_jax.mesh import check_batch, spread, stop_all_if_asked
 from qkd_jax.models.integer import calibrate
-from qkd_jax.stop import stop_if_asked, stop_requests
+from qkd_jax.stop import stop_requests
 from qkd_jax.train.folder import TEACHER, Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.score import score_run
@@ -47,9 +47,9 @@ def train(config: Config) -> Path:
         foreign_logits(run, data["train"])  # or with a foreign teacher
         norm = run.norm(data["train"].features)
         for name in run.names:
-            stop_if_asked()
+            stop_all_if_asked()
             _train_model(run, name, data, norm)
-        stop_if_asked()
+        stop_all_if_asked()
         score_run(run)
         return run.folder
 

@@ -1,7 +1,6 @@
 """A whole run of sound event detection: recordings and labels in, models and a table out."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.sound_events import SedDataset, load_sed_split, sed_batches
 from qkd_jax.evaluation.scores import make_detect, step_logits
 from qkd_jax.evaluation.sound_events import load_sed_scores_eval
-from qkd_jax.mesh import check_batch, spread
-from qkd_jax.stop import stop_if_asked, stop_requests
+from qkd_jax.mesh import check_batch, spread, stop_all_if_asked
+from qkd_jax.stop import stop_requests
 from qkd_jax.train.folder import Run, open_run
 from qkd_jax.train.loop import fit
 from qkd_jax.train.run import first_state
@@ -43,9 +42,9 @@ def train_sed(config: SedConfig) -> Path:
         norm = run.norm(data["train"].features)
         _check(run, data["train"])
         for name in run.names:
-            stop_if_asked()
+            stop_all_if_asked()
             _train_model(run, name, data, norm)
-        stop_if_asked()
+        stop_all_if_asked()
         score_run(run)
         return run.folder
 
@@ -120,11 +119,12 @@ def _batches_from(
     )
     if not config.augment.on:
         return lambda first: map(spread, from_step(batches, first))
-    augmented = jax.jit(partial(augment_frames, config=config.augment, hop=hop, sizes=sizes))
 
-    def with_key(step: int, batch: Batch) -> Batch:
-        return augmented(jax.random.fold_in(jax.random.key(settings.seed), step), batch)
+    @jax.jit
+    def augmented(step: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(settings.seed), step)
+        return augment_frames(key, batch, config=config.augment, hop=hop, sizes=sizes)
 
     return lambda first: (
-        with_key(step, spread(batch)) for step, batch in enumerate(from_step(batches, first), first)
+        augmented(step, spread(batch)) for step, batch in enumerate(from_step(batches, first), first)
     )

@@ -14,7 +14,7 @@ from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.distill.tagger import tagger_logits
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.files import whole_file
-from qkd_jax.mesh import everywhere, lacking
+from qkd_jax.mesh import lacking
 from qkd_jax.train.folder import TEACHER, Run
 
 
@@ -74,7 +74,7 @@ def make_augment(run: Run, *, taught: bool) -> Callable[[int, Batch], Batch]:
     """
     settings, seed = run.config.augment, run.config.train.seed
     teacher = run.model(TEACHER)
-    variables = everywhere(run.best_variables(TEACHER)) if taught else None
+    variables = run.best_variables(TEACHER) if taught else None
 
     @jax.jit
     def augmented(variables, step, batch):

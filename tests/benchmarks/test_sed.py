@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import sed_page, sed_tables
 from benchmarks.sed_page import DUAL, FIGURES, MULTI, page, read_cells
-from benchmarks.sed_tables import SE_TEACHER, SEVERAL, Settings, models, sed_config
+from benchmarks.sed_tables import SE_TEACHER, SEVERAL, Model, Settings, models, sed_config
 from qkd_jax.config import InputError
 from qkd_jax.models.build import build_model
+from tests.tones import PITCHES, config_of, write_tones
 
 
 def parameters(network, config):
@@ -56,6 +59,33 @@ def test_a_model_comes_behind_those_that_teach_it(tmp_path):
     assert not any("eefd" in model.name or "both" in model.name for model in models(True, ""))
 
 
+@pytest.mark.slow
+def test_what_is_trained_is_kept_and_not_trained_again(tmp_path, monkeypatch):
+    pytest.importorskip("sed_scores_eval", reason="pip install -e '.[sed]'")
+    write_tones(tmp_path / "tones")
+    base = config_of(tmp_path / "tones", tmp_path / "out")
+    base = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=3))
+    teacher, student = base.models["first"], dataclasses.replace(base.models["lstm"], through="student")
+    chosen = [Model("one", teacher), Model("two", teacher), Model("student", student, ("one", "two"), (8,))]
+    monkeypatch.setattr(sed_tables, "models", lambda small, tagger: chosen)
+    monkeypatch.setattr(sed_tables, "sed_config", lambda settings, seed: base)
+    monkeypatch.setattr(sed_tables, "SEVERAL", ("one", "two"))
+    monkeypatch.setattr(sed_tables, "EVENTS", tuple(PITCHES))
+    cells = tmp_path / "out" / "cells"
+    sed_tables.main(["--data", "DIR", "--small", "--only", "two"])
+    assert {path.name for path in cells.iterdir()} == {"two-seed0.json", "two-seed0.npz"}
+    sed_tables.main(["--data", "DIR", "--small"])
+    names = {"one", "two", "fusion", "student", "student-32", "student-8"}
+    assert {path.stem for path in cells.glob("*.json")} == {f"{name}-seed0" for name in names}
+    kept = json.loads((cells / "student-8-seed0.json").read_text())
+    results = json.loads((tmp_path / "out/student-seed0/results.json").read_text())["models"]["student-8"]
+    assert results.items() <= kept.items() and kept["epochs"] == 1 and kept["clips"] == [8, 4, 4]
+    monkeypatch.setattr(sed_tables, "train_sed", lambda config: pytest.fail("trained again"))
+    sed_tables.main(["--data", "DIR", "--small"])
+    with pytest.raises(InputError, match="--only: expected some of one, two, student, got 'three'"):
+        sed_tables.main(["--data", "DIR", "--small", "--only", "three"])
+
+
 def write_cell(folder, name, psds1, seed=0, size=1000):
     average = {key: 50.0 for key in FIGURES} | {"psds1": psds1}
     events = {"dog": {"psds1": psds1 + 1}, "baby_cry": {"psds1": psds1 + 2}, "gunshot": {"psds1": 1.0}}
@@ -63,6 +93,11 @@ def write_cell(folder, name, psds1, seed=0, size=1000):
     cell["clips"] = [4, 4, 4]
     cell["valid"] = {"psds1": psds1 + 5, "psds2": 60.0, "auc": 90.0}
     (folder / f"{name}-seed{seed}.json").write_text(json.dumps(cell))
+
+
+def test_the_page_is_that_of_the_cells():
+    folder = Path(sed_page.__file__).parents[1] / "docs/results/sed"
+    assert (folder / "tables.md").read_text() == page(read_cells(folder / "cells"))
 
 
 def test_the_page_says_what_is_there_and_what_is_not(tmp_path):

@@ -215,7 +215,7 @@ def test_thresholds_are_those_of_the_validation_recordings(run, detector):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none", "no student 'none'; there are: float, int, float-last, int-last"),
+        ("none", "no LSTM student 'none'; there are: float, int, float-last, int-last"),
         ("float", "expected a student of the integer scheme, found one of the paper's"),
     ],
 )

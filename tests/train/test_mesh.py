@@ -11,7 +11,7 @@ import pytest
 
 from qkd_jax.config import InputError, to_json
 from qkd_jax.evaluation.scores import make_predict
-from qkd_jax.mesh import check_batch, spread, whole_batches
+from qkd_jax.mesh import check_batch, spread, whole_rows
 
 COMMAND = """
 import sys
@@ -46,7 +46,7 @@ def test_a_batch_has_as_many_rows_for_each_device():
     check_batch("train.batch_size", 6)
     with pytest.raises(InputError, match=r"train.batch_size: expected a multiple of the 2 devices, got 7"):
         check_batch("train.batch_size", 7)
-    assert [whole_batches(size) for size in (1, 2, 3)] == [2, 2, 4]
+    assert [whole_rows(size) for size in (1, 2, 3)] == [2, 2, 4]
 
 
 def test_rows_lie_on_their_devices_in_order():

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-import soundfile
 
-from qkd_jax.config import DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
-from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+from qkd_jax.config import InputError, QuantConfig
+from qkd_jax.config_sed import DetectorConfig, SedConfig, SedTrainConfig
 from qkd_jax.data.logits import StepLogits, write_step_logits
 from qkd_jax.data.sound_events import SedDataset, load_sed_split
 from qkd_jax.deploy.artefact import load
@@ -23,75 +22,16 @@ from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.score import score_run
 from qkd_jax.train.sed_run import train_sed
 from qkd_jax.train.sed_teachers import keep_embeddings, taught
+from tests.tones import CRNN, FEATURES, LSTM, PITCHES, RATE, config_of, write_tones
 
 pytest.importorskip("sed_scores_eval", reason="pip install -e '.[sed]'")
-
-RATE, SECONDS = 8000, 1.0
-PITCHES = {"low": 500.0, "high": 2000.0}
-FEATURES = FeatureConfig(
-    sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
-)
-CRNN = CRNNConfig(
-    trunk="se", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
-)
-LSTM = StudentConfig(convolutions=(4,), halvings=1, units=4, pooling="attention")
-
-
-def write_clip(path, rng):
-    """A second of noise, and in two of three clips a tone of some pitch and length; returns its span."""
-    time = np.arange(round(SECONDS * RATE)) / RATE
-    samples, rows = rng.normal(0, 0.01, len(time)), []
-    if rng.random() < 2 / 3:
-        event = rng.choice(list(PITCHES))
-        onset, length = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5)
-        there = (time >= onset) & (time < onset + length)
-        samples += there * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
-        rows = [f"{path.name}\t{onset:.4f}\t{onset + length:.4f}\t{event}"]
-    soundfile.write(path, samples, RATE)
-    return rows
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("tones"), np.random.default_rng(0)
-    for split, count in {"train": 72, "valid": 24, "test": 24}.items():
-        folder = root / split
-        (folder / "audio").mkdir(parents=True)
-        names = [f"{split}{index:03}.wav" for index in range(count)]
-        rows = [row for name in names for row in write_clip(folder / "audio" / name, rng)]
-        strong = ["filename\tonset\toffset\tevent_label", *rows]
-        (folder / "strong.tsv").write_text("\n".join(strong) + "\n")
-        durations = ["filename\tduration", *(f"{name}\t{SECONDS}" for name in names)]
-        (folder / "durations.tsv").write_text("\n".join(durations) + "\n")
+    root = tmp_path_factory.mktemp("tones")
+    write_tones(root)
     return root
-
-
-def config_of(root, runs, **changes):
-    guided = DetectorConfig(
-        network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
-    )
-    models = {
-        "first": DetectorConfig(network=CRNN, learning_rate=0.02),
-        "four": dataclasses.replace(
-            guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
-        ),
-        "lstm": DetectorConfig(network=LSTM, learning_rate=0.02, teachers=("first",)),
-        "lstm-8": DetectorConfig(
-            network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
-        ),
-    }
-    config = SedConfig(
-        name="tones",
-        runs=str(runs),
-        features=FEATURES,
-        data=DataConfig(
-            source="desed", root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)
-        ),
-        models=models,
-        train=SedTrainConfig(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1),
-        median=3,
-    )
-    return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +219,8 @@ def test_what_cannot_teach_is_named_before_anything_trains(root, tmp_path, run, 
     ("changes", "message"),
     [
         (
-            {"train": SedTrainConfig(strong=25)},
-            r"train\.strong: expected at most the 24 strongly labelled clips, got 25",
+            {"train": SedTrainConfig(strong=26)},
+            r"train\.strong: expected at most the 24 strongly labelled clips, got 26",
         ),
         (
             {"models": {"a": FIRST, "b": dataclasses.replace(FIRST, embeddings="none.toml")}},

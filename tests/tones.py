@@ -1,0 +1,78 @@
+"""Sound events that a model learns in seconds: tones in noise, and a run on them."""
+
+import dataclasses
+
+import numpy as np
+import soundfile
+
+from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, QuantConfig, StudentConfig
+from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+
+RATE, SECONDS = 8000, 1.0
+PITCHES = {"low": 500.0, "high": 2000.0}
+FEATURES = FeatureConfig(
+    sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
+)
+CRNN = CRNNConfig(
+    trunk="se", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
+)
+LSTM = StudentConfig(convolutions=(4,), halvings=1, units=4, pooling="attention")
+
+
+def write_clip(path, rng):
+    """A second of noise, and in two of three clips a tone of some pitch and length; returns its span."""
+    time = np.arange(round(SECONDS * RATE)) / RATE
+    samples, rows = rng.normal(0, 0.01, len(time)), []
+    if rng.random() < 2 / 3:
+        event = rng.choice(list(PITCHES))
+        onset, length = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5)
+        there = (time >= onset) & (time < onset + length)
+        samples += there * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
+        rows = [f"{path.name}\t{onset:.4f}\t{onset + length:.4f}\t{event}"]
+    soundfile.write(path, samples, RATE)
+    return rows
+
+
+def write_tones(root):
+    """Recordings of three splits in `root`, with onsets and offsets."""
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 72, "valid": 24, "test": 24}.items():
+        folder = root / split
+        (folder / "audio").mkdir(parents=True)
+        names = [f"{split}{index:03}.wav" for index in range(count)]
+        rows = [row for name in names for row in write_clip(folder / "audio" / name, rng)]
+        strong = ["filename\tonset\toffset\tevent_label", *rows]
+        (folder / "strong.tsv").write_text("\n".join(strong) + "\n")
+        durations = ["filename\tduration", *(f"{name}\t{SECONDS}" for name in names)]
+        (folder / "durations.tsv").write_text("\n".join(durations) + "\n")
+
+
+def config_of(root, runs, **changes):
+    guided = DetectorConfig(
+        network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
+    )
+    models = {
+        "first": DetectorConfig(network=CRNN, learning_rate=0.02),
+        "four": dataclasses.replace(
+            guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
+        ),
+        "lstm": DetectorConfig(
+            network=LSTM, learning_rate=0.02, teachers=("first", "four"), through="ema_ste"
+        ),
+        "lstm-8": DetectorConfig(
+            network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
+        ),
+    }
+    config = SedConfig(
+        name="tones",
+        runs=str(runs),
+        features=FEATURES,
+        data=DataConfig(
+            source="desed", root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)
+        ),
+        models=models,
+        augment=AugmentConfig(mixup=0.2, mixup_share=0.3, time_shift=0.1),
+        train=SedTrainConfig(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1),
+        median=3,
+    )
+    return dataclasses.replace(config, **changes)
