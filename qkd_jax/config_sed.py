@@ -59,7 +59,10 @@ class CRNNConfig:
 
     @classmethod
     def se_third(cls, **fields: Any) -> "CRNNConfig":
-        """SE-CRNN with about a third of the baseline's parameters."""
+        """SE-CRNN with about a third of the baseline's parameters.
+
+        A reading: Xiao & Das (2024) have an "SE-CRNN-16" of a third, and no width comes to that.
+        """
         return cls(trunk="se", channels=(16, 32, 64, 64, 64, 64, 64), units=64, **fields)
 
     @property
