@@ -154,9 +154,13 @@ def _layer_scan_jvp(quant, primals, tangents):
     else:
         w_hat, u_hat = cell.recovered_weights(layer, quant), cell.recovered_inputs(before, x, quant)
     units = start.h.shape[-1]
-    # Flat, for otherwise its transpose would copy u_hat into another order.
-    flat = u_hat.reshape(-1, u_hat.shape[-1])
-    moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], 4 * units)
+    if jax.device_count() == 1:
+        # Flat, for otherwise its transpose would copy u_hat into another order.
+        flat = u_hat.reshape(-1, u_hat.shape[-1])
+        moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], 4 * units)
+    else:
+        # Flat, time and batch could not be divided among devices, and each would gather all of u_hat.
+        moved = product(u_hat, d_layer["w"])
     moved += jnp.broadcast_to(d_layer["b"], moved.shape)
     if not _is_zero(tangents[2]):
         moved += product(tangents[2].astype(moved.dtype), w_hat[units:])

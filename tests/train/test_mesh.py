@@ -6,12 +6,17 @@ import subprocess
 import sys
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from qkd_jax.config import InputError, to_json
+from qkd_jax.config import DistillConfig, InputError, QuantConfig, StudentConfig, to_json
 from qkd_jax.evaluation.scores import make_predict
-from qkd_jax.mesh import check_batch, spread, whole_rows
+from qkd_jax.mesh import check_batch, everywhere, spread, whole_rows
+from qkd_jax.models.build import build_model
+from qkd_jax.train.state import init_state
+from qkd_jax.train.step import make_loss, make_train_step
 
 COMMAND = """
 import sys
@@ -54,6 +59,18 @@ def test_rows_lie_on_their_devices_in_order():
     first, second = spread({"x": rows})["x"].addressable_shards
     np.testing.assert_array_equal(first.data, rows[:3])
     np.testing.assert_array_equal(second.data, rows[3:])
+
+
+@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(4)])
+def test_devices_exchange_gradients_and_no_activations(quant):
+    student, features = StudentConfig(units=8, quant=quant), np.zeros((4, 30, 6), np.float32)
+    model, optimizer = build_model(student, 2), optax.sgd(0.1)
+    norm = np.zeros(6, np.float32), np.ones(6, np.float32)
+    state = everywhere(init_state(model, optimizer, (30, 6), norm, seed=0))
+    batch = spread({"features": features, "labels": np.ones((4, 2), np.float32)})
+    step = make_train_step(model, optimizer, make_loss(DistillConfig(), jnp.ones(2), None))
+    program = step.lower(state, batch).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program
 
 
 def test_what_a_model_says_of_an_odd_number_of_clips():
