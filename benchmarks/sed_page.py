@@ -143,7 +143,7 @@ def _goals(cells: Cells) -> list[str]:
     compare(f"{both} beats the baseline in PSDS1 and PSDS2", both, ("baseline",), 1, psds)
     for name in ("tiny-fused", "lstm-fused"):
         compare(f"{name} is no worse than its teachers' average in PSDS1 and PSDS2", name, SEVERAL, 1, psds)
-    for name in (both, "tiny-fused", "lstm-fused"):
+    for name in (both, "third-cdtd", "tiny-fused", "lstm-fused"):
         for bits, least in FEW.items():
             aim = f"{name} at {bits} bits loses at most {100 * (1 - least):.0f} % of PSDS1"
             compare(aim, f"{name}-{bits}", (f"{name}-32",), least, psds[:1])

@@ -77,6 +77,18 @@ def test_a_student_begins_with_the_best_state_of_another(tiny_config, tmp_path):
     assert read_log(run.folder / "plain")[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
 
 
+def test_a_student_begins_with_another_until_its_first_checkpoint_is_whole(tiny_config, tmp_path):
+    one = StudentConfig(units=4, distill=False)
+    config = tiny_config(tmp_path, students={"one": one, "two": dataclasses.replace(one, start="one")})
+    run = Run(tmp_path, config)
+    checkpoints = tmp_path / "two" / "checkpoints"
+    # What a run leaves that is killed while it writes the first.
+    (checkpoints / "3.orbax-checkpoint-tmp-0").mkdir(parents=True)
+    assert run.start("two") == (run, "one")
+    (checkpoints / "3").mkdir()
+    assert run.start("two") is None
+
+
 def test_the_integer_scheme_goes_on_from_no_quantized_student(finished, tiny_config, tmp_path):
     earlier = load_run(finished)
     quantized = dataclasses.replace(
