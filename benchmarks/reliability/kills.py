@@ -3,20 +3,23 @@
 python -m benchmarks.reliability.kills [--times 100] [--seed 0] [--out docs/results/reliability]
 
 A small run makes its recordings, trains a teacher and three students, is scored, writes its report, and its
-integers leave it in a file.  Each command is killed by SIGKILL at a random moment and given again, until it
-ends by itself; then the next such run begins, until so many kills are counted.
+integers leave it in a file.  In each phase of this it is killed by SIGKILL, at a moment drawn from how often
+and how long it is in that phase when nothing disturbs it, and the same command is given again each time.  The
+last is left alone, and the next such run begins, until so many kills are counted.
 """
 
 import dataclasses
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +38,17 @@ ROOT = Path(__file__).parents[2]
 EXPORTED = "distilled-8"
 CLIPS, BATCH, EPOCHS = 96, 16, 4
 LAST_STEP = CLIPS // BATCH * EPOCHS
+PHASES = (
+    "recordings",
+    "features",
+    "start, again",
+    "steps",
+    "a checkpoint",
+    "evaluation",
+    "report",
+    "export",
+)
+_LOOK, _START = 0.002, 5.0  # seconds: between two looks at a folder, and of a start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,37 +112,59 @@ def end(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def attempt(folder: Path, seconds: float | None) -> tuple[bool, str]:
-    """Give the command, to be killed after `seconds`; whether it ended by itself, and what it printed.
+class Phases(NamedTuple):
+    """How often a run came to each phase, and the seconds that it was there in all."""
 
-    Raises InputError if it ended badly.
+    times: Counter[str]
+    seconds: defaultdict[str, float]
+
+
+def attempt(folder: Path, aim: str = "", nth: int = 1, wait: float = 0.0) -> tuple[str | None, Phases]:
+    """Give the command, to be killed `wait` seconds after it came to the phase `aim` for the `nth` time.
+
+    Returns the phase in which it was killed, None if it ended by itself; raises InputError if it fails.
     """
     command = [sys.executable, "-u", "-m", "benchmarks.reliability.kills", "run", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, _ = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise InputError(
-            f"{folder}: expected a run to end or be killed, found status {process.returncode}: {said}"
-        )
-    return process.returncode == 0, said
+    phases, at, looked = Phases(Counter(), defaultdict(float)), "", time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            before, at = at, phase(folder, spoken=said.seek(0, os.SEEK_END) > 0)
+            phases.times[at] += at != before
+            phases.seconds[at] += time.monotonic() - looked
+            looked = time.monotonic()
+            if at == aim and phases.times[aim] == nth:
+                time.sleep(wait)
+                at = phase(folder, spoken=True)
+                process.kill()
+                process.wait()
+            time.sleep(_LOOK)
+        said.seek(0)
+        if process.returncode not in (0, -signal.SIGKILL):
+            raise InputError(
+                f"{folder}: expected a run to end or be killed, found status {process.returncode}: "
+                f"{said.read().decode()}"
+            )
+    return at if process.returncode else None, phases
 
 
-def phase(folder: Path, said: str) -> str:
-    """What a run in `folder` was at that had printed `said` when it was killed."""
+def phase(folder: Path, *, spoken: bool) -> str:
+    """What a run in `folder` is at, told by what it has left and whether the process has `spoken`."""
     demo = folder / "demo"
     if not (demo / "config.json").is_file():
-        return "features" if any(folder.glob(".features/*/*.npy")) else "start, recordings"
+        return "features" if any(folder.glob(".features/*/*.npy")) else "recordings"
     if (demo / "report.html").is_file():
         return "export"
     if any(demo.glob(f"{EXPORTED}/checkpoints/{LAST_STEP}")):
         return "report" if (demo / "results.json").is_file() else "evaluation"
     if any(demo.glob("*/checkpoints/*tmp*")):
         return "a checkpoint"
-    return "steps" if said else "start, again"
+    return "steps" if spoken else "start, again"
+
+
+def mean(whole: Phases, name: str) -> float:
+    """How long a run is in a phase, in seconds; a start again is no phase of an undisturbed one."""
+    return whole.seconds[name] / whole.times[name] if whole.times[name] else _START
 
 
 def main(arguments: list[str]) -> None:
@@ -139,17 +175,19 @@ def main(arguments: list[str]) -> None:
     settings = override(Settings(), arguments, prog=prog, description=__doc__)
     rng, tally, ends = random.Random(settings.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory() as name:
-        begun = time.monotonic()
-        attempt(Path(name), None)
-        took, expected = time.monotonic() - begun, end(Path(name))
+        _, whole = attempt(Path(name))
+        expected = end(Path(name))
     while tally.total() < settings.times:
         with tempfile.TemporaryDirectory() as name:
-            while True:
-                ended, said = attempt(Path(name), rng.uniform(0, took))
-                if ended:
-                    break
-                tally[phase(Path(name), said)] += 1
-                print(f"{tally.total()}: killed at {phase(Path(name), said)}", flush=True)
+            seen = Counter[str]()
+            for aim in PHASES:
+                nth = rng.randint(1, max(whole.times[aim] - seen[aim], 1))
+                killed, phases = attempt(Path(name), aim, nth, rng.uniform(0, mean(whole, aim)))
+                seen += phases.times
+                if killed is not None:
+                    tally[killed] += 1
+                    print(f"{tally.total()}: killed at {killed}", flush=True)
+            attempt(Path(name))
             found, ends = end(Path(name)), ends + 1
         different = [
             key for key in expected | found if not np.array_equal(expected.get(key, ()), found.get(key, ()))
@@ -160,10 +198,10 @@ def main(arguments: list[str]) -> None:
             )
         print(f"run {ends} ended as the undisturbed one", flush=True)
         kept = {
-            "kills": dict(tally),
+            "kills": {name: tally[name] for name in PHASES},
             "runs": ends,
             "compared": len(expected),
-            "seconds": round(took, 1),
+            "seconds": round(sum(whole.seconds.values()), 1),
             "seed": settings.seed,
             "machine": processor(),
             "versions": versions("jax", "flax", "orbax-checkpoint", "numpy"),

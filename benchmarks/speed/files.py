@@ -34,7 +34,7 @@ def recordings(folder: Path, count: int) -> list[Clip]:
     for index in range(count):
         path = folder / f"{index}.wav"
         soundfile.write(path, noise(CLIP_SECONDS, seed=index), FEATURES.sample_rate, subtype="PCM_16")
-        clips.append(Clip(name=path.name, path=path, labels=frozenset(), group=path.name))
+        clips.append(Clip(name=path.name, root=path.parent, labels=frozenset(), group=path.name))
     return clips
 
 
@@ -43,7 +43,7 @@ def ours(clips: Sequence[Clip], cache: Path) -> list[Path]:
     entries, bad = cached_features(clips, FEATURES, cache)
     if bad:
         raise InputError(f"expected recordings, found {bad}")
-    return [entries[clip.name] for clip in clips]
+    return list(entries)
 
 
 def librosa_file(folder: Path, recording: Path) -> Path:

@@ -92,8 +92,7 @@ def opened(root: Path, clips: int) -> "Dataset":
     found = read_manifest(DataConfig(root=str(root), manifest=f"{clips}.csv"))
     entries, bad = cached(found, compute, root / ".features", settings="", width=8, title="features")
     assert not bad
-    features = CachedFeatures([entries[clip.name] for clip in found])
-    return Dataset([clip.name for clip in found], features, targets(found, ("dog",)), ("dog",))
+    return Dataset([clip.name for clip in found], CachedFeatures(entries), targets(found, ("dog",)), ("dog",))
 
 
 def drawn(root: str, clips: str) -> list[float]:

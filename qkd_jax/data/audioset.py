@@ -43,7 +43,7 @@ def read_audioset(config: DataConfig) -> list[Clip]:
     if len(recordings) < len(labels):
         print(_left_out(root, labels, recordings, config.events), flush=True)
     return [
-        Clip(name=recordings[ytid], path=root / recordings[ytid], labels=labels[ytid], group=ytid)
+        Clip(name=recordings[ytid], root=root, labels=labels[ytid], group=ytid)
         for ytid in labels
         if ytid in recordings
     ]
@@ -57,6 +57,7 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     if not paths:
         raise InputError(f"data.root: expected one of {', '.join(_SEGMENTS)} in {root}, found none")
     labels: dict[str, frozenset[str]] = {}
+    sets: dict[frozenset[str], frozenset[str]] = {}  # one for all segments of the same labels
     for path in paths:
         for line, row in read_table(path, _COLUMNS, setting="data.root", header=False):
             mids = row["positive_labels"].split(",")
@@ -65,8 +66,8 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
                     raise InputError(
                         f"{path}: row {line}: positive_labels: expected MIDs of {_LABELS}, got {mid!r}"
                     )
-            known = labels.get(row["YTID"], frozenset())
-            labels[row["YTID"]] = known.union(display_names[mid] for mid in mids)
+            known = labels.get(row["YTID"], frozenset()).union(display_names[mid] for mid in mids)
+            labels[row["YTID"]] = sets.setdefault(known, known)
     return labels
 
 

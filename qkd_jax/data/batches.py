@@ -8,6 +8,7 @@ import grain
 import jax
 import numpy as np
 
+from qkd_jax.config import InputError
 from qkd_jax.data.dataset import Dataset
 
 Batch = dict[str, np.ndarray]
@@ -99,16 +100,25 @@ def from_step(batches: grain.MapDataset, step: int) -> grain.IterDataset:
     )
 
 
-def windows(features: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """`features` [n, mels] cut into windows [frames, mels]; the last ends where the clip ends.
+def window_starts(count: int, frames: int) -> Iterator[int]:
+    """Where windows of `frames` frames begin in a clip of `count`; the last ends where the clip ends.
 
-    A clip of fewer frames is one window, `tiled`.
+    A clip of fewer frames is one window, to be `tiled`.
     """
-    last = max(len(features) - frames, 0)
-    for start in (*range(0, last, frames), last):
-        yield tiled(features[start : start + frames], frames)
+    last = max(count - frames, 0)
+    yield from range(0, last, frames)
+    yield last
 
 
 def tiled(features: np.ndarray, frames: int) -> np.ndarray:
-    """`features` [n, mels] repeated to [frames, mels], not zero-padded: length must not tell the class."""
+    """`features` [n, mels] repeated to [frames, mels], not zero-padded: length must not tell the class.
+
+    Raises InputError if they aren't finite.
+    """
+    if not np.isfinite(features).all():
+        file = getattr(features, "filename", None)
+        raise InputError(
+            f"{file or 'features'}: expected finite log-mel energies, found NaN or infinity"
+            + ("; without the file, they are computed anew" if file else "")
+        )
     return np.resize(features, (frames, features.shape[1]))

@@ -1,12 +1,13 @@
 """What is computed once for each recording, and kept in a file of its own."""
 
+import functools
 import hashlib
 import io
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,25 @@ from qkd_jax.mesh import shares, stop_all_if_asked
 from qkd_jax.progress import track
 from qkd_jax.stop import asked_to_stop
 
+_HEADER = 128  # bytes of NumPy's for any matrix
+_PIECE = 256  # recordings handed to the threads at once
+
+Places = Sequence[int] | np.ndarray
+
+
+class Entries(Sequence[Path]):
+    """The files of recordings in a cache, by place; 32 bytes each, for there may be millions."""
+
+    def __init__(self, cache: Path, digests: np.ndarray):
+        self.cache, self.digests = cache, digests
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __getitem__(self, index: Any) -> Any:
+        digest = self.digests[index].decode()
+        return self.cache / digest[:2] / f"{digest[2:]}.npy"
+
 
 def cached(
     clips: Sequence[Clip],
@@ -26,78 +46,98 @@ def cached(
     settings: str,
     width: int,
     title: str,
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """The file in `cache` of what `compute` makes of each recording, on all cores where there is none.
+) -> tuple[Entries, dict[str, str]]:
+    """The files in `cache` of what `compute` makes of each recording, on all cores where there is none.
 
     `compute` gives float32 [rows, width], at least one row, and raises InputError or OSError for
-    a recording that can't be used.  Returns the files, in NumPy's format, and for recordings that
-    can't be used what is wrong with them, both by clip name.  A file is found by `settings`, which
-    say all that the result depends on, and the recording's path, size and time of change; it is
+    a recording that can't be used.  Returns a file for each of `clips`, in NumPy's format, and what is
+    wrong with those that can't be used and have none, by clip name.  A file is found by `settings`,
+    which say all that the result depends on, and the recording's path, size and time of change; it is
     there whole or not at all.
     """
-    entries = {clip.name: cache / _entry(clip.path, settings) for clip in clips}
-    reasons: dict[str, str] = {}
+    entries = Entries(cache, np.zeros(len(clips), "S32"))
+    reasons: dict[int, str] = {}
+
+    def lacking(places: Places) -> list[int]:
+        for place in places:
+            entries.digests[place] = _digest(clips[place].path, settings)
+        return [place for place in places if place not in reasons and not _is_whole(entries[place], width)]
+
+    def make(places: Places) -> list[str]:
+        return [_make(clips[place].path, compute, entries[place]) for place in places]
+
     for share in shares():
-        lacking = [
-            clip
-            for clip in clips[share]
-            if clip.name not in reasons and not _is_whole(entries[clip.name], width)
-        ]
-        if lacking:
-            print(f"{title}: {len(lacking)} of {len(clips)} recordings to read", flush=True)
-        for clip, reason in track(_in_parallel(lacking, compute, entries), len(lacking), title):
+        places = range(len(clips))[share]
+        some = np.fromiter(_in_parallel(lacking, places, _PIECE), np.int64)
+        if len(some):
+            print(f"{title}: {len(some)} of {len(clips)} recordings to read", flush=True)
+        for place, reason in zip(some, track(_in_parallel(make, some, 1), len(some), title)):
+            if reason:
+                reasons[int(place)] = reason
             if asked_to_stop():
                 break
-            reasons[clip.name] = reason
         stop_all_if_asked()
-    bad = {clip.name: reasons[clip.name] for clip in clips if reasons.get(clip.name)}
-    return {name: entry for name, entry in entries.items() if name not in bad}, bad
+    return entries, {clips[place].name: reasons[place] for place in sorted(reasons)}
 
 
-def _entry(recording: Path, settings: str) -> Path:
+def _digest(recording: Path, settings: str) -> str:
     try:
         status = recording.stat()
         identity = f"{status.st_size} {status.st_mtime_ns}"
-    except OSError:
+    except (OSError, ValueError):
         identity = "not there"  # reading it will say so
     key = "\n".join([settings, str(recording.absolute()), identity])
-    digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
-    return Path(digest[:2], f"{digest[2:]}.npy")
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+
+
+@functools.lru_cache
+def _header(rows: int, width: int) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    )
+    return file.getvalue()
 
 
 def _is_whole(entry: Path, width: int) -> bool:
-    """False for what is missing, and for what a crash of the whole machine may leave."""
+    """False for what is missing, and for what a crash of the whole machine may leave.
+
+    Its header, which may lie, is compared and not believed.
+    """
     try:
-        kept = np.load(entry, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        with open(entry, "rb") as file:
+            found, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
+    except OSError:
         return False
-    return kept.dtype == np.float32 and kept.shape[1:] == (width,) and len(kept) > 0
+    rows, rest = divmod(size - _HEADER, 4 * width)
+    return rows > 0 and not rest and found == _header(rows, width)
 
 
-def _in_parallel(
-    clips: Sequence[Clip], compute: Callable[[Path], np.ndarray], entries: Mapping[str, Path]
-) -> Iterator[tuple[Clip, str]]:
-    """Compute the entries of `clips`; yields each with what is wrong with it, or the empty string."""
+def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:
+    """Compute the entry of one recording; what is wrong with it, or the empty string."""
+    try:
+        if not recording.is_file():
+            raise InputError(f"{recording}: not there")
+        result = compute(recording)
+    except (InputError, OSError) as error:
+        return str(error)
+    # Into a file itself, NumPy would not notice that the disk is full.
+    buffer = io.BytesIO()
+    np.save(buffer, result)
+    with whole_file(entry) as file:
+        file.write(buffer.getbuffer())
+    return ""
 
-    def one(clip: Clip) -> str:
-        try:
-            if not clip.path.is_file():
-                raise InputError(f"{clip.path}: not there")
-            result = compute(clip.path)
-        except (InputError, OSError) as error:
-            return str(error)
-        # Into a file itself, NumPy would not notice that the disk is full.
-        buffer = io.BytesIO()
-        np.save(buffer, result)
-        with whole_file(entries[clip.name]) as file:
-            file.write(buffer.getbuffer())
-        return ""
 
-    # Not all at once, so that two million clips do not wait in memory.
-    some = [clips[start : start + 256] for start in range(0, len(clips), 256)]
+def _in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: int) -> Iterator[Any]:
+    """What `work` gives for `places`, `size` of them at a time, in their order, on all cores."""
+    pieces = [places[start : start + size] for start in range(0, len(places), size)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            yield from itertools.chain.from_iterable(zip(batch, pool.map(one, batch)) for batch in some)
+            # Not all at once, so that two million clips do not wait in memory.
+            for first in range(0, len(pieces), _PIECE):
+                for found in pool.map(work, pieces[first : first + _PIECE]):
+                    yield from found
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

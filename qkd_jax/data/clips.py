@@ -1,6 +1,7 @@
 """A recording with labels, dividing recordings into splits, and lists of them in a file."""
 
 import dataclasses
+import functools
 import json
 import random
 from collections import Counter, defaultdict
@@ -26,13 +27,14 @@ class Span(NamedTuple):
     offset: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """One recording; `split` is None until it has one."""
 
     name: str
     """Its path relative to the source's root, unique there."""
-    path: Path
+    root: Path
+    """The source's."""
     labels: frozenset[str]
     group: str
     """What no split may part: a session, a speaker, an original recording."""
@@ -41,6 +43,11 @@ class Clip:
     """When its events are, where that is known."""
     labelled: bool = True
     """False if what it holds is not known; `labels` is empty then."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.root / self.name
 
     @property
     def kind(self) -> str:
@@ -69,10 +76,14 @@ def divide(
     largest first and else at random, to the split that lacks most of what the group holds
     (iterative stratification after Sechidis et al. 2011, on whole groups).
     """
+
+    @functools.cache  # one set for all clips of the same labels
+    def counted(labels: frozenset[str]) -> frozenset[str]:
+        return labels.intersection(events) if events else labels
+
     groups = defaultdict(list)
     for clip in clips:
-        labels = clip.labels.intersection(events) if events else clip.labels
-        groups[clip.group].append(labels if clip.labelled else None)
+        groups[clip.group].append(counted(clip.labels) if clip.labelled else None)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))
@@ -146,14 +157,20 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
 
 def read_clip_list(path: Path, root: Path) -> list[Clip]:
     """The clips that `write_clips` kept in `path`, their recordings under `root`; raises InputError."""
+    same: dict[Any, Any] = {}  # of millions of clips few differ in their labels
 
     def clip(row: dict[str, Any]) -> Clip:
-        row["labels"] = frozenset(row["labels"])
+        labels = frozenset(row["labels"])
+        row["labels"] = same.setdefault(labels, labels)
+        row["split"] = same.setdefault(row["split"], row["split"])
+        if row["group"] == row["name"]:
+            row["group"] = row["name"]
         if row.get("spans") is not None:  # lists of earlier versions have none
             row["spans"] = tuple(Span(*span) for span in row["spans"])
-        return Clip(path=root / row["name"], **row)
+        return Clip(root=root, **row)
 
     try:
-        return [clip(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:
+            return [clip(json.loads(line)) for line in file]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected the list of a run's recordings: {error}") from None

@@ -35,7 +35,7 @@ def load_split(config: Config | SedConfig, clips: Sequence[Clip], split: str, ca
         raise InputError(list_bad(bad, len(chosen)))
     check_split(config.data, clips, split)
     names, events = [clip.name for clip in chosen], config.data.events
-    return Dataset(names, CachedFeatures([entries[name] for name in names]), targets(chosen, events), events)
+    return Dataset(names, CachedFeatures(entries), targets(chosen, events), events)
 
 
 def check_split(data: DataConfig, clips: Sequence[Clip], split: str) -> None:

@@ -131,7 +131,7 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
         timed = part.strong is not None and (file in spans or not held)
         yield Clip(
             name=f"{folder}/{file}",
-            path=root / folder / file,
+            root=root,
             labels=held,
             group=f"{folder}/{file}",
             split=part.split,

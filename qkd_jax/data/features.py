@@ -10,7 +10,7 @@ import numpy as np
 from qkd_jax.audio.io import audio_blocks
 from qkd_jax.audio.logmel import log_mel
 from qkd_jax.config import FeatureConfig, InputError, to_json
-from qkd_jax.data.cache import cached
+from qkd_jax.data.cache import Entries, cached
 from qkd_jax.data.clips import Clip
 
 _FORMAT = 2  # to be raised when the same settings come to give other features
@@ -18,10 +18,10 @@ _FORMAT = 2  # to be raised when the same settings come to give other features
 
 def cached_features(
     clips: Sequence[Clip], config: FeatureConfig, cache: Path
-) -> tuple[dict[str, Path], dict[str, str]]:
+) -> tuple[Entries, dict[str, str]]:
     """The file of each clip's features in `cache`, float32 [frames, n_mels], and what is wrong with others.
 
-    Both by clip name, as `cached` gives them.
+    As `cached` gives them.
     """
     return cached(
         clips,

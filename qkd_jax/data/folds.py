@@ -44,7 +44,7 @@ def _read_folds(
         clips.append(
             Clip(
                 name=name,
-                path=root / name,
+                root=root,
                 labels=frozenset({row[label]}),
                 group=row[group],
                 split=splits[row["fold"]],

@@ -1,5 +1,8 @@
 """The source for one's own recordings: a folder and a table of its files."""
 
+import functools
+import sys
+
 from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.table import data_root, inside, read_table
@@ -16,6 +19,12 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     columns = (config.filename_column, config.labels_column)
     delimiter = "\t" if path.suffix == ".tsv" else ","
     clips: list[Clip] = []
+
+    @functools.cache  # one set for all recordings of the same labels
+    def labels_of(text: str) -> frozenset[str]:
+        labels = (label.strip() for label in text.split(config.label_separator))
+        return frozenset(label for label in labels if label)
+
     lines: dict[str, int] = {}
     hint = "; data.filename_column and data.labels_column say which to read"
     for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter, hint=hint):
@@ -29,14 +38,13 @@ def read_manifest(config: DataConfig) -> list[Clip]:
             raise InputError(
                 f"{path}: row {line}: {config.split_column}: expected {', '.join(SPLITS)}, got {split!r}"
             )
-        labels = (label.strip() for label in row[config.labels_column].split(config.label_separator))
         clips.append(
             Clip(
                 name=name,
-                path=root / name,
-                labels=frozenset(label for label in labels if label),
+                root=root,
+                labels=labels_of(row[config.labels_column]),
                 group=row.get(config.group_column) or name,
-                split=split,
+                split=split and sys.intern(split),
             )
         )
     return clips

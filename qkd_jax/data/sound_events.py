@@ -88,7 +88,7 @@ def load_sed_split(config: SedConfig, clips: Sequence[Clip], split: str, cache: 
                 )
     return SedDataset(
         names=[clip.name for clip in chosen],
-        features=CachedFeatures([entries[clip.name] for clip in chosen]),
+        features=CachedFeatures(entries),
         targets=targets(chosen, events),
         kind=np.array([KINDS.index(clip.kind) for clip in chosen], np.int8),
         spans=[tuple(span for span in clip.spans or () if span.event in events) for clip in chosen],

@@ -8,7 +8,7 @@ import numpy as np
 
 from qkd_jax.audio.io import read_audio
 from qkd_jax.config import InputError
-from qkd_jax.data.cache import cached
+from qkd_jax.data.cache import Entries, cached
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.source import list_bad
 from qkd_jax.distill.tagger import read_tagger
@@ -17,10 +17,10 @@ from qkd_jax.distill.waveform_model import open_inner
 _FORMAT = 1  # to be raised when the same settings come to give other embeddings
 
 
-def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[dict[str, Path], float]:
+def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[Entries, float]:
     """What `layer` of the tagger described in the TOML file at `path` holds as it hears `clips`.
 
-    Returns a file in `cache` for each clip, by its name, float32 [rows, size] in NumPy's format, and the
+    Returns a file in `cache` for each clip, float32 [rows, size] in NumPy's format, and the
     hop in seconds: row r is of the window centred at r · hop, from 0 to the clip's end.  Beyond both ends
     the clip is mirrored, or repeated if it is shorter than half a window.  Raises InputError if the file,
     the model, its layer or a recording can't be used.

@@ -45,19 +45,21 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
     )
     if bad:
         raise InputError(list_bad(bad, len(clips)))
-    scores = np.concatenate([np.load(entries[clip.name]) for clip in clips])
-    if config.output == "probabilities":
-        if scores.min() < -_LEAST or scores.max() > 1 + _LEAST:
-            raise InputError(
-                f"{path}: output: expected probabilities, found {scores.min():g} to {scores.max():g}; "
-                'if these are logits, output = "logits"'
-            )
-        scores = np.clip(scores, _LEAST, 1 - _LEAST)
-        scores = np.log(scores) - np.log1p(-scores)
-    logits = np.full((len(clips), len(events)), np.nan, np.float32)
-    for event, chosen in columns.items():
-        logits[:, list(events).index(event)] = scores[:, chosen].max(axis=1)
-    return logits
+    scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
+    for row, entry in zip(scores, entries):
+        (said,) = np.load(entry)
+        low, high = min(low, said.min()), max(high, said.max())
+        for event, chosen in columns.items():
+            row[list(events).index(event)] = said[chosen].max()
+    if config.output == "logits":
+        return scores
+    if low < -_LEAST or high > 1 + _LEAST:
+        raise InputError(
+            f"{path}: output: expected probabilities, found {low:g} to {high:g}; "
+            'if these are logits, output = "logits"'
+        )
+    scores = np.clip(scores, _LEAST, 1 - _LEAST)
+    return np.log(scores) - np.log1p(-scores)
 
 
 def read_tagger(path: Path) -> TaggerConfig:

@@ -8,7 +8,7 @@ import numpy as np
 
 from qkd_jax.config import StudentConfig
 from qkd_jax.config_sed import CRNNConfig
-from qkd_jax.data.batches import tiled, windows
+from qkd_jax.data.batches import tiled, window_starts
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.sound_events import SedDataset
 from qkd_jax.mesh import everywhere, on_each, own_rows, spread, whole_rows
@@ -36,17 +36,19 @@ def clip_logits(
 
     Every batch has one shape, the last one filled up with zeros, so `predict` compiles once.
     """
-    owners = np.concatenate(
-        [np.full(-(-len(item) // frames), clip) for clip, item in enumerate(data.features)]
+    every = (
+        (clip, start) for clip, item in enumerate(data.features) for start in window_starts(len(item), frames)
     )
+    windows: np.ndarray = np.fromiter(every, np.dtype((np.int64, 2)))
     logits = np.full((len(data.names), len(data.events)), -np.inf, np.float32)
-    pieces = (window for item in data.features for window in windows(item, frames))
-    for start in track(range(0, len(owners), batch_size), -(-len(owners) // batch_size), "scores"):
-        owner = owners[start : start + batch_size]
+    own = own_rows(whole_rows(batch_size))  # others read theirs
+    for first in track(range(0, len(windows), batch_size), -(-len(windows) // batch_size), "scores"):
+        some = windows[first : first + batch_size]
         batch = np.zeros((batch_size, frames, data.features[0].shape[1]), np.float32)
-        for row in range(len(owner)):
-            batch[row] = next(pieces)
-        np.maximum.at(logits, owner, np.asarray(predict(variables, batch))[: len(owner)])
+        for row in range(len(some))[own]:
+            clip, start = some[row]
+            batch[row] = tiled(data.features[clip][start : start + frames], frames)
+        np.maximum.at(logits, some[:, 0], np.asarray(predict(variables, batch))[: len(some)])
     return logits
 
 

@@ -80,7 +80,7 @@ def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:
 
 
 def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:
-    """The samples behind `data.batches.windows`.
+    """The samples of the windows at `data.batches.window_starts`.
 
     What is shorter is cut to whole hops and tiled, so that only frames across a seam are not the run's.
     """

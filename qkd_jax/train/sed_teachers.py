@@ -110,7 +110,7 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     if source.endswith(".toml"):
         clips = [clip for clip in run.clips if clip.split == "train"]
         entries, hop = tagger_embeddings(Path(source), clips, run.cache)
-        found = [np.load(entries[clip.name]) for clip in clips]
+        found = [np.load(entry) for entry in entries]
         most = max(map(len, found))
         rows = np.stack([np.resize(each, (most, each.shape[1])) for each in found])
         first, step = clock(run.config.features, network)

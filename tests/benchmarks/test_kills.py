@@ -11,17 +11,17 @@ def test_a_run_is_at_what_it_has_not_finished(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    assert phase(tmp_path, "") == "start, recordings"
+    assert phase(tmp_path, spoken=False) == "recordings"
     written(".features/00/1.npy")
-    assert phase(tmp_path, "") == "features"
+    assert phase(tmp_path, spoken=False) == "features"
     written("demo/config.json")
-    assert phase(tmp_path, "") == "start, again"
-    assert phase(tmp_path, "teacher: epoch 1/4") == "steps"
+    assert phase(tmp_path, spoken=False) == "start, again"
+    assert phase(tmp_path, spoken=True) == "steps"
     left("demo/teacher/checkpoints/6.orbax-checkpoint-tmp-1")
-    assert phase(tmp_path, "teacher: epoch 1/4") == "a checkpoint"
+    assert phase(tmp_path, spoken=True) == "a checkpoint"
     left(f"demo/{EXPORTED}/checkpoints/{LAST_STEP}")
-    assert phase(tmp_path, "") == "evaluation"
+    assert phase(tmp_path, spoken=False) == "evaluation"
     written("demo/results.json")
-    assert phase(tmp_path, "") == "report"
+    assert phase(tmp_path, spoken=False) == "report"
     written("demo/report.html")
-    assert phase(tmp_path, "") == "export"
+    assert phase(tmp_path, spoken=False) == "export"

@@ -43,7 +43,7 @@ def test_the_published_layout(read, tmp_path, capsys, encoding):
     labels = [{"Speech", "Baby cry, infant cry"}, {"Dog"}, {"Speech"}]
     ids = ["--PJHxphWEs", "_aBcDeFgHiA", "Y0123456789"]
     assert read(recordings=names, encoding=encoding) == [
-        Clip(name=name, path=tmp_path / name, labels=frozenset(kinds), group=ytid, split=None)
+        Clip(name=name, root=tmp_path, labels=frozenset(kinds), group=ytid, split=None)
         for name, kinds, ytid in zip(names, labels, ids)
     ]
     assert capsys.readouterr().out == ""

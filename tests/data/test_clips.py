@@ -22,7 +22,7 @@ from qkd_jax.data.clips import (
 
 
 def clip(name, labels=(), group=None):
-    return Clip(name=name, path=Path(name), labels=frozenset(labels), group=group or name)
+    return Clip(name=name, root=Path(), labels=frozenset(labels), group=group or name)
 
 
 def test_targets_follow_the_order_of_clips_and_events():
@@ -123,7 +123,7 @@ def test_clips_without_splits_are_divided():
 
 def test_a_list_of_clips_survives_its_file(tmp_path):
     clips = [
-        Clip(name=name, path=tmp_path / name, labels=frozenset(labels), group=group, split=split)
+        Clip(name=name, root=tmp_path, labels=frozenset(labels), group=group, split=split)
         for name, labels, group, split in (
             ("a b.wav", {"Baby cry, infant cry", "Hund; läut"}, "s1", "train"),
             ("ü/\n.wav", set(), "犬", None),
@@ -132,7 +132,7 @@ def test_a_list_of_clips_survives_its_file(tmp_path):
     ]
     clips[0] = dataclasses.replace(clips[0], spans=(Span("Hund; läut", 0.1, 1 / 3), Span("x", 0, 1e-9)))
     clips[1] = dataclasses.replace(clips[1], spans=())
-    clips.append(dataclasses.replace(clips[1], name="d", path=tmp_path / "d", spans=None, labelled=False))
+    clips.append(dataclasses.replace(clips[1], name="d", root=tmp_path, spans=None, labelled=False))
     write_clips(tmp_path / "clips.jsonl", clips)
     assert read_clip_list(tmp_path / "clips.jsonl", tmp_path) == clips
     assert read_clip_list(tmp_path / "clips.jsonl", tmp_path)[0].spans[0].onset == 0.1

@@ -17,7 +17,7 @@ CONFIG = Config(
 
 
 def clip(name, labels, split, folder=Path()):
-    return Clip(name=name, path=folder / name, labels=frozenset(labels), group=name, split=split)
+    return Clip(name=name, root=folder, labels=frozenset(labels), group=name, split=split)
 
 
 def test_a_split_keeps_order_names_targets_and_features(tmp_path):

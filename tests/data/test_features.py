@@ -25,7 +25,7 @@ def record(tmp_path):
     def record(name, samples, rate=16_000):
         path = tmp_path / name
         soundfile.write(path, samples, rate, subtype="FLOAT")
-        return Clip(name=name, path=path, labels=frozenset(), group=name)
+        return Clip(name=name, root=tmp_path, labels=frozenset(), group=name)
 
     return record
 
@@ -69,11 +69,12 @@ def test_each_recording_is_computed_once(record, tmp_path, computed):
     clips = [record(f"{index}.wav", noise(16_000 + 500 * index, index)) for index in range(6)]
     entries, bad = cached_features(clips, CONFIG, tmp_path / "cache")
     assert sorted(computed) == sorted(clip.path for clip in clips) and bad == {}
-    kept = CachedFeatures([entries[clip.name] for clip in clips])
+    kept = CachedFeatures(entries)
     for clip, features in zip(clips, kept):
         np.testing.assert_array_equal(features, recording_features(clip.path, CONFIG))
     computed.clear()
-    assert cached_features(clips, CONFIG, tmp_path / "cache") == (entries, {})
+    again, bad = cached_features(clips, CONFIG, tmp_path / "cache")
+    assert list(again) == list(entries) and bad == {}
     more = [*clips, record("new.wav", noise(16_000, 9))]
     cached_features(more, CONFIG, tmp_path / "cache")
     assert computed == [more[-1].path]
@@ -83,7 +84,7 @@ def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_pat
     clip, cache = record("a.wav", noise(16_000)), tmp_path / "cache"
 
     def features(config=CONFIG):
-        return np.array(np.load(cached_features([clip], config, cache)[0]["a.wav"]))
+        return np.array(np.load(cached_features([clip], config, cache)[0][0]))
 
     before = features()
     assert features(FeatureConfig(n_mels=16)).shape == (98, 16)
@@ -94,7 +95,7 @@ def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_pat
     assert len(computed) == 3
     (tmp_path / "b").mkdir()
     twin = record("b/a.wav", noise(16_000))
-    np.testing.assert_array_equal(np.load(cached_features([twin], CONFIG, cache)[0]["b/a.wav"]), before)
+    np.testing.assert_array_equal(np.load(cached_features([twin], CONFIG, cache)[0][0]), before)
     assert len(computed) == 4
 
 
@@ -107,16 +108,19 @@ def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_pat
         lambda path: np.save(path, np.zeros((98, 7), np.float32)),
         lambda path: np.save(path, np.zeros((98, 32), np.float64)),
         lambda path: np.save(path, np.zeros((0, 32), np.float32)),
+        lambda path: np.save(path, np.zeros((32, 98), np.float32).T),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"(98, ", b"(99, ")),
     ],
-    ids=["empty", "cut", "half a header", "bands", "type", "no frames"],
+    ids=["empty", "cut", "half a header", "bands", "type", "no frames", "columns", "a lie"],
 )
 def test_an_entry_that_is_not_whole_is_computed_anew(record, tmp_path, spoil):
     clip = record("a.wav", noise(16_000))
-    entry = cached_features([clip], CONFIG, tmp_path / "cache")[0]["a.wav"]
+    (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
     whole = entry.read_bytes()
     spoil(entry)
     assert entry.read_bytes() != whole
-    assert cached_features([clip], CONFIG, tmp_path / "cache") == ({"a.wav": entry}, {})
+    again, bad = cached_features([clip], CONFIG, tmp_path / "cache")
+    assert list(again) == [entry] and bad == {}
     assert entry.read_bytes() == whole
 
 
@@ -153,9 +157,9 @@ def test_several_at_once_compute_the_same_entries(record, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert results[0] == results[1] == results[2] and len(results) == 3
-    for clip in clips:
-        features = np.load(results[0][0][clip.name])
+    assert [(list(entries), bad) for entries, bad in results] == [(list(results[0][0]), {})] * 3
+    for clip, entry in zip(clips, results[0][0]):
+        features = np.load(entry)
         np.testing.assert_array_equal(features, recording_features(clip.path, CONFIG))
 
 
@@ -179,9 +183,9 @@ def test_several_at_once_compute_the_same_entries(record, tmp_path):
 def test_a_recording_that_cannot_be_used_is_named_and_the_others_are_kept(record, tmp_path, make, said):
     good, path = record("good.wav", noise(16_000)), tmp_path / "bad.wav"
     make(path)
-    bad = Clip(name="bad.wav", path=path, labels=frozenset(), group="bad")
+    bad = Clip(name="bad.wav", root=tmp_path, labels=frozenset(), group="bad")
     entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
-    assert list(entries) == ["good.wav"] and entries["good.wav"].is_file()
+    assert [entry.is_file() for entry in entries] == [False, True]
     assert list(reasons) == ["bad.wav"]
     assert reasons["bad.wav"].startswith(f"{path}: {said}")
     assert "\n" not in reasons["bad.wav"]
@@ -257,6 +261,6 @@ def test_samples_beyond_all_measure_are_named(tmp_path, channels, subtype, value
 
 def test_a_name_that_the_system_refuses_is_a_bad_recording(record, tmp_path):
     good, name = record("good.wav", noise(16_000)), 300 * "x" + ".wav"
-    bad = Clip(name=name, path=tmp_path / name, labels=frozenset(), group=name)
+    bad = Clip(name=name, root=tmp_path, labels=frozenset(), group=name)
     entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
-    assert list(entries) == ["good.wav"] and "File name too long" in reasons[name]
+    assert [entry.is_file() for entry in entries] == [False, True] and "File name too long" in reasons[name]

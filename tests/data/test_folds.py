@@ -34,9 +34,7 @@ def read(table, text, root, encoding="utf-8"):
 def described(clips, root):
     """Each clip as name, label, group and split, where its path is the name below `root`."""
     for clip in clips:
-        assert clip == Clip(
-            name=clip.name, path=root / clip.name, labels=clip.labels, group=clip.group, split=clip.split
-        )
+        assert clip == Clip(name=clip.name, root=root, labels=clip.labels, group=clip.group, split=clip.split)
     return [(clip.name, *clip.labels, clip.group, clip.split) for clip in clips]
 
 

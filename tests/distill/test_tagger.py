@@ -28,7 +28,7 @@ FINE = "window_seconds = 0.125\nhop_seconds = 0.003125"
 
 def record(folder, name, samples, rate=16_000):
     soundfile.write(folder / name, samples, rate, subtype="FLOAT")
-    return Clip(name=name, path=folder / name, labels=frozenset(), group=name)
+    return Clip(name=name, root=folder, labels=frozenset(), group=name)
 
 
 def noise(samples, seed=0):
@@ -226,7 +226,7 @@ def test_yamnet_in_litert_knows_dogs_babies_and_guns(tmp_path):
     clips = [
         Clip(
             name=row["filename"],
-            path=data / row["filename"],
+            root=data,
             labels=frozenset(row["labels"].split(";")),
             group=row["source_id"],
         )

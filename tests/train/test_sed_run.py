@@ -96,14 +96,10 @@ def test_teachers_say_what_they_said_when_they_were_scored(run, data, tmp_path):
 
 def test_a_taggers_embeddings_are_of_the_windows_nearest_to_the_steps(run, data, tmp_path, monkeypatch):
     """A tagger that says of each window when it is, twice, and something that never changes."""
-    rows, hop, entries = (
-        np.array([[0.0, 0.0, 7.0], [0.3, -0.3, 7.0], [0.6, -0.6, 7.0], [0.9, -0.9, 7.0]]),
-        0.3,
-        {},
-    )
-    for name in data["train"].names:
-        np.save(tmp_path / "rows.npy", rows.astype(np.float32))
-        entries[name] = tmp_path / "rows.npy"
+    rows = np.array([[0.0, 0.0, 7.0], [0.3, -0.3, 7.0], [0.6, -0.6, 7.0], [0.9, -0.9, 7.0]])
+    hop = 0.3
+    np.save(tmp_path / "rows.npy", rows.astype(np.float32))
+    entries = [tmp_path / "rows.npy"] * len(data["train"].names)
     monkeypatch.setattr("qkd_jax.train.sed_teachers.tagger_embeddings", lambda *_: (entries, hop))
     guided = dataclasses.replace(FIRST, embeddings="tagger.toml")
     alone = Run(tmp_path, dataclasses.replace(run.config, models={"guided": guided}))
