@@ -87,7 +87,11 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     except KeyboardInterrupt as stop:
         print(f"{str(stop) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         return 130
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {said}", file=sys.stderr)
         return 2
     return 0

@@ -74,7 +74,7 @@ def test_presets_are_found_by_name_and_checked(tmp_path):
         (
             PermissionError(13, "Permission denied", "runs"),
             2,
-            "error: [Errno 13] Permission denied: 'runs'\n",
+            "error: runs: Permission denied\n",
         ),
         (
             KeyboardInterrupt("teacher: stopped"),

@@ -8,8 +8,8 @@ import grain
 import jax
 import numpy as np
 
-from qkd_jax.config import InputError
 from qkd_jax.data.dataset import Dataset
+from qkd_jax.data.features import finite
 
 Batch = dict[str, np.ndarray]
 Batches: TypeAlias = grain.MapDataset
@@ -115,10 +115,4 @@ def tiled(features: np.ndarray, frames: int) -> np.ndarray:
 
     Raises InputError if they aren't finite.
     """
-    if not np.isfinite(features).all():
-        file = getattr(features, "filename", None)
-        raise InputError(
-            f"{file or 'features'}: expected finite log-mel energies, found NaN or infinity"
-            + ("; without the file, they are computed anew" if file else "")
-        )
-    return np.resize(features, (frames, features.shape[1]))
+    return np.resize(finite(features), (frames, features.shape[1]))

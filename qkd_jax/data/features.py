@@ -71,15 +71,29 @@ class CachedFeatures(Sequence[np.ndarray]):
 
 
 def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each band over all frames (global CMVN), float32 [mels]."""
+    """Mean and standard deviation of each band over all frames (global CMVN), float32 [mels].
+
+    Raises InputError if one of `features` isn't finite.
+    """
     count, total, squares = 0, np.zeros(()), np.zeros(())
-    for item in features:
+    for item in map(finite, features):
         exact = np.asarray(item, np.float64)
         count, total, squares = count + len(item), total + exact.sum(axis=0), squares + (exact**2).sum(axis=0)
     mean = total / count
     # A band that never changes says nothing; it must not become infinite.
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+def finite(features: np.ndarray) -> np.ndarray:
+    """`features`; raises InputError, naming the file that they are mapped from, if they aren't finite."""
+    if not np.isfinite(features).all():
+        file = getattr(features, "filename", None)
+        raise InputError(
+            f"{file or 'features'}: expected finite log-mel energies, found NaN or infinity"
+            + ("; delete the file, and they are computed anew" if file else "")
+        )
+    return features
 
 
 @functools.cache

@@ -1,12 +1,12 @@
 """Logits of a model for whole recordings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from qkd_jax.config import StudentConfig
+from qkd_jax.config import InputError, StudentConfig
 from qkd_jax.config_sed import CRNNConfig
 from qkd_jax.data.batches import tiled, window_starts
 from qkd_jax.data.dataset import Dataset
@@ -35,6 +35,7 @@ def clip_logits(
     """Logits of each clip, float32 [clips, events]: the maximum over windows of `frames` frames.
 
     Every batch has one shape, the last one filled up with zeros, so `predict` compiles once.
+    Raises InputError that names a clip whose features or logits aren't finite.
     """
     every = (
         (clip, start) for clip, item in enumerate(data.features) for start in window_starts(len(item), frames)
@@ -49,7 +50,7 @@ def clip_logits(
             clip, start = some[row]
             batch[row] = tiled(data.features[clip][start : start + frames], frames)
         np.maximum.at(logits, some[:, 0], np.asarray(predict(variables, batch))[: len(some)])
-    return logits
+    return _finite(logits, data.names)
 
 
 def make_detect(model: Model) -> Detect:
@@ -83,7 +84,7 @@ def step_logits(
 
     A clip is cut into windows of `frames` frames whose steps follow one another; the last one ends with the
     clip, but for less than a step, and gives the steps that are still lacking.  A shorter clip is `tiled`.  A
-    clip's own logits are their maximum.
+    clip's own logits are their maximum.  Raises InputError as `clip_logits` does.
     """
     steps, (_, hop) = network.steps(frames), network.span
     found = [np.full(len(data.events), -np.inf, np.float32) for _ in data.names]
@@ -103,4 +104,15 @@ def step_logits(
             found[clip] = np.maximum(found[clip], logits)
             new = over_time[len(by_step[clip]) - start // hop :]
             by_step[clip] = np.concatenate([by_step[clip], new])
-    return np.stack(found), by_step
+    return _finite(np.stack(found), data.names), by_step
+
+
+def _finite(logits: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """`logits` [clips, events]; raises InputError that names a clip if they aren't finite."""
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{names[int(finite.argmin())]}: expected finite logits, found NaN or infinity: the model has "
+            "diverged; try a lower learning_rate or train.clip_norm"
+        )
+    return logits

@@ -39,19 +39,27 @@ def train(config: Config) -> Path:
     """
     check_batch("train.batch_size", config.train.batch_size)
     with stop_requests(), open_run(config) as run:
-        clips = run.clips
-        # The test split too, for what is wrong with it shall not show after the training.
-        data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
-        for name in run.config.students:
-            run.start(name)  # nor what is wrong with another run
-        foreign_logits(run, data["train"])  # or with a foreign teacher
-        norm = run.norm(data["train"].features)
+        data, norm = prepare(run)
         for name in run.names:
             stop_all_if_asked()
             _train_model(run, name, data, norm)
         stop_all_if_asked()
         score_run(run)
         return run.folder
+
+
+def prepare(run: Run) -> tuple[dict[str, Dataset], tuple[np.ndarray, np.ndarray]]:
+    """The splits, and mean and standard deviation of the training features.
+
+    Features, and the logits of teachers from files, are computed unless they are there, and kept.  What is
+    wrong with any of them, with the test split or another run, shows here, not after the training.
+    """
+    clips = run.clips
+    data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
+    for name in run.config.students:
+        run.start(name)
+    foreign_logits(run, data["train"])
+    return data, run.norm(data["train"].features)
 
 
 def _train_model(run: Run, name: str, data: dict[str, Dataset], norm: tuple[np.ndarray, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def score_run(
 
     On the run's own data the logits go to each model's folder, and figures, curves and report of
     the whole run to results.json, results.png and report.html (results-SPLIT, report-SPLIT for
-    other splits).  On other `data` figures are printed and not kept.  Raises InputError.
+    other splits), unless the folder is read-only.  On other `data` figures are printed and not kept.
+    Raises InputError.
     """
     config, sed = run.config, isinstance(run.config, SedConfig)
     if only is not None and only not in run.names:
@@ -52,6 +54,7 @@ def score_run(
         clips = run.clips
     else:
         config, clips = dataclasses.replace(config, data=data), _other(run, data, split)
+    keep = own and os.access(run.folder, os.W_OK)
     dataset = _load(config, clips, split, run.cache)
     if sed and (dataset.kind > 0).any():
         raise InputError(f"--split: expected one of which all onsets and offsets are known, got {split}")
@@ -70,12 +73,14 @@ def score_run(
         cost = model_cost(model, variables, run.shape, getattr(network, "quant", None))
         models[name] = {"metrics": metrics, **cost}
         scores[name] = logits
-        if own:
+        if keep:
             write_logits(run.folder / name / f"logits-{split}.npz", dataset.names, dataset.events, logits)
     results = {"split": split, "clips": len(dataset.names), "models": models}
     print_table(results)
-    if own and only is None:
+    if keep and only is None:
         _keep(run, results, dataset, scores, rocs)
+    if own and not keep:
+        print(f"{run.folder}: read-only, so nothing is kept there")
     return results
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from qkd_jax.audio.augment import augment
-from qkd_jax.config import TRAINED
+from qkd_jax.config import TRAINED, InputError
 from qkd_jax.data.batches import Batch
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, write_logits
@@ -38,7 +38,10 @@ def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
             print(f"{file.name}: teaches" + (f" all but {', '.join(unknown)}" if unknown else ""), flush=True)
         with whole_file(path) as opened:
             np.save(opened, logits)
-    return np.load(path)
+    kept = np.load(path)
+    if np.isinf(kept).any():
+        raise InputError(f"{path}: expected logits, or NaN for what a teacher doesn't know; found infinity")
+    return kept
 
 
 def own_logits(run: Run, data: Dataset) -> np.ndarray:

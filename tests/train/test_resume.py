@@ -27,11 +27,14 @@ from qkd_jax.command import run_command
 from qkd_jax.config import Config, from_json
 
 settings, number, *trap = sys.argv[1:]
+times = 1 + (trap[:1] == ["twice"])
+trap = trap[times - 1 :]
 
 def track(items, count, title):
     for index, item in enumerate(items, 1):
         if trap == [title, str(index)]:
-            os.kill(os.getpid(), int(number))
+            for _ in range(times):
+                os.kill(os.getpid(), int(number))
         yield item
 
 def watch(folder, pattern):
@@ -58,9 +61,11 @@ sys.exit(run_command(main, []))
 KILL = int(signal.SIGKILL)
 
 
-def run(settings, number=0, *trap):
-    arguments = [sys.executable, "-c", COMMAND, *map(str, [settings, number, *trap])]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+def run(settings, number=0, *trap, before=(), wait=True):
+    arguments = [*before, sys.executable, "-c", COMMAND, *map(str, [settings, number, *trap])]
+    if wait:
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
