@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # nothing is lost that could be gone on with
     if failed:
-        raise InputError("\n".join(failed))
+        raise InputError(*failed)
 
 
 def _blocks(file: str, rate: int) -> "Iterator[np.ndarray]":

@@ -4,6 +4,7 @@ Errors name the field, what was expected and what was found.
 """
 
 import dataclasses
+import functools
 from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,9 +13,23 @@ from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
 
+_LONGEST, _FOUND, _SAID = 1000, 200, 10
+"""Letters of a line, and of a value in it; faults of which it speaks."""
+
 
 class InputError(ValueError):
-    """What a person gave is wrong: says which file or field, what was expected, what was found."""
+    """What a person gave is wrong: says which file or field, what was expected, what was found.
+
+    Each of `lines` becomes one that can be printed and has at most 1000 letters, whatever a hostile file says.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(printable(line[:_LONGEST]) for line in lines))
+
+
+def printable(text: str) -> str:
+    """`text` with ? for what would break a line, or a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 MIN_BITS, MAX_BITS, OFF = 2, 16, 32
@@ -486,15 +501,20 @@ def with_data(config: T, **fields: Any) -> T:
 
 def to_json(config: Any) -> str:
     """`config` as JSON, whole: `from_json` gives an equal one."""
-    return TypeAdapter(type(config)).dump_json(config, indent=2).decode()
+    return _adapter(type(config)).dump_json(config, indent=2).decode()
+
+
+_adapter: Any = functools.cache(TypeAdapter)
 
 
 def from_json(kind: type[T], text: str, where: str) -> T:
     """The `kind` that `text` holds; raises InputError that names `where` and the field."""
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return _adapter(kind).validate_json(text)
     except ValidationError as error:
         raise InputError(f"{where}: {explain(error)}") from None
+    except OverflowError:
+        raise InputError(f"{where}: expected numbers that a float can hold, found a larger one") from None
 
 
 def explain(error: ValidationError) -> str:
@@ -503,7 +523,7 @@ def explain(error: ValidationError) -> str:
     def line(item: Any) -> str:
         place = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r}"
+        found = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r:.{_FOUND}}"
         return f"{place}: {message}{found}" if place else message + found
 
-    return "; ".join(line(item) for item in error.errors())
+    return "; ".join(line(item) for item in error.errors()[:_SAID])

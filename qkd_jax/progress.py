@@ -13,6 +13,7 @@ def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
         yield from items
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     # What is printed stays on stdout, which may be a file.
@@ -23,4 +24,4 @@ def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
         redirect_stdout=sys.stdout.isatty(),
     )
     with bar:
-        yield from bar.track(items, total=count, description=title)
+        yield from bar.track(items, total=count, description=escape(title))

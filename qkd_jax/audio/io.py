@@ -9,6 +9,10 @@ import numpy as np
 from qkd_jax.config import InputError
 
 _BLOCK_SECONDS = 30
+_BLOCK = 1 << 23
+"""Values of all channels in a block at most, whatever rate a header has."""
+_RATIO = 64
+"""Between two rates, so that no second becomes hours."""
 _UNKNOWN = 0x7F000000  # what writes to a pipe can't know the length and puts the largest there
 
 
@@ -24,9 +28,9 @@ def audio_blocks(
 
     Mono (mean of the channels) at `sample_rate` Hz, resampled by soxr's high-quality filter; how
     a recording is cut into blocks changes no sample.  Raises InputError, at the latest after
-    the last block, if the file can't be read or is cut off, or if it holds no samples, NaN or
-    infinity, or, unless it may be `silent`, one constant value.  (A cut-off Ogg file can't be told from
-    a shorter one.)
+    the last block, if the file can't be read or is cut off, if its rate is not within 1/64 to 64 of
+    `sample_rate`, or if it holds no samples, NaN or infinity, or, unless it may be `silent`, one
+    constant value.  (A cut-off Ogg file can't be told from a shorter one.)
     """
     import soundfile
     import soxr
@@ -35,10 +39,16 @@ def audio_blocks(
     try:
         with soundfile.SoundFile(path) as file:
             _check_whole(path, file.extra_info)
+            if not sample_rate <= _RATIO * file.samplerate <= _RATIO**2 * sample_rate:
+                raise InputError(
+                    f"{path}: expected {sample_rate / _RATIO:g} to {sample_rate * _RATIO} samples a second, "
+                    f"found {file.samplerate}"
+                )
+            frames = min(_BLOCK_SECONDS * file.samplerate, _BLOCK // file.channels)
             resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
             # To the same floats, which libsndfile takes three times as long to make.
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
-            while len(block := file.read(_BLOCK_SECONDS * file.samplerate, dtype, always_2d=True)):
+            while len(block := file.read(frames, dtype, always_2d=True)):
                 if dtype == "int16":
                     block = block * np.float32(2**-15)
                 with np.errstate(over="ignore", invalid="ignore"):  # named below

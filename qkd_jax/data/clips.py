@@ -8,15 +8,20 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, from_json, printable
+from qkd_jax.data.table import inside
 from qkd_jax.files import whole_file
 
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
+LONGEST = 1e9
+"""Seconds of a recording."""
 
 
 class Span(NamedTuple):
@@ -55,6 +60,21 @@ class Clip:
         if not self.labelled:
             return "unlabelled"
         return "weak" if self.spans is None else "strong"
+
+
+_Seconds = Annotated[float, Field(ge=0, le=LONGEST)]
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class _Row:
+    """A clip as a line of JSON says it; those of earlier versions have neither spans nor `labelled`."""
+
+    name: str
+    labels: tuple[str, ...]
+    group: str
+    split: Literal["train", "valid", "test"] | None
+    spans: tuple[tuple[str, _Seconds, _Seconds], ...] | None = None
+    labelled: bool = True
 
 
 def targets(clips: Sequence[Clip], events: Sequence[str]) -> np.ndarray:
@@ -131,10 +151,12 @@ def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
         for kind in KINDS:
             lines.append(f"  {kind}: " + ", ".join(f"{kinds[split, kind]} {split}" for split in SPLITS))
     for event in events:
-        lines.append(f"  {event}: " + ", ".join(f"{counts[split, event]} {split}" for split in SPLITS))
+        lines.append(
+            f"  {printable(event)}: " + ", ".join(f"{counts[split, event]} {split}" for split in SPLITS)
+        )
     others = Counter(label for clip in clips for label in clip.labels.difference(events)).most_common()
     if others:
-        named = ", ".join(f"{label} ({count})" for label, count in others[:10])
+        named = ", ".join(f"{printable(label)} ({count})" for label, count in others[:10])
         more = f" and {len(others) - 10} more" if len(others) > 10 else ""
         lines.append(f"  labels that are no event, so negatives: {named}{more}")
     return "\n".join(lines)
@@ -157,20 +179,26 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
 
 def read_clip_list(path: Path, root: Path) -> list[Clip]:
     """The clips that `write_clips` kept in `path`, their recordings under `root`; raises InputError."""
+    what = f"{path}: expected the list of a run's recordings"
     same: dict[Any, Any] = {}  # of millions of clips few differ in their labels
 
-    def clip(row: dict[str, Any]) -> Clip:
-        labels = frozenset(row["labels"])
-        row["labels"] = same.setdefault(labels, labels)
-        row["split"] = same.setdefault(row["split"], row["split"])
-        if row["group"] == row["name"]:
-            row["group"] = row["name"]
-        if row.get("spans") is not None:  # lists of earlier versions have none
-            row["spans"] = tuple(Span(*span) for span in row["spans"])
-        return Clip(root=root, **row)
+    def clip(number: int, line: str) -> Clip:
+        row = from_json(_Row, line, f"{what}: line {number}")
+        name, labels = inside(row.name, f"{what}: line {number}: name"), frozenset(row.labels)
+        return Clip(
+            name=name,
+            root=root,
+            labels=same.setdefault(labels, labels),
+            group=name if row.group == name else row.group,
+            split=same.setdefault(row.split, row.split),
+            spans=None if row.spans is None else tuple(Span(*span) for span in row.spans),
+            labelled=row.labelled,
+        )
 
     try:
         with open(path, encoding="utf-8") as file:
-            return [clip(json.loads(line)) for line in file]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected the list of a run's recordings: {error}") from None
+            return [clip(number, line) for number, line in enumerate(file, 1)]
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {error}") from None

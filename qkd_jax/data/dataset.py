@@ -32,7 +32,7 @@ def load_split(config: Config | SedConfig, clips: Sequence[Clip], split: str, ca
     chosen = [clip for clip in clips if clip.split == split and clip.labelled]
     entries, bad = cached_features(chosen, config.features, cache)
     if bad:
-        raise InputError(list_bad(bad, len(chosen)))
+        raise InputError(*list_bad(bad, len(chosen)))
     check_split(config.data, clips, split)
     names, events = [clip.name for clip in chosen], config.data.events
     return Dataset(names, CachedFeatures(entries), targets(chosen, events), events)

@@ -48,7 +48,7 @@ def make_demo(config: DataConfig) -> None:
     settings = json.dumps(
         [config.demo_clips, config.clip_seconds, config.label_separator, _columns(config)], indent=2
     )
-    if not made_with.is_file() or made_with.read_text() != settings:
+    if not made_with.is_file() or made_with.read_bytes() != settings.encode():
         manifest.unlink(missing_ok=True)
         with whole_file(made_with, "w") as file:
             file.write(settings)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.audioset import AUDIO
-from qkd_jax.data.clips import SPLITS, Clip, Span
+from qkd_jax.data.clips import LONGEST, SPLITS, Clip, Span
 from qkd_jax.data.table import data_root, inside, read_table
 
 
@@ -178,8 +178,8 @@ def _seconds(text: str, where: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InputError(f"{where}: expected seconds, 0 or more, got {text!r}")
+    if not 0 <= seconds <= LONGEST:
+        raise InputError(f"{where}: expected seconds, 0 to {LONGEST:g}, got {text!r}")
     return seconds
 
 

@@ -76,13 +76,15 @@ def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     Raises InputError if one of `features` isn't finite.
     """
     count, total, squares = 0, np.zeros(()), np.zeros(())
-    for item in map(finite, features):
-        exact = np.asarray(item, np.float64)
-        count, total, squares = count + len(item), total + exact.sum(axis=0), squares + (exact**2).sum(axis=0)
-    mean = total / count
-    # A band that never changes says nothing; it must not become infinite.
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
-    return mean.astype(np.float32), std.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it shows
+        for item in map(finite, features):
+            exact = np.asarray(item, np.float64)
+            count, total = count + len(item), total + exact.sum(axis=0)
+            squares = squares + (exact**2).sum(axis=0)
+        mean = total / count
+        # A band that never changes says nothing; it must not become infinite.
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
+        return mean.astype(np.float32), std.astype(np.float32)
 
 
 def finite(features: np.ndarray) -> np.ndarray:

@@ -7,7 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from qkd_jax.config import InputError
+from qkd_jax.data.arrays import read_npz
 from qkd_jax.files import whole_file
+
+_WHAT = "logits keyed by clip"
+_NUMBERS = "fiu"
+_KEYS = {"names": ("U", 1), "events": ("U", 1)}
 
 
 def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
@@ -22,7 +27,7 @@ def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.n
     Raises InputError if the file is no such file, lacks a clip or an event, or holds a
     non-finite value.
     """
-    kept_names, kept_events, logits = _read(path, "logits")
+    kept_names, kept_events, logits = read_npz(path, _WHAT, **_KEYS, logits=(_NUMBERS, 2))
     if logits.shape != (len(kept_names), len(kept_events)):
         raise InputError(
             f"{path}: expected logits keyed by clip: {len(kept_names)} clips, {len(kept_events)} events, "
@@ -63,15 +68,21 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
     """What the file says of the clips `names` and of `events`, in that order, float32; raises InputError as
     `read_logits` does.
     """
-    kept_names, kept_events, clip, frames, precision, span = _read(
-        path, "clip", "frames", "precision", "span"
+    kept_names, kept_events, clip, frames, precision, span = read_npz(
+        path,
+        _WHAT,
+        **_KEYS,
+        clip=(_NUMBERS, 2),
+        frames=(_NUMBERS, 3),
+        precision=(_NUMBERS, 1),
+        span=("iu", 1),
     )
     size = (len(kept_names), len(kept_events))
     shapes = (clip.shape, (*frames.shape[:1], *frames.shape[2:]), (*size[:1], *precision.shape), span.shape)
-    if shapes != (size, size, size, (2,)) or frames.ndim != 3:
+    if shapes != (size, size, size, (2,)) or span.min() < 1:
         raise InputError(
             f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
-            f"{clip.shape}, {frames.shape}, precision {precision.shape}, span {span.shape}"
+            f"{clip.shape}, {frames.shape}, precision {precision.shape}, span {span.tolist()[:3]}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     read, hop = map(int, span)
@@ -81,15 +92,6 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
         _finite(path, precision[columns]),
         (read, hop),
     )
-
-
-def _read(path: Path, *keys: str) -> list[np.ndarray]:
-    """The arrays `names`, `events` and those of `keys`."""
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return [file[key] for key in ("names", "events", *keys)]
-    except Exception as error:  # a damaged zip file raises what it likes
-        raise InputError(f"{path}: expected logits keyed by clip: {error}") from None
 
 
 def _places(
@@ -108,6 +110,8 @@ def _places(
 
 
 def _finite(path: Path, logits: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # named below
+        logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
         raise InputError(f"{path}: expected finite logits, found NaN or infinity")
-    return logits.astype(np.float32)
+    return logits

@@ -72,7 +72,7 @@ def load_sed_split(config: SedConfig, clips: Sequence[Clip], split: str, cache: 
     chosen = [clip for clip in clips if clip.split == split]
     entries, bad = cached_features(chosen, config.features, cache)
     if bad:
-        raise InputError(list_bad(bad, len(chosen)))
+        raise InputError(*list_bad(bad, len(chosen)))
     check_split(config.data, clips, split)
     if split != "train" and (other := next((clip for clip in chosen if clip.spans is None), None)):
         raise InputError(

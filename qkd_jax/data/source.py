@@ -40,6 +40,10 @@ def read_clips(data: DataConfig) -> list[Clip]:
     for name, count in Counter(clip.name for clip in clips).most_common(1):
         if count > 1:
             raise InputError(f"{data.root}: expected each recording once, found {name} {count} times")
+    for clip in clips:
+        # As a file system may have them, but no text file.
+        if clip.name.encode(errors="ignore").decode() != clip.name:
+            raise InputError(f"{data.root}: expected names in UTF-8, found {clip.name!r}")
     counts = Counter(label for clip in clips for label in clip.labels)
     for event in data.events:
         if event not in counts:
@@ -63,16 +67,16 @@ def usable_clips(config: Config | SedConfig, cache: Path) -> tuple[list[Clip], l
     clips = read_clips(config.data)
     _, bad = cached_features(clips, config.features, cache)
     if len(bad) == len(clips):
-        raise InputError(list_bad(bad, len(clips)))
+        raise InputError(*list_bad(bad, len(clips)))
     if bad and not config.data.skip_bad:
-        raise InputError(f"{list_bad(bad, len(clips))}\n--data.skip-bad leaves them out")
+        raise InputError(*list_bad(bad, len(clips)), "--data.skip-bad leaves them out")
     if bad:
-        print(f"left out: {list_bad(bad, len(clips))}", flush=True)
+        print("left out:", "\n".join(list_bad(bad, len(clips))), flush=True)
     return [clip for clip in clips if clip.name not in bad], list(bad.values())
 
 
-def list_bad(bad: dict[str, str], count: int) -> str:
+def list_bad(bad: dict[str, str], count: int) -> list[str]:
     """Which of `count` recordings can't be used, and why: a line each, of many the first."""
     more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
     lines = [*list(bad.values())[:_LISTED], *more]
-    return "\n  ".join([f"{len(bad)} of {count} recordings can't be used:", *lines])
+    return [f"{len(bad)} of {count} recordings can't be used:", *(f"  {line}" for line in lines)]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, printable
 from qkd_jax.deploy.events import Event
 
 Found = Iterable[tuple[str, Event]]
@@ -34,7 +34,7 @@ def table(found: Found, files: Sequence[str], events: Sequence[str]) -> Iterator
     yield row("file", "onset", "offset", "event", "peak")
     for file, event in found:
         times = _clock(event.onset), _clock(event.offset)
-        yield row(_plain(file), *times, _plain(event.event), f"{event.peak:.3f}")
+        yield row(printable(file), *times, printable(event.event), f"{event.peak:.3f}")
 
 
 def json_lines(found: Found) -> Iterator[str]:
@@ -47,19 +47,14 @@ def json_lines(found: Found) -> Iterator[str]:
 def audacity(found: Found) -> Iterator[str]:
     """A label track for Audacity (File, Import, Labels): onset, offset, event; it has no place for a file."""
     for _, event in found:
-        yield f"{event.onset:.6f}\t{event.offset:.6f}\t{_plain(event.event)}"
+        yield f"{event.onset:.6f}\t{event.offset:.6f}\t{printable(event.event)}"
 
 
 def desed(found: Found) -> Iterator[str]:
     """The table of DESED's tools, tab-separated: filename (without folders), onset, offset, event_label."""
     yield "filename\tonset\toffset\tevent_label"
     for file, event in found:
-        yield f"{_plain(Path(file).name)}\t{event.onset:.3f}\t{event.offset:.3f}\t{_plain(event.event)}"
-
-
-def _plain(text: str) -> str:
-    """`text` without what would break a line, or a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+        yield f"{printable(Path(file).name)}\t{event.onset:.3f}\t{event.offset:.3f}\t{printable(event.event)}"
 
 
 def _clock(seconds: float) -> str:

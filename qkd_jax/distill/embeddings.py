@@ -48,7 +48,7 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
         title=path.stem,
     )
     if bad:
-        raise InputError(list_bad(bad, len(clips)))
+        raise InputError(*list_bad(bad, len(clips)))
     return entries, hop / config.sample_rate
 
 

@@ -44,7 +44,7 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
         clips, score, cache, settings=f"tagger {_FORMAT} {identity}", width=len(names), title=path.stem
     )
     if bad:
-        raise InputError(list_bad(bad, len(clips)))
+        raise InputError(*list_bad(bad, len(clips)))
     scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
     for row, entry in zip(scores, entries):
         (said,) = np.load(entry)

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from qkd_jax.config import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -49,7 +51,9 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     for column in ("average", *sounds, *events):
-        table.add_column(column, justify="right", min_width=7)  # 97.56 / on one line, 7.30 on the next
+        table.add_column(
+            _plain(column), justify="right", min_width=7
+        )  # 97.56 / on one line, 7.30 on the next
     for column in ("bytes", "parameters", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in results["models"].items():
@@ -58,7 +62,7 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
             for event in ("average", *events)
         )
         table.add_row(
-            name,
+            _plain(name),
             average,
             *(f"{value:.2f}" for key, value in row["metrics"]["average"].items() if key in SOUNDS),
             *figures,
@@ -67,3 +71,10 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
             f"{row['multiply_adds'] / 1e6:,.1f} M" if "multiply_adds" in row else "–",
         )
     return table
+
+
+def _plain(text: str) -> str:
+    """`text` as rich shows it, whose markup it isn't."""
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 from qkd_jax.config import TRAINED, Config, InputError, QuantConfig, from_json, to_json, with_data
 from qkd_jax.config_sed import DetectorConfig, SedConfig
+from qkd_jax.data.arrays import read_npz
 from qkd_jax.data.clips import SPLITS, Clip, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import check_split
 from qkd_jax.data.features import mean_and_std
@@ -42,6 +43,7 @@ from qkd_jax.train.sed_step import sed_optimizer, with_mean_steps
 from qkd_jax.train.state import TrainState, init_state, make_optimizer
 
 TEACHER = "teacher"
+_WIDEST = 1 << 16
 C = TypeVar("C", bound=Config | SedConfig)
 
 
@@ -72,10 +74,22 @@ class Run(Generic[C]):
         path = self.folder / "norm.npz"
         if lacking(path):
             mean, std = mean_and_std(features)
+            if not (np.isfinite(mean) & np.isfinite(std)).all():
+                raise InputError(
+                    f"{self.cache}: expected finite features of the training recordings, found NaN or infinity; "
+                    "they are computed anew if the folder is deleted"
+                )
             with whole_file(path) as file:
                 np.savez(file, mean=mean, std=std)
-        with np.load(path) as kept:
-            return kept["mean"], kept["std"]
+        what = "mean and deviation of the training features, made anew if it is deleted"
+        mean, std = read_npz(path, what, mean=("f", 1), std=("f", 1))
+        if (
+            mean.shape != std.shape
+            or mean.shape != self.shape[1:]
+            or not (np.isfinite(mean) & (std > 0)).all()
+        ):
+            raise InputError(f"{path}: expected {what}: found other numbers")
+        return mean, std
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,8 +100,11 @@ class Run(Generic[C]):
         """The model `name`, while it trains."""
         network, events = self.config.networks[name], len(self.config.data.events)
         if isinstance(self.config, SedConfig) and self.config.models[name].embeddings is not None:
-            with np.load(self.embeddings(name)) as kept:
-                return build_model(network, events, embedding=int(kept["size"]))
+            path = self.embeddings(name)
+            (size,) = read_npz(path, "embeddings", size=("iu", 0))
+            if not 1 <= size <= _WIDEST:
+                raise InputError(f"{path}: expected embeddings of 1 to {_WIDEST} dimensions, found {size}")
+            return build_model(network, events, embedding=int(size))
         return build_model(network, events)
 
     def embeddings(self, name: str) -> Path:
@@ -202,7 +219,10 @@ def load_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: expected a run with a config.json, found none")
-    text = path.read_text()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a run's settings: {error}") from None
     of_sound_events = re.search('^  "models"', text, re.MULTILINE)
     config: Any = from_json(SedConfig if of_sound_events else Config, text, str(path))
     if config.data.source == "demo":  # its recordings move with the run

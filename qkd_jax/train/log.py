@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +17,28 @@ LOG = "log.jsonl"
 
 
 def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The records in a model's `folder` up to `last_step`, without the half line of a killed run."""
-    path, records = folder / LOG, []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
+    """The records in a model's `folder` up to `last_step`.
+
+    Without the half line of a killed run, and all else that is no record: not an object of finite numbers by
+    name with a `step`, and either a `loss` or `epoch`, `epoch_loss` and `valid`.
+    """
+    path = folder / LOG
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    records = filter(None, map(_record, lines))
     return [record for record in records if last_step is None or record["step"] <= last_step]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+        values = {**found, **found.get("valid", {})}
+        values.pop("valid", None)
+        numbers = all(math.isfinite(value) for value in values.values())
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    of_epoch = found.keys() >= {"epoch", "epoch_loss", "valid"} and found["valid"].keys() >= {"auc", "eer"}
+    whole = isinstance(found.get("step"), int) and ("loss" in found or of_epoch)
+    return found if numbers and whole else None
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

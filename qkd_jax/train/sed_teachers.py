@@ -8,6 +8,7 @@ import numpy as np
 
 from qkd_jax.config import InputError
 from qkd_jax.config_sed import SedConfig
+from qkd_jax.data.arrays import read_npz
 from qkd_jax.data.batches import tiled
 from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.logits import StepLogits, read_step_logits, write_step_logits
@@ -31,8 +32,7 @@ def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[
     config = run.config.models[name]
     found: dict[str, Any] = {}
     if config.embeddings is not None:
-        with np.load(run.embeddings(name)) as kept:
-            found |= {"embeddings": kept["rows"], "row_of_step": kept["row_of_step"]}
+        found |= _guide(run, name, len(data["train"].names))
     if not config.teachers:
         return found
     all_said = [said(run, teacher, data) for teacher in config.teachers]
@@ -51,6 +51,20 @@ def taught(run: Run[SedConfig], name: str, data: dict[str, SedDataset]) -> dict[
         "teacher_clip": clip,
         "step_of_frames": step_of_frames(first.span, frames.shape[1], run.config.frames),
     }
+
+
+def _guide(run: Run[SedConfig], name: str, clips: int) -> dict[str, Any]:
+    """The embeddings that `keep_embeddings` wrote down for model `name`."""
+    path, what = run.embeddings(name), f"embeddings of {clips} clips"
+    rows, row_of_step, size = read_npz(path, what, rows=("f", 3), row_of_step=("iu", 1), size=("iu", 0))
+    steps = run.config.networks[name].steps(run.config.frames)
+    if (
+        (len(rows), rows.shape[2], len(row_of_step)) != (clips, size, steps)
+        or not 0 <= row_of_step.min() <= row_of_step.max() < rows.shape[1]
+        or not np.isfinite(rows).all()
+    ):
+        raise InputError(f"{path}: expected {what}, {steps} steps, size {size}, found others: {rows.shape}")
+    return {"embeddings": rows, "row_of_step": row_of_step}
 
 
 def check_teachers(config: SedConfig, name: str, train: SedDataset) -> None:

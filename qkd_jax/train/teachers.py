@@ -8,6 +8,7 @@ import numpy as np
 
 from qkd_jax.audio.augment import augment
 from qkd_jax.config import TRAINED, InputError
+from qkd_jax.data.arrays import read_npy
 from qkd_jax.data.batches import Batch
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, write_logits
@@ -38,10 +39,11 @@ def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
             print(f"{file.name}: teaches" + (f" all but {', '.join(unknown)}" if unknown else ""), flush=True)
         with whole_file(path) as opened:
             np.save(opened, logits)
-    kept = np.load(path)
-    if np.isinf(kept).any():
-        raise InputError(f"{path}: expected logits, or NaN for what a teacher doesn't know; found infinity")
-    return kept
+    what = "logits of foreign teachers, asked anew if it is deleted"
+    logits = read_npy(path, what, "f", 3)
+    if logits.shape != (len(files), *data.targets.shape) or np.isinf(logits).any():
+        raise InputError(f"{path}: expected {what}: found an array {logits.shape}")
+    return logits
 
 
 def own_logits(run: Run, data: Dataset) -> np.ndarray:

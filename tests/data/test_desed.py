@@ -187,12 +187,12 @@ def test_no_such_set(tmp_path):
 @pytest.mark.parametrize(
     ("table", "row", "said"),
     [
-        ("strong", "a.flac\tx\t2\tdog", "onset: expected seconds, 0 or more, got 'x'"),
-        ("strong", "a.flac\t-0.5\t2\tdog", "onset: expected seconds, 0 or more, got '-0.5'"),
-        ("strong", "a.flac\tnan\t2\tdog", "onset: expected seconds, 0 or more, got 'nan'"),
-        ("strong", "a.flac\t\t2\tdog", "onset: expected seconds, 0 or more, got ''"),
-        ("strong", "a.flac\t1\tinf\tdog", "offset: expected seconds, 0 or more, got 'inf'"),
-        ("strong", "a.flac\t1", "offset: expected seconds, 0 or more, got ''"),
+        ("strong", "a.flac\tx\t2\tdog", "onset: expected seconds, 0 to 1e+09, got 'x'"),
+        ("strong", "a.flac\t-0.5\t2\tdog", "onset: expected seconds, 0 to 1e+09, got '-0.5'"),
+        ("strong", "a.flac\tnan\t2\tdog", "onset: expected seconds, 0 to 1e+09, got 'nan'"),
+        ("strong", "a.flac\t\t2\tdog", "onset: expected seconds, 0 to 1e+09, got ''"),
+        ("strong", "a.flac\t1\tinf\tdog", "offset: expected seconds, 0 to 1e+09, got 'inf'"),
+        ("strong", "a.flac\t1", "offset: expected seconds, 0 to 1e+09, got ''"),
         ("strong", "a.flac\t1.5\t1.5\tdog", "offset: expected more than the onset, 1.5, got 1.5"),
         ("strong", "a.flac\t2\t1\tdog", "offset: expected more than the onset, 2, got 1"),
         ("strong", "a.flac\t1\t2\t", "event_label: expected an event, got ''"),
