@@ -47,6 +47,8 @@ Count = Annotated[int, Field(ge=1)]
 TRAINED = "trained"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[int, Field(ge=1, le=1 << 20)]
+Length = Annotated[float, Field(gt=0, le=24 * 3600)]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -54,7 +56,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 class FeatureConfig:
     """Log-mel energies; the names are librosa's.  The default is the paper's: 998 x 64 for 10 s."""
 
-    sample_rate: Count = 16_000
+    sample_rate: Rate = 16_000
     """Samples a second; recordings at other rates are resampled."""
     win_length: Count = 400
     """Samples in a window (25 ms)."""
@@ -115,7 +117,7 @@ class DataConfig:
     """How many of the next keep their labels alone, the others neither; without both all keep all."""
     skip_bad: bool = False
     """Leave out recordings that can't be used, and report them, instead of stopping."""
-    clip_seconds: Positive = 10.0
+    clip_seconds: Length = 10.0
     """Length the models see: longer clips are cropped or windowed, shorter ones tiled."""
     demo_clips: tuple[Count, Count, Count] = (960, 240, 480)
     """Recordings that the demo makes for train, valid and test."""
@@ -285,11 +287,11 @@ class TaggerConfig:
     """For each event that it knows, the classes that say so."""
     output: Literal["probabilities", "logits"] = "probabilities"
     """What it gives for each class."""
-    sample_rate: Count = 16_000
+    sample_rate: Rate = 16_000
     """Samples a second that it wants; recordings at other rates are resampled."""
-    window_seconds: Positive | None = None
+    window_seconds: Length | None = None
     """What it hears at a time; by default what it is made for, or if it takes any length, all."""
-    hop_seconds: Positive | None = None
+    hop_seconds: Length | None = None
     """From window to window; half a window by default."""
     layer: str | None = None
     """An inner tensor whose values are embeddings, by its name, or a part of it that no other name has

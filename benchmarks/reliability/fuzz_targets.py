@@ -1,5 +1,6 @@
 """Everything that reads a file, and files for it."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 
@@ -20,10 +23,17 @@ from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import CachedFeatures, cached_features, recording_features
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.data.source import read_clips
+from qkd_jax.deploy import onnx as deploy_onnx
+from qkd_jax.distill import tagger
+from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
+from qkd_jax.train import checkpoint
 from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.log import read_epochs, read_log
 from qkd_jax.train.sed_teachers import taught
+from qkd_jax.train.state import TrainState
 from qkd_jax.train.teachers import foreign_logits
+from tests.detectors import FRONT, random_detector
+from tests.waveform_models import write_loudness
 
 
 class Target(NamedTuple):
@@ -122,9 +132,7 @@ _AUDIOSET = {
     "x/Yabcdefghijk_0.wav": "",
     "-Yzabcdefgh.flac": "",
 }
-_ESC50 = (
-    "filename,fold,target,category,esc10,src_file,take\n1.wav,1,0,dog,True,100,A\n2.wav,4,1,cat,False,200,A\n"
-)
+_ESC50 = "filename,fold,target,category,esc10,src_file,take\n1.wav,1,0,dog,True,100,A\n2.wav,4,1,cat,False,200,A\n"
 _DESED = {
     "train/audio/a.wav": "",
     "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t0.5\t1.25\tbell\na.wav\t1\t2\tknock\nc.wav\n",
@@ -195,11 +203,7 @@ RUN = Config(
 SED = SedConfig(
     features=FEATURES,
     data=DataConfig(source="desed", root="data", events=EVENTS, clip_seconds=0.4),
-    models={
-        "guided": DetectorConfig(
-            network=CRNNConfig(channels=(2,), pools=((2, 2),), units=2, layers=1), embeddings="tagger.toml"
-        )
-    },
+    models={"guided": DetectorConfig(network=CRNNConfig(channels=(2,), pools=((2, 2),), units=2, layers=1), embeddings="tagger.toml")},
     train=SedTrainConfig(strong=1, weak=0, unlabelled=0),
 )
 
@@ -229,9 +233,7 @@ def _read_arrays(folder: Path) -> None:
 
 def _make_clip_list(folder: Path) -> None:
     spans = (Span("bell", 0.5, 1.25), Span("knock", 0, 2))
-    some = Clip(
-        name="c.wav", path=Path("c.wav"), labels=frozenset(EVENTS), group="c", split="valid", spans=spans
-    )
+    some = Clip(name="c.wav", path=Path("c.wav"), labels=frozenset(EVENTS), group="c", split="valid", spans=spans)
     write_clips(folder / "0/clips.jsonl", [*CLIPS, some])
 
 
@@ -268,6 +270,54 @@ def _read_config(folder: Path) -> None:
         assert run.config.start(name) is None or name
 
 
+# Foreign teachers
+
+
+def _make_onnx(folder: Path) -> None:
+    for index, shape in enumerate(((1, 1000), ("samples",))):
+        (folder / str(index)).mkdir(parents=True)
+        write_loudness(folder / f"{index}/model.onnx", shape, [0.2, 0.5])
+    (folder / "2").mkdir()
+    model = deploy_onnx.clip_model(dataclasses.replace(random_detector(FRONT, mels=8), clip_seconds=0.4))
+    (folder / "2/model.onnx").write_bytes(model.SerializeToString())
+
+
+def _make_litert(folder: Path) -> None:
+    for index, shape in enumerate(((1, 1000), (1, "samples"))):
+        (folder / str(index)).mkdir(parents=True)
+        write_loudness(folder / f"{index}/model.tflite", shape, [0.2, 0.5])
+
+
+def _run_model(run: Callable[..., Any], folder: Path) -> None:
+    for path in folder.iterdir():
+        run(path)
+
+
+def _run_layer(run: Callable[..., Any], folder: Path) -> None:
+    run(folder / "model.tflite", "absolute/codes")
+
+
+_TAGGER = {
+    "tagger.toml": 'file = "model.onnx"\nclasses = "classes.csv"\noutput = "logits"\nsample_rate = 8000\n'
+    'window_seconds = 0.125\nhop_seconds = 0.0625\n[events]\nbell = ["Bell", "Chime"]\nknock = ["Knock"]\n',
+    "classes.csv": "index,mid,display_name\n0,/m/1,Bell\n1,/m/2,Knock\n2,/m/3,Chime\n",
+}
+_PLAIN_TAGGER = {
+    "tagger.toml": _TAGGER["tagger.toml"].replace("classes.csv", "classes.txt"),
+    "classes.txt": "Bell\nKnock\nChime\n",
+}
+
+
+def _read_tagger(folder: Path) -> None:
+    """With a model of ours, opened without being tried each time."""
+    tagger.open_model = open_untried  # type: ignore[assignment]
+    recording = folder / "a.wav"
+    soundfile.write(recording, _noise(4000), 16_000)
+    write_loudness(folder / "model.onnx", (1, 1000), [0.2, 0.5, 0.3])
+    clip = Clip(name="a.wav", path=recording, labels=frozenset(), group="a")
+    tagger.tagger_logits(folder / "tagger.toml", [clip], EVENTS, folder / "cache")
+
+
 TARGETS = (
     Target("recordings", functools.partial(_recordings, PCM), _read_recording),
     Target("compressed", functools.partial(_recordings, COMPRESSED), _read_recording),
@@ -282,4 +332,23 @@ TARGETS = (
     Target("clip list", _make_clip_list, _read_clip_list),
     Target("log", _texts({"log.jsonl": _LOG}), _read_log),
     Target("config", _texts({"config.json": to_json(RUN)}, {"config.json": to_json(SED)}), _read_config),
+    Target("tagger", _texts(_TAGGER, _PLAIN_TAGGER), _read_tagger),
+    Target(
+        "ONNX teacher",
+        _make_onnx,
+        functools.partial(_run_model, run_once),
+        guard=functools.partial(_run_model, open_model),
+    ),
+    Target(
+        "LiteRT teacher",
+        _make_litert,
+        functools.partial(_run_model, run_once),
+        guard=functools.partial(_run_model, open_model),
+    ),
+    Target(
+        "LiteRT layer",
+        _make_litert,
+        functools.partial(_run_layer, run_once),
+        guard=functools.partial(_run_layer, open_inner),
+    ),
 )

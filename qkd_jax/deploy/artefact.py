@@ -71,7 +71,6 @@ class _Settings:
     def __post_init__(self) -> None:
         features, student, detection = self.features, self.student, self.detection
         for name, value, most in (
-            ("features.sample_rate", features.sample_rate, 1 << 20),
             ("features.hop_length", features.hop_length, 1 << 20),
             ("features.n_fft", features.n_fft, 1 << 15),
             ("features.n_mels", features.n_mels, 1 << 10),

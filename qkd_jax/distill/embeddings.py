@@ -12,7 +12,7 @@ from qkd_jax.data.cache import Entries, cached
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.source import list_bad
 from qkd_jax.distill.tagger import read_tagger
-from qkd_jax.distill.waveform_model import open_inner
+from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_inner
 
 _FORMAT = 1  # to be raised when the same settings come to give other embeddings
 
@@ -37,6 +37,8 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
         samples = wanted
     if samples is None:
         raise InputError(f"{path}: window_seconds: expected, as {model} takes any length, found none")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise InputError(f"window_seconds: expected 1 to {MOST_SAMPLES} samples, got {samples}")
     hop = max(round(config.hop_seconds * config.sample_rate) if config.hop_seconds else samples // 2, 1)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     entries, bad = cached(

@@ -16,7 +16,7 @@ from qkd_jax.data.cache import cached
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.source import list_bad
 from qkd_jax.data.table import read_table
-from qkd_jax.distill.waveform_model import open_model
+from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_model
 
 _FORMAT = 1  # to be raised when the same settings come to give other scores
 _LEAST = 1e-3  # our reading: a logit of an 8-bit tagger's 0 would be minus infinity
@@ -66,7 +66,7 @@ def read_tagger(path: Path) -> TaggerConfig:
     """The settings in the TOML file at `path`; raises InputError."""
     try:
         text = json.dumps(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: expected a tagger's settings in TOML: {error}") from None
     return from_json(TaggerConfig, text, str(path))
 
@@ -98,6 +98,8 @@ def _scorer(
         if samples not in (None, wanted):
             raise InputError(f"window_seconds: {model} takes {samples} samples, got {wanted}")
         samples = wanted
+    if samples is not None and not 1 <= samples <= MOST_SAMPLES:
+        raise InputError(f"window_seconds: expected 1 to {MOST_SAMPLES} samples, got {samples}")
     hop = round(config.hop_seconds * config.sample_rate) if config.hop_seconds else (samples or 0) // 2
     noise = np.random.default_rng(0).normal(0, 0.1, samples or 10 * config.sample_rate).astype(np.float32)
     outputs = run(noise)

@@ -1,8 +1,15 @@
-"""Models of waveforms in ONNX and LiteRT files."""
+"""Models of waveforms in ONNX and LiteRT files, from whomever: each is tried in a process of its own.
 
+As a program, this file is that process: PATH [LAYER].
+"""
+
+import contextlib
 import difflib
-import functools
 import importlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,19 +22,54 @@ from qkd_jax.config import InputError
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]
 
+_RUNTIMES = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
+_SECONDS, _MEMORY = 120, 16 << 30
+"""That a model may take to be opened and run once, and bytes."""
+MOST_SAMPLES = 1 << 26
+"""That a model may hear at a time: an hour at 16 kHz."""
+_NOISE = 160_000
+"""Samples for a model that takes any number."""
+
 
 def open_model(path: Path) -> tuple[int | None, Run]:
     """Open the model in the .onnx or .tflite file at `path`.
 
     Returns the number of samples that it takes, None for any, and the function, for any thread,
     from a float32 waveform [samples] to its outputs.  Raises InputError if there is none, if its
-    runtime isn't installed, or if it takes anything but one float32 waveform; so does the function
-    if the model fails on one.
+    runtime isn't installed, if it takes anything but one float32 waveform, or if it makes the runtime crash
+    or hang as it is opened or hears noise (whether it would on another sound nobody can tell); so does the
+    function if the model fails on a waveform.
     """
-    opener = {".onnx": _onnx, ".tflite": _litert}.get(path.suffix)
-    if opener is None:
+    _try(path)
+    return open_untried(path)
+
+
+def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
+    """As `open_model`, or with a `layer` as `open_inner`, in this process at once, which may crash."""
+    if path.suffix not in _RUNTIMES:
         raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
-    return _open(path, opener)
+    if not path.is_file():
+        raise InputError(f"file: expected a model at {path}, found none")
+    try:
+        shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)
+    except InputError:
+        raise
+    except Exception as error:  # of a class of its own for each fault
+        runtime = _RUNTIMES[path.suffix]
+        raise InputError(f"{path}: expected a model for {runtime}: {_first_line(error)}") from None
+
+    def checked(waveform: np.ndarray) -> list[np.ndarray]:
+        array = waveform.reshape([1] * (len(shape) - 1) + [-1])
+        try:
+            outputs = run(array)
+        except Exception as error:
+            raise InputError(f"{path}: failed on {len(waveform)} samples: {_first_line(error)}") from None
+        for output in outputs:  # ONNX knows text, lists and maps too
+            if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
+                raise InputError(f"{path}: expected arrays of numbers, found {type(output).__name__}")
+        return outputs
+
+    return shape[-1], checked
 
 
 def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray], np.ndarray]]:
@@ -39,33 +81,43 @@ def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray
     """
     if path.suffix != ".tflite":
         raise InputError(f"layer: expected a .tflite for inner layers, got {path}")
-    samples, run = _open(path, functools.partial(_litert, layer=layer))
+    _try(path, layer)
+    samples, run = open_untried(path, layer)
     return samples, lambda waveform: run(waveform)[0].astype(np.float32).ravel()
 
 
-def _open(path: Path, opener: Callable[[Path], tuple[Shape, Run]]) -> tuple[int | None, Run]:
-    if not path.is_file():
-        raise InputError(f"file: expected a model at {path}, found none")
-    shape, run = opener(path)
+def _try(path: Path, *layer: str) -> None:
+    """Open the model and run it once in a process of its own; raises the InputError that this ends in."""
+    # Not a fork, which would have the locks of JAX's threads but not the threads.
+    command = [sys.executable, "-m", __name__, str(path), *layer]
+    runtime = _RUNTIMES.get(path.suffix)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{path}: took {runtime} more than {_SECONDS} s; expected a model that it can run"
+        ) from None
+    if done.returncode < 0:
+        crash = signal.Signals(-done.returncode).name
+        raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
+    if done.stdout:
+        raise InputError(done.stdout.decode())
 
-    def checked(waveform: np.ndarray) -> list[np.ndarray]:
-        array = waveform.reshape([1] * (len(shape) - 1) + [-1])
-        try:
-            return run(array)
-        except Exception as error:  # of a class of its own for each fault
-            raise InputError(f"{path}: failed on {len(waveform)} samples: {_first_line(error)}") from None
 
-    return shape[-1], checked
+def run_once(path: Path, layer: str | None = None) -> None:
+    """Open the model at `path` and run it on noise, in this process, which may crash; raises InputError."""
+    samples, run = open_untried(path, layer)
+    run(np.random.default_rng(0).normal(0, 0.1, samples or _NOISE).astype(np.float32))
 
 
 def _onnx(path: Path) -> tuple[Shape, Run]:
     onnxruntime = _import("onnxruntime", path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise InputError(f"{path}: expected an ONNX model: {_first_line(error)}") from None
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     shape = _waveform_shape(path, [(item.shape, item.type) for item in session.get_inputs()], "tensor(float)")
     name = session.get_inputs()[0].name
     return shape, lambda array: session.run(None, {name: array})
@@ -82,11 +134,8 @@ def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
     def new() -> Any:
         return litert.Interpreter(str(path), **options)
 
-    try:
-        model = new()
-        inputs = model.get_input_details()
-    except Exception as error:
-        raise InputError(f"{path}: expected a LiteRT model: {_first_line(error)}") from None
+    model = new()
+    inputs = model.get_input_details()
     shape = _waveform_shape(
         path, [(item["shape_signature"].tolist(), item["dtype"]) for item in inputs], np.float32
     )
@@ -143,6 +192,7 @@ def _waveform_shape(path: Path, inputs: Sequence[tuple[Sequence[Any], Any]], flo
         and inputs[0][1] == float32
         and shapes[0]
         and all(size in (1, None) for size in shapes[0][:-1])
+        and (shapes[0][-1] or 1) <= MOST_SAMPLES
     ):
         return shapes[0]
     found = ", ".join(f"{kind} {shape}" for shape, (_, kind) in zip(shapes, inputs))
@@ -160,3 +210,18 @@ def _import(name: str, path: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _main(path: str, *layer: str) -> None:
+    with contextlib.suppress(ImportError, ValueError):  # there is no such limit everywhere
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    try:
+        run_once(Path(path), *layer)
+    except InputError as error:
+        sys.stdout.buffer.write(str(error).encode())
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

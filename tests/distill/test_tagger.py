@@ -275,8 +275,8 @@ def test_what_is_wrong_with_its_files_is_said(tmp_path):
     for file, said in [
         ("gone.onnx", r"file: expected a model at .*gone\.onnx, found none"),
         ("model.h5", r"file: expected a model in \.onnx or \.tflite, got .*model\.h5"),
-        ("bad.onnx", r"bad\.onnx: expected an ONNX model: "),
-        ("bad.tflite", r"bad\.tflite: expected a LiteRT model: "),
+        ("bad.onnx", r"bad\.onnx: expected a model for ONNX Runtime: "),
+        ("bad.tflite", r"bad\.tflite: expected a model for LiteRT: "),
     ]:
         (tmp_path / file).write_bytes(b"no such model") if file.startswith("bad") else None
         with pytest.raises(InputError, match=said):
