@@ -60,11 +60,11 @@ class FeatureConfig:
     """Samples a second; recordings at other rates are resampled."""
     win_length: Count = 400
     """Samples in a window (25 ms)."""
-    hop_length: Count = 160
+    hop_length: Rate = 160
     """Samples between windows (10 ms)."""
-    n_fft: Count = 512
+    n_fft: Annotated[int, Field(ge=1, le=1 << 15)] = 512
     """Points of the FFT; windows are zero-padded to it."""
-    n_mels: Count = 64
+    n_mels: Annotated[int, Field(ge=1, le=1 << 10)] = 64
     """Mel bands."""
     fmin: Annotated[float, Field(ge=0)] = 50.0
     """Lower edge of the lowest band, Hz."""

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
+import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +18,15 @@ import soundfile
 
 from benchmarks.reliability import mutate
 from benchmarks.reliability.mutate import Mutator
-from qkd_jax.config import Config, DataConfig, DistillConfig, FeatureConfig, StudentConfig, to_json
+from qkd_jax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    FeatureConfig,
+    InputError,
+    StudentConfig,
+    to_json,
+)
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
 from qkd_jax.data.cache import _entry
 from qkd_jax.data.clips import Clip, Span, read_clip_list, summary, with_splits, write_clips
@@ -23,7 +34,10 @@ from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import CachedFeatures, cached_features, recording_features
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.data.source import read_clips
+from qkd_jax.deploy import artefact, c, litert
 from qkd_jax.deploy import onnx as deploy_onnx
+from qkd_jax.deploy.detector import Detector
+from qkd_jax.deploy.exported import open_exported
 from qkd_jax.distill import tagger
 from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
 from qkd_jax.train import checkpoint
@@ -32,7 +46,8 @@ from qkd_jax.train.log import read_epochs, read_log
 from qkd_jax.train.sed_teachers import taught
 from qkd_jax.train.state import TrainState
 from qkd_jax.train.teachers import foreign_logits
-from tests.detectors import FRONT, random_detector
+from tests.artefacts import mutated as mutated_artefact
+from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 from tests.waveform_models import write_loudness
 
 
@@ -318,6 +333,61 @@ def _read_tagger(folder: Path) -> None:
     tagger.tagger_logits(folder / "tagger.toml", [clip], EVENTS, folder / "cache")
 
 
+# Exported detectors, and the checksums that belong to them
+
+
+def _detector(student: StudentConfig) -> Detector:
+    return dataclasses.replace(random_detector(student, mels=8), clip_seconds=0.4)
+
+
+def _make_exported(suffix: str, write: Callable[[Detector, Path], Any], folder: Path) -> None:
+    for index, student in enumerate((PLAIN, FRONT, DEEP)):
+        (folder / str(index)).mkdir(parents=True)
+        write(_detector(student), folder / f"{index}/detector{suffix}")
+
+
+def _read_exported(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        exported = open_exported(path)
+        exported.clip_logits(_noise(round(exported.clip_seconds * exported.features.sample_rate)))
+
+
+def _read_header(folder: Path) -> None:
+    """Up to the compiler, which would take a second."""
+    os.environ["CC"] = "false"
+    for path in sorted(folder.iterdir()):
+        try:
+            c.compile_c(path)
+        except InputError as error:
+            if "false failed" not in str(error):
+                raise
+
+
+def _sealed_onnx(rng: random.Random, data: bytes) -> bytes:
+    content = mutate.onnx(rng, data[: -len(deploy_onnx._checksum(b""))])
+    return content + deploy_onnx._checksum(content)
+
+
+def _sealed_litert(rng: random.Random, data: bytes) -> bytes:
+    """What lies behind the model says other things of it."""
+    begin = data.index(b"PK\x03\x04")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        said = archive.read(litert._FILE)
+    file = io.BytesIO(data[:begin])
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(litert._FILE), mutate.json_text(rng, said))
+        archive.comment = bytes(litert._DIGITS)
+    content = file.getvalue()[: -litert._DIGITS]
+    return content + litert._digest(content)
+
+
+def _sealed_header(rng: random.Random, data: bytes) -> bytes:
+    """The header's second line says other things of it."""
+    _, said, rest = data.split(b"\n", 2)
+    rest = b"// " + mutate.json_text(rng, said.removeprefix(b"// ")).replace(b"\n", b"") + b"\n" + rest
+    return c._digest(rest).encode() + rest
+
+
 TARGETS = (
     Target("recordings", functools.partial(_recordings, PCM), _read_recording),
     Target("compressed", functools.partial(_recordings, COMPRESSED), _read_recording),
@@ -350,5 +420,39 @@ TARGETS = (
         _make_litert,
         functools.partial(_run_layer, run_once),
         guard=functools.partial(_run_layer, open_inner),
+    ),
+    Target(
+        "exported .onnx",
+        functools.partial(
+            _make_exported,
+            ".onnx",
+            lambda detector, path: deploy_onnx.save(deploy_onnx.clip_model(detector), path),
+        ),
+        _read_exported,
+        ((".onnx", _sealed_onnx),),
+    ),
+    Target(
+        "exported .tflite",
+        functools.partial(
+            _make_exported,
+            ".tflite",
+            lambda detector, path: path.write_bytes(litert.to_litert(detector)),
+        ),
+        _read_exported,
+        ((".tflite", _sealed_litert),),
+    ),
+    Target(
+        "exported .h",
+        functools.partial(
+            _make_exported, ".h", lambda detector, path: path.write_text(c.to_c(detector))
+        ),
+        _read_header,
+        ((".h", _sealed_header),),
+    ),
+    Target(
+        "artefact",
+        functools.partial(_make_exported, ".safetensors", artefact.save),
+        _read_exported,
+        ((".safetensors", lambda rng, data: mutated_artefact(rng, [data])),),
     ),
 )

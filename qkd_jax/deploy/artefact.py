@@ -71,9 +71,6 @@ class _Settings:
     def __post_init__(self) -> None:
         features, student, detection = self.features, self.student, self.detection
         for name, value, most in (
-            ("features.hop_length", features.hop_length, 1 << 20),
-            ("features.n_fft", features.n_fft, 1 << 15),
-            ("features.n_mels", features.n_mels, 1 << 10),
             ("student.convolutions", max(student.convolutions, default=0), 1 << 12),
             ("student.units", student.units, 1 << 12),
             ("clip_seconds", self.clip_seconds, _DAY),

@@ -10,19 +10,20 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.mel import mel_basis, window
-from qkd_jax.config import FeatureConfig, InputError, from_json, to_json
+from qkd_jax.config import FeatureConfig, InputError, Length, from_json, to_json
 from qkd_jax.deploy.artefact import check
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.deploy.events import rule_of
 from qkd_jax.nn.codes import GATE, GRID, LIMIT, sigmoid_table
 
+_NAME = "^[a-z][a-z0-9_]*$"
 _CHECKSUM = "// sha256 of the rest: "
 _RUNNER = """
 #include "detector.h"
@@ -62,10 +63,10 @@ class Description:
     """What a header says of itself in its second line; the names in it begin with `name`."""
 
     format: Literal["qkd_jax C header, version 1"] = "qkd_jax C header, version 1"
-    name: str
+    name: Annotated[str, Field(pattern=_NAME)]
     events: tuple[str, ...]
     features: FeatureConfig
-    clip_seconds: float
+    clip_seconds: Length
     pooling: Literal["last", "mean", "attention"]
 
 
@@ -109,7 +110,7 @@ def to_c(detector: Detector, *, name: str = "qkd") -> str:
 
     check(detector)
     features, student = detector.features, detector.student
-    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(_NAME, name):
         raise InputError(f"name: expected lower-case letters, digits and _, a letter first, got {name!r}")
     if features.n_fft not in [2**power for power in range(2, 16)]:
         raise InputError(f"n_fft: expected a power of two from 4 to 32768, got {features.n_fft}")
@@ -165,7 +166,7 @@ def compile_c(path: Path) -> Runner:
         raise InputError(f"{path}: expected an exported C header: {error.strerror or error}") from None
     if first + b"\n" != _digest(rest).encode():
         raise InputError(f"{path}: expected a C header as exported, found a changed or another one")
-    line = rest[: rest.index(b"\n")].decode().removeprefix("// ")
+    line = rest.partition(b"\n")[0].decode(errors="replace").removeprefix("// ")
     description = from_json(Description, line, str(path))
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(compiler[0]) is None:

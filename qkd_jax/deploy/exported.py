@@ -1,7 +1,13 @@
-"""Exported detectors, of whatever format, as functions of waveforms."""
+"""Exported detectors, of whatever format, as functions of waveforms.
 
-import json
-from collections.abc import Callable
+Each carries a checksum, which tells what is damaged, or another's, from what was exported.  It is no signature:
+whoever changes a file on purpose can make it right again.  A .safetensors file is safe to open all the same; of
+the others open those whose maker you trust: a .h is compiled and run, and a crafted .onnx or .tflite may end
+the process.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +16,8 @@ import numpy as np
 from qkd_jax.config import FeatureConfig, InputError, from_json
 from qkd_jax.deploy import artefact, c, front_end, litert, onnx, reference
 from qkd_jax.nn.codes import GRID
+
+_DAY = 24 * 3600
 
 
 class Exported(NamedTuple):
@@ -32,7 +40,29 @@ def open_exported(path: Path) -> Exported:
     opener = {".safetensors": _numpy, ".onnx": _onnx, ".tflite": _litert, ".h": _c}.get(path.suffix)
     if opener is None:
         raise InputError(f"{path}: expected a detector in .safetensors, .onnx, .tflite or .h")
-    return opener(path)
+    with _named(path):
+        exported = opener(path)
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        with _named(path):
+            logits = exported.clip_logits(waveform)
+            if (found := np.shape(logits)) != (len(exported.events),):
+                raise InputError(f"{path}: expected logits of {len(exported.events)} events, found {found}")
+        return logits
+
+    return exported._replace(clip_logits=clip_logits)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says which file it is when a runtime meets what isn't as it was exported, its checksum made right."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of a class of its own for each fault
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: expected a detector as exported: {reason}") from None
 
 
 def _numpy(path: Path) -> Exported:
@@ -48,14 +78,18 @@ def _numpy(path: Path) -> Exported:
 def _onnx(path: Path) -> Exported:
     session = open_session(path)
     about = session.get_modelmeta().custom_metadata_map
-    if about["form"] != "clip":
+    if about.get("form") != "clip":
         raise InputError(f"{path}: expected a model of whole clips, found one of single steps")
 
     def clip_logits(waveform: np.ndarray) -> np.ndarray:
         return session.run(["logits"], {"waveform": waveform})[0]
 
     features = from_json(FeatureConfig, about["features"], f"{path}: features")
-    return Exported(tuple(json.loads(about["events"])), features, float(about["clip_seconds"]), clip_logits)
+    events: tuple[str, ...] = from_json(tuple[str, ...], about["events"], f"{path}: events")
+    seconds = from_json(float, about["clip_seconds"], f"{path}: clip_seconds")
+    if not 0 < seconds <= _DAY:
+        raise InputError(f"{path}: clip_seconds: expected at most {_DAY}, got {seconds:g}")
+    return Exported(events, features, seconds, clip_logits)
 
 
 def open_session(path: Path) -> Any:

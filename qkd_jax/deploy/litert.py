@@ -24,12 +24,12 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import DetectionConfig, FeatureConfig, InputError, from_json, to_json
+from qkd_jax.config import Count, DetectionConfig, FeatureConfig, InputError, Length, from_json, to_json
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import CELL, GRID, MARGIN, ConvCodes, LSTMCodes
 
 _DIGITS = 64
-_FILE = "detector.json"
+_FILE, _LONGEST = "detector.json", 1 << 20
 _CUT = 6.0
 """What the largest code of a convolution's output stands for, so that ReLU6 cuts there."""
 
@@ -44,11 +44,11 @@ class Description:
     format: Literal["qkd_jax LiteRT model, version 1"] = "qkd_jax LiteRT model, version 1"
     events: tuple[str, ...]
     features: FeatureConfig
-    clip_seconds: float
+    clip_seconds: Length
     pooling: Literal["last", "mean", "attention"]
     detection: DetectionConfig
-    frames: int
-    hop: int
+    frames: Count
+    hop: Count
 
 
 class Runner(NamedTuple):
@@ -118,7 +118,8 @@ def load(path: Path) -> Runner:
     if data[-_DIGITS:] != _digest(data[:-_DIGITS]):
         raise InputError(f"{path}: expected a LiteRT model as exported, found a damaged or another one")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        description = from_json(Description, archive.read(_FILE).decode(), str(path))
+        with archive.open(_FILE) as file:
+            description = from_json(Description, file.read(_LONGEST).decode(), str(path))
     litert = _import("ai_edge_litert.interpreter", "pip install 'qkd_jax[taggers]'")
     interpreter = litert.Interpreter(model_content=data, num_threads=1)
     interpreter.allocate_tensors()

@@ -20,7 +20,7 @@ from qkd_jax.deploy import artefact, reference
 from qkd_jax.deploy.artefact import FORMAT, MAX_FILE, check, load, load_provenance, save
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import LinearCodes
-from tests.deploy.test_artefact_fuzz import joined, with_array, with_document, with_header
+from tests.artefacts import joined, with_array, with_document, with_header
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
 
 DETECTION = DetectionConfig(
@@ -249,10 +249,10 @@ HUGE = 10**4000
         ("detector.student.quant.weights", 16, r"scheme: integer takes weights, .* of at most 8 bits"),
         ("detector.student.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
         ("detector.student.quant.bits", 4, r"quant\.bits: Unexpected keyword argument"),
-        ("detector.features.n_mels", 10**9, r"features\.n_mels: expected at most 1024"),
+        ("detector.features.n_mels", 10**9, r"features\.n_mels: Input should be less than or equal to 1024"),
         ("detector.features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
-        ("detector.features.n_fft", 10**9, r"features\.n_fft: expected at most 32768"),
-        ("detector.features.hop_length", HUGE, r"features\.hop_length: expected at most 1048576"),
+        ("detector.features.n_fft", 10**9, r"features\.n_fft: Input should be less than or equal to 32768"),
+        ("detector.features.hop_length", HUGE, r"features\.hop_length: Input should be less than or equal to 1048576"),
         ("detector.features.sample_rate", HUGE, r"expected numbers that a float can hold"),
         ("detector.features.sample_rate", 10**9, r"features\.sample_rate: Input should be less than or equal to 1048576"),
         ("detector.features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
@@ -262,7 +262,7 @@ HUGE = 10**4000
         ("detector.events", ["a", "b", "b"], r"events: expected each once, got a, b, b"),
         ("detector.events", ["a", "b", ""], r"events\.2: String should have at least 1 character"),
         ("detector.events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
-        ("detector.events", [1] * 9999, r"events\.0: Input should be a valid string, got 1; .{200,300}$"),
+        ("detector.events", [1] * 9999, r"events\.0: Input should be a valid string, got 1; .{200,1000}$"),
         ("detector.clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
         ("detector.clip_seconds", 1e308, r"clip_seconds: expected at most 86400, got 1e\+308"),
         ("detector.clip_seconds", "10", r"clip_seconds: Input should be a valid number, got '10'"),

@@ -1,0 +1,95 @@
+"""Files of detectors taken apart, changed, and sealed anew, so that more than the checksum meets what is wrong."""
+
+import json
+import struct
+from hashlib import sha256
+
+import numpy as np
+
+from benchmarks.reliability.mutate import bomb, mutate_bytes, mutate_tree
+
+
+def split(data):
+    """The header of a .safetensors file, as JSON says it, and the bytes of its tensors."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def joined(header, tensors):
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return struct.pack("<Q", len(text)) + text + tensors
+
+
+def sealed(data):
+    """`data` with the checksum that belongs to it, if it still has a place for one."""
+    mark = b'\\"sha256\\": \\"'
+    begin = data.find(mark) + len(mark)
+    if mark not in data:
+        return data
+    before, after = data[:begin], data[begin + 64 :]
+    return before + sha256(before + b"0" * 64 + after).hexdigest().encode() + after
+
+
+def with_document(data, change):
+    """`data` sealed anew, once `change` has been at what its metadata say."""
+    header, tensors = split(data)
+    ((form, text),) = header["__metadata__"].items()
+    document = json.loads(text)
+    change(document)
+    return sealed(joined(header | {"__metadata__": {form: json.dumps(document, indent=2)}}, tensors))
+
+
+def with_header(data, change):
+    """`data` sealed anew, once `change` has been at its header."""
+    header, tensors = split(data)
+    change(header)
+    return sealed(joined(header, tensors))
+
+
+def with_array(data, name, numbers):
+    """`data` sealed anew, with `numbers` for the first of the tensor `name`."""
+    header, tensors = split(data)
+    begin, _ = header[name]["data_offsets"]
+    numbers = np.asarray(numbers).tobytes()
+    return sealed(joined(header, tensors[:begin] + numbers + tensors[begin + len(numbers) :]))
+
+
+def mutate_length(rng, data):
+    known = (0, 1, 2, 7, len(data), len(data) - 8, 1 << 16, 1 << 20, 1 << 31, 1 << 60, (1 << 64) - 1)
+    return struct.pack("<Q", rng.choice((*known, rng.randrange(1 << 64)))) + data[8:]
+
+
+def blown_up(rng, data):
+    """A header of much of little."""
+    text = bomb(rng)
+    return joined(rng.choice((text, f'{{"__metadata__":{text}', f'{{"__metadata__":{{"a":"{text}')), data)
+
+
+def mutate_array(rng, data):
+    """A number of a tensor becomes a rare one."""
+    names = [
+        name for name in split(data)[0] if name.endswith(("multiplier", "bias", "_x", "_h", "mean", "std"))
+    ]
+    floats = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -1, 0])
+    return with_array(data, rng.choice(names), rng.choice((*floats, np.int32(-(2**31)))))
+
+
+def mutated(rng, files):
+    data = rng.choice(files)
+    cut = rng.choice((rng.randrange(len(data)), rng.randrange(16)))
+    other = rng.choice(files)
+    header, tensors = split(data)
+    make, weight = zip(
+        (lambda: mutate_bytes(rng, data), 1),
+        (lambda: data[:cut], 1),
+        (lambda: data + rng.randbytes(rng.choice((1, 8, 1000))), 1),
+        (lambda: data[:cut] + other[rng.randrange(len(other)) :], 1),
+        (lambda: mutate_length(rng, data), 1),
+        (lambda: blown_up(rng, data), 1),
+        (lambda: sealed(joined(header, mutate_bytes(rng, tensors))), 1),
+        (lambda: mutate_array(rng, data), 2),
+        (lambda: with_header(data, lambda header: mutate_tree(rng, header)), 3),
+        (lambda: with_document(data, lambda document: mutate_tree(rng, document)), 2),
+        (lambda: with_document(data, lambda document: mutate_tree(rng, document["detector"])), 4),
+    )  # fmt: skip
+    return rng.choices(make, weight)[0]()
