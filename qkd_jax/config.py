@@ -20,7 +20,7 @@ _LONGEST, _FOUND, _SAID = 1000, 200, 10
 class InputError(ValueError):
     """What a person gave is wrong: says which file or field, what was expected, what was found.
 
-    Each of `lines` becomes one that can be printed and has at most 1000 letters, whatever a hostile file says.
+    Each of `lines` becomes one that can be printed, of at most 1000 letters, whatever a hostile file says.
     """
 
     def __init__(self, *lines: str) -> None:

@@ -1,4 +1,4 @@
-"""Files of detectors taken apart, changed, and sealed anew, so that more than the checksum meets what is wrong."""
+"""Files of detectors taken apart, changed, and sealed anew, so that not the checksum meets what is wrong."""
 
 import json
 import struct

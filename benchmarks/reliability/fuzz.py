@@ -1,11 +1,12 @@
 """Gives every reader thousands of damaged and hostile files, and counts what becomes of them.
 
-python -m benchmarks.reliability.fuzz [--only NAME …] [--inputs 10000] [--seed 0] [--out docs/results/reliability]
+python -m benchmarks.reliability.fuzz [--only NAME …] [--inputs 10000] [--seed 0]
+                                      [--out docs/results/reliability]
 
-A target (fuzz_targets.py) makes files that can be read.  A process of bounded memory and time damages them
-(mutate.py), one input after the other, and reads them: that has to end well or in an InputError of one printable line.
-Any other exception, a hang, and a death by signal are counted, and what caused them is kept; the process begins again
-after it.  An input depends on its target, the seed and its index alone.
+A target (fuzz_targets.py, fuzz_models.py) makes files that can be read.  A process of bounded memory and time
+damages them (mutate.py), one input after the other, and reads them: that has to end well or in an InputError
+of one printable line.  Any other exception, a hang, and a death by signal are counted, and what caused them is
+kept; the process begins again after it.  An input depends on its target, the seed and its index alone.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ from typing import Any, NoReturn
 
 from pydantic.dataclasses import dataclass
 
-from benchmarks.reliability.fuzz_targets import TARGETS, Target
+from benchmarks.reliability.fuzz_models import MODELS
+from benchmarks.reliability.fuzz_targets import DATA, Target
 from benchmarks.reliability.mutate import Files, mutated
 from benchmarks.speed.turns import processor, versions
 from qkd_jax.command import override, run_command
@@ -40,6 +42,7 @@ MEMORY, SECONDS = 1 << 30, 10
 """Bytes beyond what the process has before the first input, and time for one input."""
 LONGEST = 1000
 """Letters of a message."""
+TARGETS = (*DATA, *MODELS)
 FINE = ("read", "refused", "crash caught")
 
 Say = Callable[..., None]
@@ -86,11 +89,13 @@ def fuzz(target: Target, settings: Settings) -> Tally:
     tally, index, end = Tally(), settings.first, settings.first + settings.inputs
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder, whole = Path(name, "input"), Path(name, "whole")
-        for _ in _child(lambda say: target.make(whole)):
-            pass
+        for said in _child(lambda say: target.make(whole)):
+            raise InputError(said.get("failed", str(said)))
         inputs = [_files(path) for path in sorted(whole.iterdir())]
         while index < end:
             for said in _child(partial(_work, target, inputs, settings, folder, range(index, end))):
+                if "failed" in said:
+                    raise InputError(f"{target.name}: expected to read what is whole: {said['failed']}")
                 if died := said.get("died"):
                     kind = _caught(target, folder) if target.guard else died
                     if kind not in FINE:
@@ -105,10 +110,7 @@ def fuzz(target: Target, settings: Settings) -> Tally:
 
 
 def _child(work: Callable[[Say], None]) -> Iterator[dict[str, Any]]:
-    """What `work` says in a process of its own; at last, if a signal ends that, what it `died` of.
-
-    Raises InputError with the exception that `work` raises.
-    """
+    """What `work` says in a process of its own; at last why it `failed`, or the signal that it `died` of."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -116,11 +118,7 @@ def _child(work: Callable[[Say], None]) -> Iterator[dict[str, Any]]:
         _be_child(work, writing)
     os.close(writing)
     with open(reading) as lines:
-        for line in lines:
-            said = json.loads(line)
-            if "failed" in said:
-                raise InputError(said["failed"])
-            yield said
+        yield from map(json.loads, lines)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -139,7 +137,7 @@ def _be_child(work: Callable[[Say], None], writing: int) -> NoReturn:
         try:
             work(say)
         except BaseException as error:
-            say(failed=f"{type(error).__name__}: {error}; {traceback.format_exc()[-400:]}")
+            say(failed=str(error) if isinstance(error, InputError) else traceback.format_exc()[-900:])
         finally:
             file.flush()
             os._exit(0)
@@ -196,7 +194,7 @@ def _end(read: Callable[[], Any]) -> tuple[str, str]:
 def _caught(target: Target, folder: Path) -> str:
     """How reading ends where a process of its own is tried before."""
     (said,) = _child(lambda say: say(end=_end(partial(target.guard or target.read, folder))[0]))
-    return "crash caught" if said.get("end") == "refused" else said.get("died", said.get("end"))
+    return "crash caught" if said.get("end") == "refused" else str(said.get("died", said.get("end")))
 
 
 def _files(folder: Path) -> Files:
@@ -231,17 +229,24 @@ def main(arguments: list[str]) -> None:
     if unknown := set(settings.only).difference(known):
         raise InputError(f"only: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     tallies: dict[str, Tally] = {}
+    left_out: dict[str, str] = {}
     print(f"{'':18}{'inputs':>8}{'read':>8}{'refused':>9}{'crashed, caught':>17}{'slowest':>10}{'memory':>9}")
     for target in TARGETS:
         if settings.only and target.name not in settings.only:
             continue
-        tally = tallies[target.name] = fuzz(target, settings)
+        try:
+            tally = tallies[target.name] = fuzz(target, settings)
+        except InputError as error:  # of a library that isn't installed, say
+            left_out[target.name] = str(error)
+            print(f"{target.name:18}left out: {error}", flush=True)
+            continue
         others = ", ".join(f"{count} {end}" for end, count in tally.ends.most_common() if end not in FINE)
         read, refused, caught = (tally.ends[end] for end in FINE)
         figures = f"{tally.inputs:8}{read:8}{refused:9}{caught:17}{tally.slowest:8.2f} s{tally.peak_mb:6} MB"
         print(f"{target.name:18}{figures}  {others}", flush=True)
     kept = {
         "targets": {name: vars(tally) for name, tally in tallies.items()},
+        "left out": left_out,
         "seed": settings.seed,
         "machine": processor(),
         "versions": versions(

@@ -1,12 +1,9 @@
 """Everything that reads a file, and files for it."""
 
-import dataclasses
+import contextlib
 import functools
-import io
 import json
 import os
-import random
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 
-from benchmarks.reliability import mutate
+from benchmarks.reliability import mutate_binary
 from benchmarks.reliability.mutate import Mutator
 from qkd_jax.config import (
     Config,
@@ -34,33 +31,24 @@ from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import CachedFeatures, cached_features, recording_features
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.data.source import read_clips
-from qkd_jax.deploy import artefact, c, litert
-from qkd_jax.deploy import onnx as deploy_onnx
-from qkd_jax.deploy.detector import Detector
-from qkd_jax.deploy.exported import open_exported
-from qkd_jax.distill import tagger
-from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
 from qkd_jax.train import checkpoint
 from qkd_jax.train.folder import Run, load_run
 from qkd_jax.train.log import read_epochs, read_log
 from qkd_jax.train.sed_teachers import taught
 from qkd_jax.train.state import TrainState
 from qkd_jax.train.teachers import foreign_logits
-from tests.artefacts import mutated as mutated_artefact
-from tests.detectors import DEEP, FRONT, PLAIN, random_detector
-from tests.waveform_models import write_loudness
 
 
 class Target(NamedTuple):
     """A reader: `make` fills folders below the one it is given, each with files that `read` can read.
 
-    Of what ends a process, `guard` is then called, where a process of its own is tried before; it shall refuse.
+    Of what ends a process, `guard` is called then, which tries it in a process of its own, and shall refuse.
     """
 
     name: str
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
-    mutators: tuple[tuple[str, Mutator], ...] = mutate.MUTATORS
+    mutators: tuple[tuple[str, Mutator], ...] = mutate_binary.MUTATORS
     guard: Callable[[Path], Any] | None = None
 
 
@@ -69,7 +57,8 @@ EVENTS = ("bell", "knock")
 NAMES = ("a.wav", "b/b.wav", "ü.wav")
 
 
-def _noise(*shape: int) -> np.ndarray:
+def noise(*shape: int) -> np.ndarray:
+    """float32 of deviation 0.1, always the same."""
     return np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
 
 
@@ -102,7 +91,7 @@ def _recordings(kinds: tuple[tuple[str, str, int, int], ...], folder: Path) -> N
     for index, (form, subtype, rate, channels) in enumerate(kinds):
         path = folder / str(index) / f"recording.{form.lower()}"
         path.parent.mkdir(parents=True)
-        soundfile.write(path, _noise(rate // 8, channels), rate, format=form, subtype=subtype)
+        soundfile.write(path, noise(rate // 8, channels), rate, format=form, subtype=subtype)
 
 
 def _read_recording(folder: Path) -> None:
@@ -113,7 +102,7 @@ def _read_recording(folder: Path) -> None:
 # Tables
 
 
-def _texts(*inputs: dict[str, str]) -> Callable[[Path], None]:
+def texts(*inputs: dict[str, str]) -> Callable[[Path], None]:
     """Makes these files."""
 
     def make(folder: Path) -> None:
@@ -143,14 +132,16 @@ def _read_source(source: str, folder: Path) -> None:
 _MANIFEST = "filename,labels,split,group\na.wav,bell;knock,train,1\nb/b.wav,,valid,2\nc.wav,knock,test,3\n"
 _AUDIOSET = {
     "class_labels_indices.csv": 'index,mid,display_name\n0,/m/01,Bell\n1,/m/02,"Knock, on wood"\n',
-    "eval_segments.csv": '# Segments\n# a\nabcdefghijk, 0.000, 10.000, "/m/01,/m/02"\n-Yzabcdefgh, 3.0, 13.0, "/m/02"\n',
+    "eval_segments.csv": '# Segments\nabcdefghijk, 0.0, 9, "/m/01,/m/02"\n-Yzabcdefgh, 3.0, 9, "/m/02"\n',
     "x/Yabcdefghijk_0.wav": "",
     "-Yzabcdefgh.flac": "",
 }
-_ESC50 = "filename,fold,target,category,esc10,src_file,take\n1.wav,1,0,dog,True,100,A\n2.wav,4,1,cat,False,200,A\n"
+_ESC50 = (
+    "filename,fold,target,category,esc10,src_file,take\n1.wav,1,0,dog,True,100,A\n2.wav,4,1,cat,False,200,A\n"
+)
 _DESED = {
     "train/audio/a.wav": "",
-    "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t0.5\t1.25\tbell\na.wav\t1\t2\tknock\nc.wav\n",
+    "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t.5\t1\tbell\na.wav\t1\t2\tknock\nc.wav\n",
     "train/weak.tsv": "filename\tevent_labels\nb.wav\tbell,knock\nc.wav\n",
     "train/durations.tsv": "filename\tduration\na.wav\t10.0\nd.wav\t10.0\n",
     "valid/audio/a.wav": "",
@@ -162,8 +153,8 @@ _DESED = {
 
 
 def _make_logits(folder: Path) -> None:
-    write_logits(folder / "0/logits.npz", NAMES, EVENTS, _noise(3, 2))
-    np.savez(folder / "0/plain.npz", names=NAMES, events=EVENTS, logits=_noise(3, 2))
+    write_logits(folder / "0/logits.npz", NAMES, EVENTS, noise(3, 2))
+    np.savez(folder / "0/plain.npz", names=NAMES, events=EVENTS, logits=noise(3, 2))
 
 
 def _read_logits(folder: Path) -> None:
@@ -172,7 +163,7 @@ def _read_logits(folder: Path) -> None:
 
 
 def _make_steps(folder: Path) -> None:
-    said = StepLogits(_noise(3, 2), _noise(3, 5, 2), abs(_noise(2)), (4, 2))
+    said = StepLogits(noise(3, 2), noise(3, 5, 2), abs(noise(2)), (4, 2))
     write_step_logits(folder / "0/steps.npz", NAMES, EVENTS, said)
 
 
@@ -182,15 +173,15 @@ def _read_steps(folder: Path) -> None:
 
 def _make_cache(folder: Path) -> None:
     (folder / "0").mkdir(parents=True)
-    soundfile.write(folder / "0/a.wav", _noise(4000), 16_000)
+    soundfile.write(folder / "0/a.wav", noise(4000), 16_000)
     os.utime(folder / "0/a.wav", (0, 0))
-    np.save(folder / "0/features.npy", _noise(23, 8))
+    np.save(folder / "0/features.npy", noise(23, 8))
 
 
 def _read_cache(folder: Path) -> None:
     """Features where the cache has them, under the name that they have there."""
     recording, features = folder / "a.wav", folder / "features.npy"
-    soundfile.write(recording, _noise(4000), 16_000)
+    soundfile.write(recording, noise(4000), 16_000)
     os.utime(recording, (0, 0))
     clip = Clip(name="a.wav", path=recording, labels=frozenset(), group="a")
     entries, _ = cached_features([], FEATURES, folder)
@@ -218,17 +209,21 @@ RUN = Config(
 SED = SedConfig(
     features=FEATURES,
     data=DataConfig(source="desed", root="data", events=EVENTS, clip_seconds=0.4),
-    models={"guided": DetectorConfig(network=CRNNConfig(channels=(2,), pools=((2, 2),), units=2, layers=1), embeddings="tagger.toml")},
+    models={
+        "guided": DetectorConfig(
+            network=CRNNConfig(channels=(2,), pools=((2, 2),), units=2, layers=1), embeddings="tagger.toml"
+        )
+    },
     train=SedTrainConfig(strong=1, weak=0, unlabelled=0),
 )
 
 
 def _make_arrays(folder: Path) -> None:
     (folder / "0/guided").mkdir(parents=True)
-    np.savez(folder / "0/norm.npz", mean=_noise(8), std=1 + abs(_noise(8)))
-    np.save(folder / "0/foreign.npy", _noise(1, 3, 2))
+    np.savez(folder / "0/norm.npz", mean=noise(8), std=1 + abs(noise(8)))
+    np.save(folder / "0/foreign.npy", noise(1, 3, 2))
     steps = SED.models["guided"].network.steps(SED.frames)
-    rows = _noise(3, 5, 6).astype(np.float16)
+    rows = noise(3, 5, 6).astype(np.float16)
     np.savez(folder / "0/guided/embeddings.npz", rows=rows, row_of_step=np.arange(steps) % 5, size=6)
 
 
@@ -240,7 +235,40 @@ def _read_arrays(folder: Path) -> None:
     if (folder / "guided/embeddings.npz").exists():
         run = Run(folder, SED)
         run.model("guided")
-        taught(run, "guided", {"train": Dataset(list(NAMES), [], np.zeros((3, 2), np.float32), EVENTS)})
+        data: Any = {"train": Dataset(list(NAMES), [], np.zeros((3, 2), np.float32), EVENTS)}
+        taught(run, "guided", data)
+
+
+# Checkpoints
+
+
+def _state(step: int) -> TrainState:
+    return TrainState(
+        step=jnp.int32(step),
+        params={"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)},
+        average=None,
+        variables={"norm": {"mean": jnp.zeros(2)}},
+        opt_state=(jnp.zeros(3),),
+    )
+
+
+def _make_checkpoints(folder: Path) -> None:
+    with checkpoint.open_checkpoints(folder / "0/checkpoints") as manager:
+        for step in (1, 2):
+            checkpoint.save(manager, _state(step), {"auc": 50.0 + step, "eer": 30.0})
+
+
+def _read_checkpoints(folder: Path) -> None:
+    """As eval.py does, then as train.py does, which sets damaged ones aside."""
+    jax.block_until_ready(_read_best(folder))
+    with checkpoint.open_checkpoints(folder / "checkpoints") as manager:
+        state = checkpoint.restore_last(manager, _state(0))
+        assert state is None or state.params["w"].shape == (2, 3)
+
+
+def _read_best(folder: Path) -> Any:
+    with contextlib.suppress(InputError):
+        return checkpoint.best_model(folder / "checkpoints", _state(0))
 
 
 # Texts of a run
@@ -248,7 +276,9 @@ def _read_arrays(folder: Path) -> None:
 
 def _make_clip_list(folder: Path) -> None:
     spans = (Span("bell", 0.5, 1.25), Span("knock", 0, 2))
-    some = Clip(name="c.wav", path=Path("c.wav"), labels=frozenset(EVENTS), group="c", split="valid", spans=spans)
+    some = Clip(
+        name="c.wav", path=Path("c.wav"), labels=frozenset(EVENTS), group="c", split="valid", spans=spans
+    )
     write_clips(folder / "0/clips.jsonl", [*CLIPS, some])
 
 
@@ -285,174 +315,19 @@ def _read_config(folder: Path) -> None:
         assert run.config.start(name) is None or name
 
 
-# Foreign teachers
-
-
-def _make_onnx(folder: Path) -> None:
-    for index, shape in enumerate(((1, 1000), ("samples",))):
-        (folder / str(index)).mkdir(parents=True)
-        write_loudness(folder / f"{index}/model.onnx", shape, [0.2, 0.5])
-    (folder / "2").mkdir()
-    model = deploy_onnx.clip_model(dataclasses.replace(random_detector(FRONT, mels=8), clip_seconds=0.4))
-    (folder / "2/model.onnx").write_bytes(model.SerializeToString())
-
-
-def _make_litert(folder: Path) -> None:
-    for index, shape in enumerate(((1, 1000), (1, "samples"))):
-        (folder / str(index)).mkdir(parents=True)
-        write_loudness(folder / f"{index}/model.tflite", shape, [0.2, 0.5])
-
-
-def _run_model(run: Callable[..., Any], folder: Path) -> None:
-    for path in folder.iterdir():
-        run(path)
-
-
-def _run_layer(run: Callable[..., Any], folder: Path) -> None:
-    run(folder / "model.tflite", "absolute/codes")
-
-
-_TAGGER = {
-    "tagger.toml": 'file = "model.onnx"\nclasses = "classes.csv"\noutput = "logits"\nsample_rate = 8000\n'
-    'window_seconds = 0.125\nhop_seconds = 0.0625\n[events]\nbell = ["Bell", "Chime"]\nknock = ["Knock"]\n',
-    "classes.csv": "index,mid,display_name\n0,/m/1,Bell\n1,/m/2,Knock\n2,/m/3,Chime\n",
-}
-_PLAIN_TAGGER = {
-    "tagger.toml": _TAGGER["tagger.toml"].replace("classes.csv", "classes.txt"),
-    "classes.txt": "Bell\nKnock\nChime\n",
-}
-
-
-def _read_tagger(folder: Path) -> None:
-    """With a model of ours, opened without being tried each time."""
-    tagger.open_model = open_untried  # type: ignore[assignment]
-    recording = folder / "a.wav"
-    soundfile.write(recording, _noise(4000), 16_000)
-    write_loudness(folder / "model.onnx", (1, 1000), [0.2, 0.5, 0.3])
-    clip = Clip(name="a.wav", path=recording, labels=frozenset(), group="a")
-    tagger.tagger_logits(folder / "tagger.toml", [clip], EVENTS, folder / "cache")
-
-
-# Exported detectors, and the checksums that belong to them
-
-
-def _detector(student: StudentConfig) -> Detector:
-    return dataclasses.replace(random_detector(student, mels=8), clip_seconds=0.4)
-
-
-def _make_exported(suffix: str, write: Callable[[Detector, Path], Any], folder: Path) -> None:
-    for index, student in enumerate((PLAIN, FRONT, DEEP)):
-        (folder / str(index)).mkdir(parents=True)
-        write(_detector(student), folder / f"{index}/detector{suffix}")
-
-
-def _read_exported(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        exported = open_exported(path)
-        exported.clip_logits(_noise(round(exported.clip_seconds * exported.features.sample_rate)))
-
-
-def _read_header(folder: Path) -> None:
-    """Up to the compiler, which would take a second."""
-    os.environ["CC"] = "false"
-    for path in sorted(folder.iterdir()):
-        try:
-            c.compile_c(path)
-        except InputError as error:
-            if "false failed" not in str(error):
-                raise
-
-
-def _sealed_onnx(rng: random.Random, data: bytes) -> bytes:
-    content = mutate.onnx(rng, data[: -len(deploy_onnx._checksum(b""))])
-    return content + deploy_onnx._checksum(content)
-
-
-def _sealed_litert(rng: random.Random, data: bytes) -> bytes:
-    """What lies behind the model says other things of it."""
-    begin = data.index(b"PK\x03\x04")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        said = archive.read(litert._FILE)
-    file = io.BytesIO(data[:begin])
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(litert._FILE), mutate.json_text(rng, said))
-        archive.comment = bytes(litert._DIGITS)
-    content = file.getvalue()[: -litert._DIGITS]
-    return content + litert._digest(content)
-
-
-def _sealed_header(rng: random.Random, data: bytes) -> bytes:
-    """The header's second line says other things of it."""
-    _, said, rest = data.split(b"\n", 2)
-    rest = b"// " + mutate.json_text(rng, said.removeprefix(b"// ")).replace(b"\n", b"") + b"\n" + rest
-    return c._digest(rest).encode() + rest
-
-
-TARGETS = (
+DATA = (
     Target("recordings", functools.partial(_recordings, PCM), _read_recording),
     Target("compressed", functools.partial(_recordings, COMPRESSED), _read_recording),
-    Target("manifest", _texts({"metadata.csv": _MANIFEST}), functools.partial(_read_source, "manifest")),
-    Target("audioset", _texts(_AUDIOSET), functools.partial(_read_source, "audioset")),
-    Target("esc50", _texts({"meta/esc50.csv": _ESC50}), functools.partial(_read_source, "esc50")),
-    Target("desed", _texts(_DESED), functools.partial(_read_source, "desed")),
+    Target("manifest", texts({"metadata.csv": _MANIFEST}), functools.partial(_read_source, "manifest")),
+    Target("audioset", texts(_AUDIOSET), functools.partial(_read_source, "audioset")),
+    Target("esc50", texts({"meta/esc50.csv": _ESC50}), functools.partial(_read_source, "esc50")),
+    Target("desed", texts(_DESED), functools.partial(_read_source, "desed")),
     Target("logits", _make_logits, _read_logits),
     Target("step logits", _make_steps, _read_steps),
     Target("features", _make_cache, _read_cache),
     Target("run arrays", _make_arrays, _read_arrays),
+    Target("checkpoints", _make_checkpoints, _read_checkpoints),
     Target("clip list", _make_clip_list, _read_clip_list),
-    Target("log", _texts({"log.jsonl": _LOG}), _read_log),
-    Target("config", _texts({"config.json": to_json(RUN)}, {"config.json": to_json(SED)}), _read_config),
-    Target("tagger", _texts(_TAGGER, _PLAIN_TAGGER), _read_tagger),
-    Target(
-        "ONNX teacher",
-        _make_onnx,
-        functools.partial(_run_model, run_once),
-        guard=functools.partial(_run_model, open_model),
-    ),
-    Target(
-        "LiteRT teacher",
-        _make_litert,
-        functools.partial(_run_model, run_once),
-        guard=functools.partial(_run_model, open_model),
-    ),
-    Target(
-        "LiteRT layer",
-        _make_litert,
-        functools.partial(_run_layer, run_once),
-        guard=functools.partial(_run_layer, open_inner),
-    ),
-    Target(
-        "exported .onnx",
-        functools.partial(
-            _make_exported,
-            ".onnx",
-            lambda detector, path: deploy_onnx.save(deploy_onnx.clip_model(detector), path),
-        ),
-        _read_exported,
-        ((".onnx", _sealed_onnx),),
-    ),
-    Target(
-        "exported .tflite",
-        functools.partial(
-            _make_exported,
-            ".tflite",
-            lambda detector, path: path.write_bytes(litert.to_litert(detector)),
-        ),
-        _read_exported,
-        ((".tflite", _sealed_litert),),
-    ),
-    Target(
-        "exported .h",
-        functools.partial(
-            _make_exported, ".h", lambda detector, path: path.write_text(c.to_c(detector))
-        ),
-        _read_header,
-        ((".h", _sealed_header),),
-    ),
-    Target(
-        "artefact",
-        functools.partial(_make_exported, ".safetensors", artefact.save),
-        _read_exported,
-        ((".safetensors", lambda rng, data: mutated_artefact(rng, [data])),),
-    ),
+    Target("log", texts({"log.jsonl": _LOG}), _read_log),
+    Target("config", texts({"config.json": to_json(RUN)}, {"config.json": to_json(SED)}), _read_config),
 )

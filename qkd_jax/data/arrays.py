@@ -11,7 +11,8 @@ _MOST = 1 << 33
 
 
 def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarray]:
-    """The arrays `wanted` in the archive at `path`, each with the kinds of dtype and the dimensions it may have.
+    """The arrays `wanted` in the archive at `path`, each with the kinds of dtype and the dimensions it may
+    have.
 
     Raises InputError, which says that `what` was expected.
     """

@@ -1,9 +1,9 @@
 """Exported detectors, of whatever format, as functions of waveforms.
 
-Each carries a checksum, which tells what is damaged, or another's, from what was exported.  It is no signature:
-whoever changes a file on purpose can make it right again.  A .safetensors file is safe to open all the same; of
-the others open those whose maker you trust: a .h is compiled and run, and a crafted .onnx or .tflite may end
-the process.
+Each carries a checksum, which tells what is damaged from what was exported.  It is no signature: whoever
+changes a file on purpose can make it right again.  A .safetensors file is safe to open all the same; of the
+others open those whose maker you trust: a .h is compiled and run, and a crafted .onnx or .tflite may end the
+process.
 """
 
 import contextlib

@@ -117,9 +117,8 @@ def load(path: Path) -> Runner:
         raise InputError(f"{path}: expected an exported LiteRT model: {error.strerror or error}") from None
     if data[-_DIGITS:] != _digest(data[:-_DIGITS]):
         raise InputError(f"{path}: expected a LiteRT model as exported, found a damaged or another one")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        with archive.open(_FILE) as file:
-            description = from_json(Description, file.read(_LONGEST).decode(), str(path))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_FILE) as file:
+        description = from_json(Description, file.read(_LONGEST).decode(), str(path))
     litert = _import("ai_edge_litert.interpreter", "pip install 'qkd_jax[taggers]'")
     interpreter = litert.Interpreter(model_content=data, num_threads=1)
     interpreter.allocate_tensors()

@@ -165,11 +165,11 @@ def _named(where: Path | str) -> Iterator[None]:
     """Says where it is when Orbax meets what it can't read."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except Exception as error:  # what is damaged raises what it likes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _Damaged(
+        # That a file can't be reached may pass.
+        kind = InputError if isinstance(error, OSError) else _Damaged
+        raise kind(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
             "run goes on from the one before, or anew"
         ) from None
-    except OSError as error:  # which may pass
-        raise InputError(f"{error.filename or where}: could not be read: {error.strerror or error}") from None

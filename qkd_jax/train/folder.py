@@ -76,7 +76,7 @@ class Run(Generic[C]):
             mean, std = mean_and_std(features)
             if not (np.isfinite(mean) & np.isfinite(std)).all():
                 raise InputError(
-                    f"{self.cache}: expected finite features of the training recordings, found NaN or infinity; "
+                    f"{self.cache}: expected finite features of training recordings, found NaN or infinity; "
                     "they are computed anew if the folder is deleted"
                 )
             with whole_file(path) as file:

@@ -71,7 +71,7 @@ def test_rows_may_be_short_of_their_last_fields(read):
         ("", "expected columns filename, fold; found none"),
         ("a,b\n1,2\n", "expected columns filename, fold; found a, b"),
         ("filename\nx\n", "expected columns filename, fold; found filename"),
-        ("filename\tfold\na\t1\n", "expected columns filename, fold; found filename\tfold"),
+        ("filename\tfold\na\t1\n", "expected columns filename, fold; found filename?fold"),
         ("filename,fold\n", "expected rows, found none"),
         ("filename,fold\n\na,1\nb\n", "row 4: expected 2 fields, got 1"),
         ("filename,fold\na,1,2\n", "row 2: expected 2 fields, got 3"),
