@@ -5,8 +5,8 @@ python -m benchmarks.reliability.fuzz [--only NAME …] [--inputs 10000] [--seed
 
 A target (fuzz_targets.py, fuzz_models.py) makes files that can be read.  A process of bounded memory and time
 damages them (mutate.py), one input after the other, and reads them: that has to end well or in an InputError
-of one printable line.  Any other exception, a hang, and a death by signal are counted, and what caused them is
-kept; the process begins again after it.  An input depends on its target, the seed and its index alone.
+of one printable line.  Any other exception, a hang, and a death by signal are counted, and what caused them
+is kept; the process begins again after it.  An input depends on its target, the seed and its index alone.
 """
 
 import dataclasses

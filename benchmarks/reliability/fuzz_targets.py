@@ -141,7 +141,7 @@ _ESC50 = (
 )
 _DESED = {
     "train/audio/a.wav": "",
-    "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t.5\t1\tbell\na.wav\t1\t2\tknock\nc.wav\n",
+    "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t.5\t1\tbell\na.wav\t1\t2\tknock\nc\n",
     "train/weak.tsv": "filename\tevent_labels\nb.wav\tbell,knock\nc.wav\n",
     "train/durations.tsv": "filename\tduration\na.wav\t10.0\nd.wav\t10.0\n",
     "valid/audio/a.wav": "",

@@ -74,7 +74,14 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
 def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
     """The path of a recording of each id that has one, relative to `root`."""
     found: dict[str, str] = {}
-    for folder, _, files in os.walk(root, followlinks=True):
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # Links that lead back would lead on for ever.
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         relative = Path(folder).relative_to(root)
         for file in files:
             stem, extension = os.path.splitext(file)

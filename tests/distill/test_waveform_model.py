@@ -1,14 +1,16 @@
-"""What an inner layer of a model of waveforms holds."""
+"""What an inner layer of a model of waveforms holds, and models that must not be run."""
 
 import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from qkd_jax.config import InputError
+from qkd_jax.distill import waveform_model
 from qkd_jax.distill.waveform_model import open_inner, open_model
-from tests.waveform_models import write_loudness
+from tests.waveform_models import Graph, write_loudness
 
 SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
 
@@ -99,3 +101,94 @@ def test_what_is_no_layer_is_said(tmp_path):
         open_inner(tmp_path / "m.onnx", "absolute")
     with pytest.raises(InputError, match=r"file: expected a model at .*gone\.tflite, found none"):
         open_inner(tmp_path / "gone.tflite", "absolute")
+
+
+STUB = """
+import os, signal, time
+class OpResolverType:
+    BUILTIN_WITHOUT_DEFAULT_DELEGATES = 0
+class Interpreter:
+    def __init__(self, path, **options):
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fate", "said"),
+    [
+        (
+            "os.kill(os.getpid(), signal.SIGSEGV)",
+            r"m\.tflite: made LiteRT crash \(SIGSEGV\); expected a model",
+        ),
+        ("os.abort()", r"m\.tflite: made LiteRT crash \(SIGABRT\); expected a model that it can run"),
+        ("time.sleep(60)", r"m\.tflite: took LiteRT more than 2 s; expected a model that it can run"),
+        ("raise RuntimeError('no\\nmodel')", r"m\.tflite: expected a model for LiteRT: no$"),
+    ],
+)
+@pytest.mark.parametrize("layer", [(), ("loudest",)])
+def test_a_model_that_ends_its_runtime_ends_no_run(tmp_path, monkeypatch, tried, fate, said, layer):
+    (tmp_path / "ai_edge_litert").mkdir()
+    (tmp_path / "ai_edge_litert" / "__init__.py").touch()
+    (tmp_path / "ai_edge_litert" / "interpreter.py").write_text(STUB.format(fate))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(waveform_model, "_SECONDS", 2)
+    (tmp_path / "m.tflite").touch()
+    with pytest.raises(InputError, match=said):
+        (open_inner if layer else open_model)(tmp_path / "m.tflite", *layer)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_a_model_that_does_what_it_shall_passes_the_trial(tmp_path, tried, suffix):
+    samples, run = open_model(write_loudness(tmp_path / f"m{suffix}", (1, 1000), [0.2, 0.5]))
+    assert samples == 1000
+    np.testing.assert_allclose(run(noise(1000))[1], np.abs(noise(1000)).max() * np.float32([[0.2, 0.5]]))
+
+
+def test_what_takes_any_number_of_samples_need_not_take_those_of_the_trial(tmp_path, tried):
+    graph = Graph()
+    parts = graph.add("Reshape", "waveform", np.array([-1, 3, 1000]))
+    scores = graph.add("ReduceMax", parts, np.array([0, 2]), keepdims=0)
+    _, run = open_model(graph.write(tmp_path / "m.onnx", (1, "samples"), {scores: (3,)}))
+    assert run(noise(6000))[0].shape == (3,)
+    with pytest.raises(InputError, match=r"m\.onnx: failed on 4000 samples"):
+        run(noise(4000))
+
+
+def test_what_is_no_waveform_for_memory_is_refused(tmp_path):
+    path = write_loudness(tmp_path / "m.onnx", (1, 2**31), [0.2, 0.5])
+    with pytest.raises(InputError, match=r"m\.onnx: expected a model of one float32 waveform.*2147483648"):
+        open_model(path)
+
+
+def test_names_of_tensors_that_are_no_text_are_refused(tmp_path):
+    path = write_loudness(tmp_path / "m.tflite", (1, 1000), [0.2, 0.5])
+    path.write_bytes(path.read_bytes().replace(b"waveform", b"wave\xff\xferm"))
+    with pytest.raises(InputError, match=r"m\.tflite: expected a model for LiteRT: 'utf-8' codec"):
+        open_model(path)
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    graph = Graph()
+    texts = graph.add("Cast", "waveform", to=onnx.TensorProto.STRING)
+    graph.write(tmp_path / "m.onnx", (1, 4), {texts: (1, 4)})
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    onnx.save(model, tmp_path / "m.onnx")
+    _, run = open_model(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"m\.onnx: expected arrays of numbers, found "):
+        run(noise(4))
+
+
+@pytest.mark.parametrize("where", ["../weights.bin", "{}/weights.bin"])
+def test_weights_outside_the_models_folder_are_not_read(tmp_path, where):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "weights.bin").write_bytes(np.float32([[0.2, 0.5]]).tobytes())
+    path = write_loudness(tmp_path / "models" / "m.onnx", (1, 4), [0.2, 0.5])
+    model = onnx.load(path)
+    (weights,) = (item for item in model.graph.initializer if item.data_type == onnx.TensorProto.FLOAT)
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=where.format(tmp_path))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"m\.onnx: expected a model for ONNX Runtime: .*[Ee]xternal data"):
+        open_model(path)

@@ -1,0 +1,16 @@
+"""Models that the tests make don't crash: they are opened at once, which saves a second each."""
+
+import pytest
+
+from qkd_jax.distill import waveform_model
+
+
+@pytest.fixture
+def tried():
+    """Makes a test's models be tried in a process of their own, as all are."""
+
+
+@pytest.fixture(autouse=True)
+def _untried(monkeypatch, request):
+    if "tried" not in request.fixturenames:
+        monkeypatch.setattr(waveform_model, "_try", lambda path, *layer: None)
