@@ -70,7 +70,7 @@ def _read_tagger(folder: Path) -> None:
     recording = folder / "a.wav"
     soundfile.write(recording, noise(4000), 16_000)
     write_loudness(folder / "model.onnx", (1, 1000), [0.2, 0.5, 0.3])
-    clip = Clip(name="a.wav", path=recording, labels=frozenset(), group="a")
+    clip = Clip(name="a.wav", root=recording.parent, labels=frozenset(), group="a")
     tagger.tagger_logits(folder / "tagger.toml", [clip], EVENTS, folder / "cache")
 
 

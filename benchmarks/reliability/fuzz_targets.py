@@ -25,7 +25,6 @@ from qkd_jax.config import (
     to_json,
 )
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
-from qkd_jax.data.cache import _entry
 from qkd_jax.data.clips import Clip, Span, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import CachedFeatures, cached_features, recording_features
@@ -183,21 +182,19 @@ def _read_cache(folder: Path) -> None:
     recording, features = folder / "a.wav", folder / "features.npy"
     soundfile.write(recording, noise(4000), 16_000)
     os.utime(recording, (0, 0))
-    clip = Clip(name="a.wav", path=recording, labels=frozenset(), group="a")
-    entries, _ = cached_features([], FEATURES, folder)
-    settings = f"2 {to_json(FEATURES)}"
-    entry = folder / _entry(recording, settings)
-    entry.parent.mkdir()
+    clip = Clip(name="a.wav", root=recording.parent, labels=frozenset(), group="a")
+    (entry,), _ = cached_features([clip], FEATURES, folder)
+    entry.unlink()
     if features.exists():
         features.rename(entry)
     entries, bad = cached_features([clip], FEATURES, folder)
     assert not bad, bad
-    (mapped,) = CachedFeatures([entries["a.wav"]])
+    (mapped,) = CachedFeatures(entries)
     Run(folder, RUN).norm([mapped])
 
 
 CLIPS = tuple(
-    Clip(name=name, path=Path(name), labels=frozenset(EVENTS[:index]), group=name, split="train")
+    Clip(name=name, root=Path(), labels=frozenset(EVENTS[:index]), group=name, split="train")
     for index, name in enumerate(NAMES)
 )
 RUN = Config(
@@ -276,9 +273,7 @@ def _read_best(folder: Path) -> Any:
 
 def _make_clip_list(folder: Path) -> None:
     spans = (Span("bell", 0.5, 1.25), Span("knock", 0, 2))
-    some = Clip(
-        name="c.wav", path=Path("c.wav"), labels=frozenset(EVENTS), group="c", split="valid", spans=spans
-    )
+    some = Clip(name="c.wav", root=Path(), labels=frozenset(EVENTS), group="c", split="valid", spans=spans)
     write_clips(folder / "0/clips.jsonl", [*CLIPS, some])
 
 

@@ -74,11 +74,6 @@ class Run(Generic[C]):
         path = self.folder / "norm.npz"
         if lacking(path):
             mean, std = mean_and_std(features)
-            if not (np.isfinite(mean) & np.isfinite(std)).all():
-                raise InputError(
-                    f"{self.cache}: expected finite features of training recordings, found NaN or infinity; "
-                    "they are computed anew if the folder is deleted"
-                )
             with whole_file(path) as file:
                 np.savez(file, mean=mean, std=std)
         what = "mean and deviation of the training features, made anew if it is deleted"
