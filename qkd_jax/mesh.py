@@ -7,9 +7,11 @@ What `jit` makes of arrays that lie so is one program over all of them: means ov
 too, are over the whole batch, and a row's own arithmetic doesn't know on which device it is done.
 """
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,16 +58,28 @@ def is_first() -> bool:
 
 
 def wait_for_all(where: object) -> None:
-    """Go on when all processes have come here."""
+    """Go on when all processes have come here; raises InputError if one has failed."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(str(where))
+        with _others():
+            multihost_utils.sync_global_devices(str(where))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any of the processes, which all ask."""
+    """Whether `flag` is set in any of the processes, which all ask; raises InputError if one has failed."""
     if jax.process_count() == 1:
         return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+    with _others():
+        return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+@contextlib.contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # of what connects them, a class for each
+        raise InputError(
+            f"--distributed: another process has failed, or is out of reach: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def stop_all_if_asked() -> None:
