@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.config import InputError
+from qkd_jax.config import DataConfig, InputError
 from qkd_jax.data.clips import (
     SPLITS,
     Clip,
@@ -19,6 +20,7 @@ from qkd_jax.data.clips import (
     with_splits,
     write_clips,
 )
+from qkd_jax.data.manifest import read_manifest
 
 
 def clip(name, labels=(), group=None):
@@ -193,3 +195,23 @@ def test_the_summary_counts_events_and_names_what_is_none():
     ]
     many = [dataclasses.replace(clip(str(index), {f"label {index}"}), split="test") for index in range(12)]
     assert summary(many, ()).endswith("label 9 (1) and 2 more")
+
+
+def test_a_clip_of_many_takes_little_memory(tmp_path):
+    count = 5000
+    rows = (f"audio/{index:06}.wav,{('dog', 'cat;dog', '')[index % 3]}\n" for index in range(count))
+    (tmp_path / "metadata.csv").write_text("filename,labels\n" + "".join(rows))
+
+    def held(make):
+        tracemalloc.start()
+        made = make()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(made) == count
+        return size / count
+
+    config = DataConfig(root=str(tmp_path), events=("dog",))
+    assert held(lambda: read_manifest(config)) < 300
+    clips = with_splits(read_manifest(config), ("dog",))
+    write_clips(tmp_path / "clips.jsonl", clips)
+    assert held(lambda: read_clip_list(tmp_path / "clips.jsonl", tmp_path)) < 300

@@ -1,10 +1,13 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import StudentConfig
+from qkd_jax.config import InputError, StudentConfig
 from qkd_jax.data.dataset import Dataset
+from qkd_jax.evaluation import scores
 from qkd_jax.evaluation.scores import clip_logits, make_predict
 from qkd_jax.models.build import build_model
 
@@ -60,3 +63,43 @@ def test_predict_is_the_model_in_evaluation():
     np.testing.assert_allclose(
         make_predict(model)(variables, np.asarray(features)), model.apply(variables, features), atol=1e-6
     )
+
+
+def test_of_several_processes_each_reads_its_own_rows(monkeypatch):
+    data, read = data_set(), []
+    expected = clip_logits(predict, 100.0, data, FRAMES, 4)
+
+    class Watched(list):
+        def __getitem__(self, clip):
+            read.append(int(clip))
+            return super().__getitem__(clip)
+
+    watched = dataclasses.replace(data, features=Watched(data.features))
+    monkeypatch.setattr(scores, "own_rows", lambda size: slice(size // 2, size))
+    parts = []
+
+    def first_rows(variables, batch):  # which the other process has read
+        parts.append(batch[:2].copy())
+        return predict(variables, batch)
+
+    clip_logits(first_rows, 100.0, watched, FRAMES, 4)
+    # Of 13 windows, four to a batch, the last two of each; a batch asks the first clip for its bands.
+    assert sorted(read) == [0, 0, 0, 0, 1, 1, 3, 3, 5, 5]
+    assert not np.any(parts) and expected.shape == (6, 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_named(value):
+    def diverged(variables, batch):
+        return predict(variables, batch) + np.where(np.arange(len(batch)) == 1, value, 0)[:, None]
+
+    with pytest.raises(InputError, match=r"1: expected finite logits, .* the model has diverged"):
+        clip_logits(diverged, 0.0, data_set(), FRAMES, 50)
+
+
+def test_features_that_are_not_finite_are_named(tmp_path):
+    np.save(tmp_path / "spoilt.npy", np.full((5, 2), np.inf, np.float32))
+    spoilt = np.load(tmp_path / "spoilt.npy", mmap_mode="r")
+    data = dataclasses.replace(data_set(), features=[*data_set().features[:5], spoilt])
+    with pytest.raises(InputError, match=rf"{tmp_path}/spoilt\.npy: expected finite log-mel energies"):
+        clip_logits(predict, 0.0, data, FRAMES, 4)

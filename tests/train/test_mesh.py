@@ -13,7 +13,7 @@ import pytest
 
 from qkd_jax.config import DistillConfig, InputError, QuantConfig, StudentConfig, to_json
 from qkd_jax.evaluation.scores import make_predict
-from qkd_jax.mesh import check_batch, everywhere, spread, whole_rows
+from qkd_jax.mesh import any_process, check_batch, everywhere, spread, wait_for_all, whole_rows
 from qkd_jax.models.build import build_model
 from qkd_jax.train.state import init_state
 from qkd_jax.train.step import make_loss, make_train_step
@@ -82,3 +82,16 @@ def test_what_a_model_says_of_an_odd_number_of_clips():
     features = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
     found = make_predict(Scaled())({"params": {"scale": np.float32(2)}}, features)
     np.testing.assert_allclose(found, 2 * features.sum(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+@pytest.mark.parametrize("ask", [lambda: any_process(False), lambda: wait_for_all("here")])
+def test_that_another_process_is_gone_is_said_in_one_line(monkeypatch, error, ask):
+    def gone(*_):
+        raise error("Gloo AllGather failed: Connection closed by peer\n    at\n")
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("qkd_jax.mesh.multihost_utils.process_allgather", gone)
+    monkeypatch.setattr("qkd_jax.mesh.multihost_utils.sync_global_devices", gone)
+    with pytest.raises(InputError, match=r"--distributed: another process has failed, .*closed by peer\Z"):
+        ask()
