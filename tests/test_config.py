@@ -186,3 +186,24 @@ def test_json_errors_name_file_and_field():
         from_json(Config, '{"train": {"seed": "x"}}', "run/config.json")
     with pytest.raises(InputError, match=r"run/config.json: Invalid JSON"):
         from_json(Config, "{", "run/config.json")
+
+
+def test_an_error_is_lines_that_can_be_printed():
+    assert str(InputError("a\nb\x1b[2J\ud800\u202e", "c" * 2000)) == "a?b?[2J??\n" + "c" * 1000
+    assert str(InputError("Bébé \U0001f600")) == "Bébé \U0001f600"
+
+
+@pytest.mark.parametrize("number", ["1e400", "9" * 400, "1" + "0" * 4000])
+def test_numbers_beyond_all_measure_are_one_line(number):
+    for field in ("sample_rate", "fmax", "hop_length"):
+        with pytest.raises(InputError, match=r"^here: ") as error:
+            from_json(FeatureConfig, f'{{"{field}": {number}}}', "here")
+        assert len(str(error.value)) < 1000
+    with pytest.raises(InputError, match=r"^here: clip_seconds: "):
+        from_json(DataConfig, f'{{"clip_seconds": {number}}}', "here")
+
+
+def test_a_long_value_hides_no_other_fault():
+    text = '{"batch_size": "' + "x" * 5000 + '", "seed": -1}'
+    with pytest.raises(InputError, match=r"seed: .* got -1; batch_size: .* got 'x{199}$"):
+        from_json(TrainConfig, text, "here")

@@ -34,3 +34,10 @@ def test_what_is_printed_meanwhile_goes_to_its_file(monkeypatch, capsys):
     for item in track(range(2), 2, "bar"):
         print(f"item {item}")
     assert capsys.readouterr().out == "item 0\nitem 1\n"
+
+
+def test_a_title_is_no_markup(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(track(range(2), 2, "a[/b]")) == [0, 1]
+    assert "a[/b]" in sys.stderr.getvalue()

@@ -78,10 +78,10 @@ def zip_members(rng: random.Random, data: bytes) -> bytes:
         members[rng.choice(("x.npy", "../x.npy", "/etc/x", "a\nb"))] = members.pop(name)
     elif kind == 2:
         members[name] = members[rng.choice(names)]
-    elif kind == 3 and rng.randrange(10) == 0:  # 300 MB in 300 KB
+    elif kind == 3 and rng.randrange(10) == 0:  # 64 MB in 64 KB
         text = members[name]
         length = 10 + int.from_bytes(text[8:10], "little")
-        members[name] = text[:length] + bytes(300 << 20)
+        members[name] = text[:length] + bytes(64 << 20)
     else:
         members[name] = (npy if name.endswith(".npy") else json_text)(rng, members[name])
     return _zipped(members)

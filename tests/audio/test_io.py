@@ -1,3 +1,5 @@
+import tracemalloc
+
 import librosa
 import numpy as np
 import pytest
@@ -135,3 +137,31 @@ def test_a_silent_recording_is_named(tmp_path, value):
         read_audio(tmp_path / "silent.wav")
     kept = np.concatenate(list(audio_blocks(tmp_path / "silent.wav", 8000, silent=True)))
     np.testing.assert_array_equal(kept, np.full(40 * 8000, value, np.float32))
+
+
+@pytest.mark.parametrize("rate", [1, 249, 1_024_001, 2**31 - 1])
+def test_rates_from_which_seconds_would_become_hours_are_refused(tmp_path, rate):
+    path = tmp_path / "odd.wav"
+    soundfile.write(path, noise(0.1), 16_000, subtype="PCM_16")
+    content = path.read_bytes()
+    path.write_bytes(content[:24] + rate.to_bytes(4, "little") + content[28:])
+    with pytest.raises(InputError, match=rf"odd\.wav: expected 250 to 1024000 samples .*, found {rate}"):
+        read_audio(path)
+
+
+def test_a_header_of_many_samples_takes_no_memory(tmp_path):
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.stack([noise(0.1)] * 8, axis=1), 192_000)
+    content = bytearray(path.read_bytes())
+    # The stream's rate to 655350 Hz, its samples to 2^36 - 1.
+    rate_channels_bits = int.from_bytes(content[18:21], "big")
+    content[18:21] = ((655_350 << 4) | (rate_channels_bits & 0xF)).to_bytes(3, "big")
+    content[21] |= 0xF
+    content[22:26] = b"\xff" * 4
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"long\.flac: "):
+        read_audio(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # 30 s would be 630 MB

@@ -175,3 +175,10 @@ def test_no_root_and_no_tables(read, tmp_path):
         InputError, match=rf"^data\.root: expected one of balanced_.*, eval_.* in {tmp_path}, found none$"
     ):
         read({})
+
+
+def test_links_that_lead_back_are_followed_once(read, tmp_path):
+    (tmp_path / "--PJHxphWEs.wav").touch()
+    for name in ("a", "b", "c"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert [clip.name for clip in read(recordings=())] == ["--PJHxphWEs.wav"]

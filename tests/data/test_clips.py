@@ -158,6 +158,15 @@ def test_a_list_of_an_earlier_version_is_read(tmp_path):
         '{"name": "a"}\n',
         '{"name": 1, "labels": [], "group": ""}\n',
         '{"name": "a", "labels": [], "group": "", "spans": [["dog", 1]]}\n',
+        '{"name": "a", "labels": "dog", "group": "", "split": null}\n',
+        '{"name": "a", "labels": [], "group": "", "split": "tset"}\n',
+        '{"name": "a", "labels": [], "group": "", "split": null, "spans": [["dog", 0, 1e300]]}\n',
+        '{"name": "../a", "labels": [], "group": "", "split": null}\n',
+        '{"name": "/etc/a", "labels": [], "group": "", "split": null}\n',
+        '{"name": "b/../../a", "labels": [], "group": "", "split": null}\n',
+        '{"name": "a\\u0000b", "labels": [], "group": "", "split": null}\n',
+        '{"a": ' * 100_000,
+        "null\n",
     ],
 )
 def test_what_is_no_list_of_clips_is_named(tmp_path, text):
@@ -215,3 +224,9 @@ def test_a_clip_of_many_takes_little_memory(tmp_path):
     clips = with_splits(read_manifest(config), ("dog",))
     write_clips(tmp_path / "clips.jsonl", clips)
     assert held(lambda: read_clip_list(tmp_path / "clips.jsonl", tmp_path)) < 300
+
+
+def test_labels_break_no_line_of_the_summary():
+    clips = [dataclasses.replace(clip("a", {"x\n\x1b[2J", "\u2028"}), split="train")]
+    lines = summary(clips, ("x\n\x1b[2J",)).splitlines()
+    assert len(lines) == 3 and all(line.isprintable() for line in lines)

@@ -115,3 +115,11 @@ def test_other_settings_make_other_recordings(tmp_path):
     assert {soundfile.info(clip.path).frames for clip in clips} == {4800}
     demo(tmp_path)
     assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
+
+
+def test_a_damaged_note_of_what_it_was_made_with_makes_it_anew(tmp_path):
+    demo(tmp_path)
+    made = contents(tmp_path)
+    (tmp_path / "made-with.json").write_bytes(b"\xff\xfe")
+    demo(tmp_path)
+    assert contents(tmp_path) == made

@@ -191,6 +191,7 @@ def test_no_such_set(tmp_path):
         ("strong", "a.flac\t-0.5\t2\tdog", "onset: expected seconds, 0 to 1e+09, got '-0.5'"),
         ("strong", "a.flac\tnan\t2\tdog", "onset: expected seconds, 0 to 1e+09, got 'nan'"),
         ("strong", "a.flac\t\t2\tdog", "onset: expected seconds, 0 to 1e+09, got ''"),
+        ("strong", "a.flac\t1\t1e300\tdog", "offset: expected seconds, 0 to 1e+09, got '1e300'"),
         ("strong", "a.flac\t1\tinf\tdog", "offset: expected seconds, 0 to 1e+09, got 'inf'"),
         ("strong", "a.flac\t1", "offset: expected seconds, 0 to 1e+09, got ''"),
         ("strong", "a.flac\t1.5\t1.5\tdog", "offset: expected more than the onset, 1.5, got 1.5"),

@@ -10,10 +10,11 @@ import pytest
 import soundfile
 
 from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig, InputError
+from qkd_jax.config import Config, FeatureConfig, InputError
 from qkd_jax.data import features as features_module
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
+from qkd_jax.train.folder import Run
 
 CONFIG = FeatureConfig(n_mels=32)
 
@@ -42,6 +43,14 @@ def computed(monkeypatch):
 
     monkeypatch.setattr(features_module, "recording_features", noted)
     return paths
+
+
+def headed(path, header):
+    """Put another header in front of an array."""
+    content = path.read_bytes()
+    rest = content[10 + int.from_bytes(content[8:10], "little") :]
+    header = header.encode() + b"\n"
+    path.write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + rest)
 
 
 def noise(samples, seed=0):
@@ -110,8 +119,16 @@ def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_pat
         lambda path: np.save(path, np.zeros((0, 32), np.float32)),
         lambda path: np.save(path, np.zeros((32, 98), np.float32).T),
         lambda path: path.write_bytes(path.read_bytes().replace(b"(98, ", b"(99, ")),
+        lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),  # an archive of nothing
+        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (98, 2**63), }"),
+        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30, 32), }"),
+        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (-98, 32), }"),
+        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }"),
+        lambda path: headed(path, "{'descr': '|O', 'fortran_order': False, 'shape': (98, 32), }"),
+        lambda path: headed(path, "{'descr': '>f4', 'fortran_order': False, 'shape': (98, 32), }"),
+        lambda path: headed(path, "[" * 9000),
+        lambda path: headed(path, "{'descr': '"),
     ],
-    ids=["empty", "cut", "half a header", "bands", "type", "no frames", "columns", "a lie"],
 )
 def test_an_entry_that_is_not_whole_is_computed_anew(record, tmp_path, spoil):
     clip = record("a.wav", noise(16_000))
@@ -264,3 +281,16 @@ def test_a_name_that_the_system_refuses_is_a_bad_recording(record, tmp_path):
     bad = Clip(name=name, root=tmp_path, labels=frozenset(), group=name)
     entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
     assert [entry.is_file() for entry in entries] == [False, True] and "File name too long" in reasons[name]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 3e38])
+def test_features_of_which_there_is_no_mean_are_named(tmp_path, wrong):
+    run = Run(tmp_path, Config(features=CONFIG))
+    features = np.zeros((98, 32), np.float32)
+    features[50, 3] = wrong
+    if wrong == 3e38:  # of which there is one
+        assert np.isfinite(run.norm([features])).all()
+        return
+    with pytest.raises(InputError, match="features: expected finite log-mel energies"):
+        run.norm([features])
+    assert not (tmp_path / "norm.npz").exists()

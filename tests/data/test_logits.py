@@ -1,8 +1,17 @@
+import zipfile
+
 import numpy as np
 import pytest
 
 from qkd_jax.config import InputError
-from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.data import arrays
+from qkd_jax.data.logits import (
+    StepLogits,
+    read_logits,
+    read_step_logits,
+    write_logits,
+    write_step_logits,
+)
 
 NAMES, EVENTS = ["audio/a.wav", "b.wav", "ü.wav"], ("bell", "knock")
 LOGITS = np.random.default_rng(0).normal(0, 3, (3, 2)).astype(np.float32)
@@ -124,3 +133,45 @@ def test_a_file_that_is_not_whole_is_named(path, spoil):
     spoil(path)
     with pytest.raises(InputError, match=r"logits\.npz: expected logits keyed by clip"):
         read_logits(path, NAMES, EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"names": np.array([NAMES])}, "names: expected 1 dimensions"),
+        ({"names": np.arange(3)}, "names: expected 1 dimensions of kind U, found int64"),
+        ({"events": np.array("bell")}, "events: expected 1 dimensions"),
+        ({"logits": LOGITS.astype("U9")}, "logits: expected 2 dimensions of kind fiu, found <U9"),
+        ({"logits": LOGITS.astype(complex)}, "logits: expected 2 dimensions of kind fiu"),
+        ({"logits": LOGITS.astype(float) * 1e300}, "expected finite logits"),
+    ],
+)
+def test_arrays_of_other_kinds_are_refused(path, changes, said):
+    arrays = {"names": np.array(NAMES), "events": np.array(EVENTS), "logits": LOGITS.astype(np.float64)}
+    np.savez(path, **arrays | changes)
+    with pytest.raises(InputError, match=rf"logits\.npz: .*{said}"):
+        read_logits(path, NAMES, EVENTS)
+
+
+def test_a_billion_names_of_no_letters_make_no_list(path):
+    header = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }\n"
+    np.savez(path, events=np.array(EVENTS), logits=LOGITS)
+    with zipfile.ZipFile(path, "a") as archive:  # NumPy itself writes no such text
+        archive.writestr("names.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(InputError, match=r"logits\.npz: .*names: expected 1 dimensions of kind U, found <U0"):
+        read_logits(path, NAMES, EVENTS)
+
+
+def test_what_unpacks_to_gigabytes_is_not_unpacked(path, monkeypatch):
+    monkeypatch.setattr(arrays, "_MOST", 1000)
+    np.savez_compressed(path, names=np.array(NAMES), events=np.array(EVENTS), logits=np.zeros((3, 1000)))
+    with pytest.raises(InputError, match=r"logits\.npz: .*at most 1000 bytes, found 2\d{4}$"):
+        read_logits(path, NAMES, EVENTS)
+
+
+@pytest.mark.parametrize("span", [(0, 1), (1, 0), (-1, 1)])
+def test_steps_take_some_frames(tmp_path, span):
+    said = StepLogits(LOGITS, np.zeros((3, 5, 2)), np.zeros(2), span)
+    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, said)
+    with pytest.raises(InputError, match=r"steps\.npz: expected logits of clips and steps"):
+        read_step_logits(tmp_path / "steps.npz", NAMES, EVENTS)

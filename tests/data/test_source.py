@@ -9,7 +9,7 @@ import soundfile
 
 from qkd_jax.command import load_preset
 from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError, with_data
-from qkd_jax.data.clips import SPLITS, with_splits
+from qkd_jax.data.clips import SPLITS, Clip, with_splits
 from qkd_jax.data.source import SOURCES, read_clips, usable_clips
 
 
@@ -146,3 +146,10 @@ def test_a_recording_that_a_source_lists_twice_is_named(monkeypatch, config):
     monkeypatch.setitem(SOURCES, "tape", lambda data: [*clips, clips[3]])
     with pytest.raises(InputError, match=r"expected each recording once, found 3\.wav 2 times"):
         read_clips(DataConfig(source="tape", root="tapes"))
+
+
+def test_a_name_that_is_no_text_is_refused(monkeypatch, config):
+    clips = [Clip(name="a\udcff.wav", path=Path("a"), labels=frozenset(), group="a")]
+    monkeypatch.setitem(SOURCES, "new", lambda data: clips)
+    with pytest.raises(InputError, match=r"expected names in UTF-8, found 'a\\udcff\.wav'"):
+        read_clips(dataclasses.replace(config.data, source="new", events=()))

@@ -104,3 +104,9 @@ def test_curves_are_drawn_for_every_model(tmp_path, scores):
     assert one[0] > 500
     assert one[1] == 0
     assert two[1] > 500
+
+
+def test_names_are_no_markup_and_break_no_line(tmp_path):
+    events = ("[/dog]", "[red]a", "b\n\x1b[2J")
+    text = printed({"small": row(90.0, 10.0, 4000, events)}, tmp_path / "table.txt")
+    assert "[/dog]" in text and "[red]a" in text and "b??[2J" in text

@@ -5,7 +5,7 @@ import json
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from qkd_jax.train.log import open_log, read_log
+from qkd_jax.train.log import open_log, read_epochs, read_log
 
 RECORDS = [
     {"step": 1, "loss": 0.5, "grad_norm": 2.0},
@@ -73,3 +73,35 @@ def test_tensorboard_has_each_figure_once_even_after_going_on(tmp_path):
             ("loss", 3, 0.0625),
         ]
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"null",
+        b"[]",
+        b"3",
+        b"{}",
+        b"\0" * 100,
+        b'{"step": 2, "loss": 0.5\xff}',
+        b'{"step": 2, "loss": "0.5"}',
+        b'{"step": 2, "loss": NaN}',
+        b'{"step": 2.5, "loss": 0.5}',
+        b'{"step": null, "loss": 0.5}',
+        b'{"step": 2, "loss": [0.5]}',
+        b'{"step": 2, "loss": 1' + b"0" * 4000 + b"}",
+        b'{"loss": 0.5}',
+        b'{"step": 2}',
+        b'{"step": 2, "epoch": 1, "epoch_loss": 0.5}',
+        b'{"step": 2, "epoch": 1, "epoch_loss": 0.5, "valid": 1}',
+        b'{"step": 2, "epoch": 1, "epoch_loss": 0.5, "valid": {"auc": 1.0}}',
+        b'{"step": 2, "epoch": 1, "epoch_loss": 0.5, "valid": {"auc": 1.0, "eer": {}}}',
+        b'{"a":' * 100_000,
+    ],
+)
+def test_what_is_no_record_is_left_out(tmp_path, line):
+    write(tmp_path, RECORDS)
+    content = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(line + b"\n" + content + line + b"\n")
+    assert read_log(tmp_path) == RECORDS
+    assert read_epochs(tmp_path) == RECORDS[2:3]
