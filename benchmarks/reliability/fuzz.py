@@ -63,13 +63,14 @@ class Settings:
     keep: str = "fuzzed"
     """Folder of the inputs that were neither read nor refused."""
     out: str = str(ROOT / "docs/results/reliability")
-    """Folder of the tally."""
+    """Folder of the tally, which keeps what it has of other targets."""
 
 
 @dataclasses.dataclass
 class Tally:
     """What became of a target's inputs."""
 
+    seed: int
     inputs: int = 0
     ends: Counter[str] = dataclasses.field(default_factory=Counter)
     """How many were read, refused, or caught in a process of their own (`FINE`); else what they ended in."""
@@ -86,7 +87,7 @@ class Tally:
 
 def fuzz(target: Target, settings: Settings) -> Tally:
     """Read `settings.inputs` inputs of `target`; raises InputError if it can't read what it made itself."""
-    tally, index, end = Tally(), settings.first, settings.first + settings.inputs
+    tally, index, end = Tally(settings.seed), settings.first, settings.first + settings.inputs
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder, whole = Path(name, "input"), Path(name, "whole")
         for said in _child(lambda say: target.make(whole)):
@@ -244,17 +245,18 @@ def main(arguments: list[str]) -> None:
         read, refused, caught = (tally.ends[end] for end in FINE)
         figures = f"{tally.inputs:8}{read:8}{refused:9}{caught:17}{tally.slowest:8.2f} s{tally.peak_mb:6} MB"
         print(f"{target.name:18}{figures}  {others}", flush=True)
+    path = Path(settings.out) / "fuzz.json"
+    before = json.loads(path.read_text())["targets"] if path.is_file() else {}
     kept = {
-        "targets": {name: vars(tally) for name, tally in tallies.items()},
+        "targets": before | {name: vars(tally) for name, tally in tallies.items()},
         "left out": left_out,
-        "seed": settings.seed,
         "machine": processor(),
         "versions": versions(
             *("soundfile", "soxr", "numpy", "pydantic", "orbax-checkpoint", "tensorstore", "jax"),
             *("onnxruntime", "ai-edge-litert", "safetensors"),
         ),
     }
-    with whole_file(Path(settings.out) / "fuzz.json", "w") as file:
+    with whole_file(path, "w") as file:
         file.write(json.dumps(kept, indent=1) + "\n")
     if faults := sum(tally.faults for tally in tallies.values()):
         raise InputError(
