@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import FeatureConfig, InputError, from_json
+from qkd_jax.config import FeatureConfig, InputError, Length, from_json
 from qkd_jax.deploy import artefact, c, front_end, litert, onnx, reference
 from qkd_jax.nn.codes import GRID
 
-_DAY = 24 * 3600
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class _Description:
+    """What an ONNX model's metadata say of it, each a value in JSON."""
+
+    events: tuple[str, ...]
+    features: FeatureConfig
+    clip_seconds: Length
 
 
 class Exported(NamedTuple):
@@ -80,16 +89,13 @@ def _onnx(path: Path) -> Exported:
     about = session.get_modelmeta().custom_metadata_map
     if about.get("form") != "clip":
         raise InputError(f"{path}: expected a model of whole clips, found one of single steps")
+    fields = ", ".join(f'"{name}": {about[name]}' for name in ("events", "features", "clip_seconds"))
+    said = from_json(_Description, f"{{{fields}}}", str(path))
 
     def clip_logits(waveform: np.ndarray) -> np.ndarray:
         return session.run(["logits"], {"waveform": waveform})[0]
 
-    features = from_json(FeatureConfig, about["features"], f"{path}: features")
-    events: tuple[str, ...] = from_json(tuple[str, ...], about["events"], f"{path}: events")
-    seconds = from_json(float, about["clip_seconds"], f"{path}: clip_seconds")
-    if not 0 < seconds <= _DAY:
-        raise InputError(f"{path}: clip_seconds: expected at most {_DAY}, got {seconds:g}")
-    return Exported(events, features, seconds, clip_logits)
+    return Exported(said.events, said.features, said.clip_seconds, clip_logits)
 
 
 def open_session(path: Path) -> Any:
