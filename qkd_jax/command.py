@@ -1,7 +1,7 @@
 """What the commands share: presets, the command line, and how a command ends.
 
 A preset is a Python file in `configs/` that binds the name `config`; the command line
-overrides single fields of it (`--train.seed 1`).
+overrides single fields of it (`--train.seed 1`).  It is run: from others take what you would run.
 """
 
 import contextlib

@@ -277,7 +277,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TaggerConfig:
-    """A pretrained tagger that teaches, as a TOML file says it; paths are relative to that file."""
+    """A pretrained tagger that teaches, as a TOML file says it; paths, from that file, may lead anywhere."""
 
     file: str
     """A model in .onnx or .tflite of a float32 waveform, [samples] or [1, samples]."""

@@ -122,7 +122,7 @@ def _scorer(
     digest = hashlib.sha256()
     # Weights may lie beside the model, in model.onnx.data.
     for file in sorted(model.parent.glob(f"{glob.escape(model.name)}*")):
-        digest.update(file.read_bytes())
+        digest.update(file.read_bytes() if file.is_file() else b"")
     return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop}"
 
 

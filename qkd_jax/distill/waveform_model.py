@@ -100,6 +100,8 @@ def _try(path: Path, *layer: str) -> None:
         raise InputError(
             f"{path}: took {runtime} more than {_SECONDS} s; expected a model that it can run"
         ) from None
+    if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # meant for us all
+        raise KeyboardInterrupt
     if done.returncode < 0:
         crash = signal.Signals(-done.returncode).name
         raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")

@@ -166,10 +166,12 @@ def _named(where: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what is damaged raises what it likes
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # which may pass
-            said = f"{error.filename or where}: could not be read: {error.strerror or error}"
-            raise InputError(said) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        passing = isinstance(error, OSError | MemoryError | RuntimeError)
+        if passing and not isinstance(error, FileNotFoundError):
+            named = isinstance(error, OSError) and error.filename
+            said = f"{error.filename}: could not be read: {error.strerror}" if named else f"{where}: {reason}"
+            raise InputError(said) from None
         raise _Damaged(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
             "run goes on from the one before, or anew"

@@ -12,6 +12,9 @@ RUN/MODEL/logits-SPLIT.npz    logits keyed by clip
 RUN/teacher/teaching.npz      those that the students learn from
 RUN/results.json, .png        the figures and the curves of the test split
 RUN/report.html               all of it to look at
+
+Paths in config.json, of recordings, of features, of other runs and teachers, may lead anywhere: who runs a
+command on a folder from somebody else reads and writes where it says.
 """
 
 import contextlib

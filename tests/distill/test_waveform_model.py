@@ -113,6 +113,15 @@ class Interpreter:
 """
 
 
+def stub(folder, monkeypatch, fate):
+    """Put a runtime of this fate in LiteRT's place, and an empty model beside it."""
+    (folder / "ai_edge_litert").mkdir()
+    (folder / "ai_edge_litert" / "__init__.py").touch()
+    (folder / "ai_edge_litert" / "interpreter.py").write_text(STUB.format(fate))
+    monkeypatch.syspath_prepend(folder)
+    (folder / "m.tflite").touch()
+
+
 @pytest.mark.parametrize(
     ("fate", "said"),
     [
@@ -127,15 +136,18 @@ class Interpreter:
 )
 @pytest.mark.parametrize("layer", [(), ("loudest",)])
 def test_a_model_that_ends_its_runtime_ends_no_run(tmp_path, monkeypatch, tried, fate, said, layer):
-    (tmp_path / "ai_edge_litert").mkdir()
-    (tmp_path / "ai_edge_litert" / "__init__.py").touch()
-    (tmp_path / "ai_edge_litert" / "interpreter.py").write_text(STUB.format(fate))
-    monkeypatch.syspath_prepend(tmp_path)
+    stub(tmp_path, monkeypatch, fate)
     if "sleep" in fate:
         monkeypatch.setattr(waveform_model, "_SECONDS", 1)
-    (tmp_path / "m.tflite").touch()
     with pytest.raises(InputError, match=said):
         (open_inner if layer else open_model)(tmp_path / "m.tflite", *layer)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_being_stopped_meanwhile_is_no_crash(tmp_path, monkeypatch, tried, name):
+    stub(tmp_path, monkeypatch, f"os.kill(os.getpid(), signal.{name})")
+    with pytest.raises(KeyboardInterrupt):
+        open_model(tmp_path / "m.tflite")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
