@@ -167,10 +167,10 @@ def _named(where: Path | str) -> Iterator[None]:
         yield
     except Exception as error:  # what is damaged raises what it likes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        passing = isinstance(error, OSError | MemoryError | RuntimeError)
-        if passing and not isinstance(error, FileNotFoundError):
-            named = isinstance(error, OSError) and error.filename
-            said = f"{error.filename}: could not be read: {error.strerror}" if named else f"{where}: {reason}"
+        if isinstance(error, MemoryError | RuntimeError):  # which may pass
+            raise InputError(f"{where}: could not be read: {reason}") from None
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            said = f"{error.filename or where}: could not be read: {error.strerror or reason}"
             raise InputError(said) from None
         raise _Damaged(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
