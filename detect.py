@@ -2,10 +2,16 @@
 
 A FILE of - is standard input: samples at the model's rate, mono, 16-bit little-endian, without a header.
 A FILE of mic is the microphone (pip install -e '.[microphone]').
+
+With --state FILE a stream, - or mic, may be stopped (Ctrl-C, SIGTERM, its end) and gone on with by the same
+command, as if it had not been: nothing that was read is lost, nothing said twice, and times count on from the
+first start.  Killed outright, it goes on from the last event, or the last minute of sound.
 """
 
+import contextlib
 import dataclasses
 import os
+import select
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -15,10 +21,12 @@ from typing import TYPE_CHECKING
 
 from qkd_jax.command import override, run_command
 from qkd_jax.config import DetectConfig, InputError
+from qkd_jax.stop import asked_to_stop, stop_if_asked, stop_requests
 
 if TYPE_CHECKING:
     import numpy as np
 
+_PATIENCE = 0.2  # seconds from a stop request until it is seen
 settings_from = partial(override, prog="detect.py MODEL FILE…", description=__doc__)
 
 
@@ -33,35 +41,50 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from qkd_jax.deploy.artefact import load
-    from qkd_jax.deploy.events import Event, detect
+    from qkd_jax.deploy.events import Event, detect_in
     from qkd_jax.deploy.formats import lines
+    from qkd_jax.deploy.runtimes import open_runtime
 
     model, *files = names
     detector = load(Path(model))
     settings = settings_from(DetectConfig(detection=detector.detection), arguments[len(names) :])
     detector = dataclasses.replace(detector, detection=settings.chosen(detector.events))
-    rate, failed = detector.features.sample_rate, []
+    if settings.state and files not in (["-"], ["mic"]):
+        raise InputError(f"state: expected one stream, - or mic, that may go on, got {', '.join(files)}")
+    runtime, rate = open_runtime(settings.runtime, detector), detector.features.sample_rate
+    find, failed = partial(detect_in, runtime), []
+    if settings.state:
+        from qkd_jax.deploy.kept import detect_on, owner
+
+        of = owner(Path(model), settings.runtime, detector.detection)
+        find = partial(detect_on, Path(settings.state), of, runtime)
 
     def found() -> Iterator[tuple[str, Event]]:
         for file in files:
             try:
-                yield from ((file, event) for event in detect(detector, _blocks(file, rate)))
+                blocks = _blocks(file, rate, stoppable=bool(settings.state))
+                yield from ((file, event) for event in find(blocks))
             except InputError as error:
                 failed.append(str(error))
 
     try:
-        for line in lines(settings.format, found(), files, detector.events):
-            print(line, flush=True)
+        with stop_requests() if settings.state else contextlib.nullcontext():
+            for line in lines(settings.format, found(), files, detector.events):
+                print(line, flush=True)
+            if not failed:
+                stop_if_asked()
     except BrokenPipeError:
         # Whoever read has enough; else Python would fail to flush once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
+        if settings.state:
+            raise
         raise SystemExit(130) from None  # nothing is lost that could be gone on with
     if failed:
         raise InputError(*failed)
 
 
-def _blocks(file: str, rate: int) -> "Iterator[np.ndarray]":
+def _blocks(file: str, rate: int, *, stoppable: bool) -> "Iterator[np.ndarray]":
     if file == "mic":
         from qkd_jax.audio.microphone import microphone_blocks
 
@@ -74,7 +97,15 @@ def _blocks(file: str, rate: int) -> "Iterator[np.ndarray]":
 
     if sys.stdin is None:
         raise InputError("standard input: expected samples, found it closed")
-    return raw_blocks(sys.stdin.buffer)
+    return raw_blocks(sys.stdin.buffer.raw, _some if stoppable else lambda: True)
+
+
+def _some() -> bool:
+    """Wait for something on standard input; False if a stop is asked for before."""
+    while not asked_to_stop():
+        if select.select([sys.stdin], [], [], _PATIENCE)[0]:
+            return True
+    return False
 
 
 if __name__ == "__main__":

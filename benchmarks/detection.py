@@ -88,9 +88,10 @@ def read_scenes(folder: Path, names: Sequence[str], seconds: float, kinds: Seque
 
 def readings(detector: Detector, blocks: Iterator[np.ndarray]) -> np.ndarray:
     """The logits of each step of a stream, [steps, events]."""
-    state, logits = stream.start(detector), []
+    runtime, logits = stream.in_numpy(detector), []
+    state = stream.start(runtime)
     for block in blocks:
-        state, new = stream.push(detector, state, block)
+        state, new = stream.push(runtime, state, block)
         logits.append(new)
     return np.concatenate(logits)
 

@@ -49,6 +49,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[float, Field(gt=0, le=24 * 3600)]
+RuntimeName = Literal["numpy", "jax", "onnx", "litert", "c"]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -461,6 +462,10 @@ class DetectConfig:
     """Take the operating point of so many false alarms an hour: 10, or 10/h."""
     threshold: Probability | None = None
     """Begin every event here, at no operating point."""
+    runtime: RuntimeName = "numpy"
+    """What computes: each but NumPy the model that export.py would write for it (C needs a compiler)."""
+    state: str | None = None
+    """Go on from the state in this file, and keep it there when the stream, - or mic, ends or is stopped."""
     detection: DetectionConfig = DetectionConfig()
     """The model's own by default."""
 

@@ -1,7 +1,6 @@
 """detect.py as a person runs it: files and pipes to events, and one line for each mistake."""
 
 import dataclasses
-import io
 import json
 import os
 import select
@@ -170,20 +169,21 @@ def test_a_bad_recording_is_named_when_the_others_are_done(model, record, tmp_pa
     assert len(capsys.readouterr().out.splitlines()) == 2 * len(expected(path)) > 0
 
 
-def test_standard_input_is_samples_or_a_mistake(model, record, capsys, monkeypatch):
-    path = record("a.wav")
+def test_standard_input_is_samples_or_a_mistake(model, record, tmp_path, capsys, monkeypatch):
+    path, samples = record("a.wav"), tmp_path / "samples"
+    samples.write_bytes(raw(sound(3)))
 
-    def pipe(data):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+    def from_file(path):
+        with open(path) as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            return said(capsys, model, "-")
 
-    pipe(raw(sound(3)))
-    files, items = said(capsys, model, "-")
+    files, items = from_file(samples)
     assert files == ["-"] * len(items)
     samples = np.frombuffer(raw(sound(3)), "<i2").astype(np.float32) / 32768
     assert items == rounded(list(events.detect(DETECTOR, [samples]))) != []
-    pipe(Path(path).read_bytes())
     with pytest.raises(InputError, match=r"standard input: expected samples without a header, found one"):
-        detect.main([model, "-"])
+        from_file(path)
 
 
 def test_the_microphone_is_a_file_of_that_name(model, capsys, monkeypatch):

@@ -2,13 +2,10 @@
 
 Its tensors are `mean`, `std` and, after the name of the part (front.0 …, lstm.0 …, output, attention), the
 arrays that `nn/codes.py` describes.  Weights are packed at their bits (`quant/pack.py`), flat, each code plus
-2^(bits - 1).  All else is JSON, the one entry of the file's metadata, whose key names the format.  The
-checksum therein is the sha256 of the whole file with zeros for the checksum's own digits.
+2^(bits - 1).  All else is in the document of a `sealed` file.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +15,6 @@ import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as to_safetensors
 
 from qkd_jax.config import (
     DetectionConfig,
@@ -28,24 +23,17 @@ from qkd_jax.config import (
     Positive,
     StudentConfig,
     explain,
-    from_json,
     to_json,
 )
 from qkd_jax.deploy.detector import Detector
+from qkd_jax.deploy.sealed import MAX_FILE, ZEROS, Checksum, Layout, expect, opened, read, sealed
 from qkd_jax.files import whole_file
 from qkd_jax.nn.codes import ConvCodes, LinearCodes, LSTMCodes
 from qkd_jax.quant.pack import pack, unpack
 
 FORMAT = "qkd_jax detector, version 1"
-MAX_FILE, MAX_HEADER = 1 << 24, 1 << 18
-"""Bytes.  The largest file, of 2-bit codes, takes 200 MB to read."""
 _DAY = 24 * 3600
-_ZEROS = "0" * 64
-_DTYPES = {"U8": "uint8", "I32": "int32", "F32": "float32"}
 _STRICT = ConfigDict(extra="forbid", strict=True)
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Type and shape of arrays, by name."""
 
 
 class _Product(NamedTuple):
@@ -101,7 +89,7 @@ class _Settings:
 class _Document:
     """The JSON in the file's metadata; `sha256` comes first, so that its digits are the first such."""
 
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = _ZEROS
+    sha256: Checksum = ZEROS
     detector: _Settings
     provenance: dict[str, str]
 
@@ -122,9 +110,7 @@ def save(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> 
     tensors = {
         name: _packed(array, _bits(name, detector.student)) for name, array in _arrays(detector).items()
     }
-    # One entry: safetensors writes several in random order.
-    data = to_safetensors(tensors, {FORMAT: document})
-    data = data.replace(_ZEROS.encode(), _digest(data, _ZEROS).encode(), 1)
+    data = sealed(FORMAT, document, tensors)
     _parse(data)  # what is written can be read: it isn't too long
     with whole_file(path) as file:
         file.write(data)
@@ -151,7 +137,7 @@ def check(detector: Detector) -> None:
     holds exactly, nor what is rescaled, bias included, to 2^29, where doubling it for tanh must fit int32.
     """
     settings, arrays = _settings(detector), _arrays(detector)
-    _expect({name: (str(array.dtype), array.shape) for name, array in arrays.items()}, _layout(settings))
+    expect({name: (str(array.dtype), array.shape) for name, array in arrays.items()}, _layout(settings))
     for name, array in arrays.items():
         if array.dtype == np.float32 and not np.isfinite(array).all():
             raise InputError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
@@ -243,15 +229,6 @@ def _layout(settings: _Settings) -> Layout:
     return layout
 
 
-def _expect(found: Layout, expected: Layout) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            wanted, got = (
-                f"{of[name][0]} {list(of[name][1])}" if name in of else "none" for of in (expected, found)
-            )
-            raise InputError(f"{name}: expected {wanted}, got {got}")
-
-
 def _bits(name: str, student: StudentConfig) -> int:
     return student.quant.output if name.startswith(("output", "attention")) else student.quant.weights
 
@@ -262,50 +239,33 @@ def _packed(array: np.ndarray, bits: int) -> np.ndarray:
     return pack(array.astype(np.int16) + (1 << (bits - 1)), bits)
 
 
+def _stored_layout(document: _Document) -> Layout:
+    settings = document.detector
+    return {name: _stored(*kind, _bits(name, settings.student)) for name, kind in _layout(settings).items()}
+
+
 def _stored(dtype: str, shape: tuple[int, ...], bits: int) -> tuple[str, tuple[int, ...]]:
     return (dtype, shape) if dtype != "int8" else ("uint8", (-(-math.prod(shape) * bits // 8),))
 
 
 def _unpacked(data: np.ndarray, dtype: str, shape: tuple[int, ...], bits: int) -> np.ndarray:
     if dtype != "int8":
-        return data.view(dtype).reshape(shape)
+        return data
     codes = unpack(data, bits, math.prod(shape)) - np.uint8(1 << (bits - 1))  # modulo 256
     return codes.view(np.int8).reshape(shape)
 
 
-def _digest(data: bytes, digits: str) -> str:
-    return hashlib.sha256(data.replace(digits.encode(), _ZEROS.encode(), 1)).hexdigest()
-
-
 def _read(path: Path) -> tuple[Detector, dict[str, str]]:
-    try:
-        if not path.is_file():  # a pipe would wait for its writer
-            raise InputError(f"{path}: expected a detector's file, found none")
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise InputError(f"{path}: could not be read: {error.strerror}") from None
-    try:
-        return _parse(data)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return read(path, _parse, "a detector", MAX_FILE)
 
 
 def _parse(data: bytes) -> tuple[Detector, dict[str, str]]:
     """The detector and its provenance; no array is made before all that it is made of fits the settings."""
-    document, tensors = _opened(data)
-    settings = document.detector
-    digest = _digest(data, document.sha256)
-    if digest != document.sha256:
-        raise InputError(f"damaged: expected the checksum {document.sha256}, got {digest}")
-    layout, student = _layout(settings), settings.student
-    found = {
-        name: (_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"])) for name, of in tensors.items()
-    }
-    _expect(found, {name: _stored(*kind, _bits(name, student)) for name, kind in layout.items()})
+    document, stored = opened(data, FORMAT, _Document, _stored_layout, "a detector", MAX_FILE)
+    settings, student = document.detector, document.detector.student
+    # Of at most MAX_FILE bytes, of 2-bit codes, this takes 200 MB.
     arrays = {
-        name: _unpacked(np.frombuffer(tensors[name]["data"], np.uint8), *kind, _bits(name, student))
-        for name, kind in layout.items()
+        name: _unpacked(stored[name], *kind, _bits(name, student)) for name, kind in _layout(settings).items()
     }
 
     def part(kind: Any, name: str, **more: int) -> Any:
@@ -323,27 +283,3 @@ def _parse(data: bytes) -> tuple[Detector, dict[str, str]]:
     )
     check(detector)
     return detector, document.provenance
-
-
-def _opened(data: bytes) -> tuple[_Document, dict[str, Any]]:
-    """What the metadata says, and what safetensors finds of each tensor: its dtype, shape and bytes."""
-    if len(data) > MAX_FILE:
-        raise InputError(f"expected a detector of at most {MAX_FILE} bytes, found more")
-    header = int.from_bytes(data[:8], "little")
-    if not 8 + header <= len(data):
-        raise InputError(
-            f"expected a .safetensors file, whose first 8 bytes are the length of its header, "
-            f"found {header} in a file of {len(data)} bytes"
-        )
-    if header > MAX_HEADER:
-        raise InputError(
-            f"expected settings, events and provenance of at most {MAX_HEADER} bytes, found {header}"
-        )
-    try:
-        tensors = dict(deserialize(data))
-    except SafetensorError as error:
-        raise InputError(f"expected a .safetensors file: {error}") from None
-    metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
-    if list(metadata) != [FORMAT]:
-        raise InputError(f"expected metadata {[FORMAT]}, found {list(metadata)}")
-    return from_json(_Document, metadata[FORMAT], "metadata"), tensors

@@ -1,23 +1,17 @@
-"""A detector as one C header for microcontrollers, and what compiles and runs such a header here."""
+"""A detector as one C header for microcontrollers; `c_run` compiles and runs it here."""
 
-import ctypes
 import hashlib
 import json
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.mel import mel_basis, window
-from qkd_jax.config import FeatureConfig, InputError, Length, from_json, to_json
+from qkd_jax.config import FeatureConfig, InputError, Length, to_json
 from qkd_jax.deploy.artefact import check
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.deploy.events import rule_of
@@ -25,37 +19,6 @@ from qkd_jax.nn.codes import GATE, GRID, LIMIT, sigmoid_table
 
 _NAME = "^[a-z][a-z0-9_]*$"
 _CHECKSUM = "// sha256 of the rest: "
-_RUNNER = """
-#include "detector.h"
-
-int runCodes(const int8_t *codes, int frames, int32_t *outputs, int32_t *attention)
-{
-    qkd_state state;
-    int frame, steps = 0;
-    qkd_reset(&state);
-    for (frame = 0; frame < frames; frame++)
-        if (qkd_codes(&state, codes + (size_t)QKD_MELS * frame)) {
-            memcpy(outputs + QKD_EVENTS * steps, state.output, sizeof state.output);
-            memcpy(attention + QKD_EVENTS * steps, state.ATTENTION, sizeof state.ATTENTION);
-            steps++;
-        }
-    return steps;
-}
-
-int runClip(const float *samples, int frames, float *logits)
-{
-    qkd_state state;
-    int frame;
-    qkd_reset(&state);
-    for (frame = 0; frame < frames; frame++)
-        qkd_frame(&state, samples + (size_t)QKD_HOP * frame);
-    return qkd_clip(&state, logits);
-}
-"""
-"""What `Runner` calls of a header whose names begin with qkd, none of which has a capital in it.
-
-Without attention, ATTENTION is `output`.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -68,35 +31,7 @@ class Description:
     features: FeatureConfig
     clip_seconds: Length
     pooling: Literal["last", "mean", "attention"]
-
-
-class Runner(NamedTuple):
-    """A header that was compiled; for any thread."""
-
-    description: Description
-    library: ctypes.CDLL
-
-    def advance(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the output layers say of `codes` (input codes [frames, mels]) at each step, on the grid.
-
-        int32 [steps, events], those of the attention None without one: as `reference.advance` from its start.
-        """
-        codes = np.ascontiguousarray(codes, np.int8)
-        outputs, attention = np.zeros((2, len(codes), len(self.description.events)), np.int32)
-        steps = self.library.runCodes(_pointer(codes), len(codes), _pointer(outputs), _pointer(attention))
-        return outputs[:steps], attention[:steps] if self.description.pooling == "attention" else None
-
-    def clip_logits(self, waveform: np.ndarray) -> np.ndarray:
-        """Logits float32 [events] of a clip, `waveform` float32 [samples] of full scale 1.
-
-        Raises InputError if it is too short for a step.
-        """
-        waveform = np.ascontiguousarray(waveform, np.float32)
-        frames = self.description.features.frames(len(waveform))
-        logits = np.zeros(len(self.description.events), np.float32)
-        if not self.library.runClip(_pointer(waveform), frames, _pointer(logits)):
-            raise InputError(f"waveform: expected enough for one step, got {len(waveform)} samples")
-        return logits
+    layers: Annotated[int, Field(ge=1, le=64)]
 
 
 def to_c(detector: Detector, *, name: str = "qkd") -> str:
@@ -125,6 +60,7 @@ def to_c(detector: Detector, *, name: str = "qkd") -> str:
         features=features,
         clip_seconds=detector.clip_seconds,
         pooling=student.pooling,
+        layers=student.layers,
     )
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -151,39 +87,7 @@ def to_c(detector: Detector, *, name: str = "qkd") -> str:
         floor=_float(features.floor),
         input_scale=_float(2.0**detector.input),
     )
-    return _digest(text.encode()) + text
-
-
-def compile_c(path: Path) -> Runner:
-    """The header at `path`, which `to_c` made, compiled for this machine.
-
-    The compiler is cc, or what the environment's CC says.  Raises InputError if there is none, if it fails,
-    or if the header can't be read or is not what was made.
-    """
-    try:
-        first, _, rest = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: expected an exported C header: {error.strerror or error}") from None
-    if first + b"\n" != _digest(rest).encode():
-        raise InputError(f"{path}: expected a C header as exported, found a changed or another one")
-    line = rest.partition(b"\n")[0].decode(errors="replace").removeprefix("// ")
-    description = from_json(Description, line, str(path))
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(compiler[0]) is None:
-        raise InputError(f"{path}: needs a C compiler: expected {compiler[0]} (or what CC names), found none")
-    source = _RUNNER.replace("qkd", description.name).replace("QKD", description.name.upper())
-    attention = "attention" if description.pooling == "attention" else "output"
-    flags = f"-std=c99 -O3 -DATTENTION={attention} -shared -fPIC -o run.so run.c -lm".split()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "detector.h").write_bytes(rest)
-        Path(folder, "run.c").write_text(source)
-        # Not every compiler knows what machine it is on.
-        for command in ([*compiler, "-march=native", *flags], [*compiler, *flags]):
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-            if done.returncode == 0:
-                return Runner(description, ctypes.CDLL(str(Path(folder, "run.so"))))
-    lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
-    raise InputError(f"{path}: {compiler[0]} failed: {lines[0]}")
+    return checksum_line(text.encode()) + text
 
 
 class _Product(NamedTuple):
@@ -364,9 +268,6 @@ def _string(text: str) -> str:
     return f'"{"".join(plain)}"'
 
 
-def _digest(rest: bytes) -> str:
+def checksum_line(rest: bytes) -> str:
+    """The first line of a header, of which `rest` follows."""
     return f"{_CHECKSUM}{hashlib.sha256(rest).hexdigest()}\n"
-
-
-def _pointer(array: np.ndarray) -> Any:
-    return array.ctypes.data_as(ctypes.c_void_p)

@@ -55,31 +55,56 @@ class Spans(NamedTuple):
     peak: np.ndarray
 
 
+class Heard(NamedTuple):
+    """What is carried from one block of a waveform to the next: of the samples, and of what they said."""
+
+    stream: stream.Stream
+    spans: Spans
+
+
 def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
+    """`detect_in` NumPy."""
+    return detect_in(stream.in_numpy(detector), blocks)
+
+
+def detect_in(runtime: stream.Runtime, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
     """Events in a waveform that comes in `blocks` (float32 [samples], full scale is 1), each when it is over.
 
-    `detector.detection` says what an event is.  However the waveform is cut into blocks, the events are the
-    same, in the same order; memory is bounded, however long it is.  Raises InputError for blocks of another
-    kind, and if the thresholds in use are not those of the detector's events.
+    The `detection` of the runtime's detector says what an event is.  However the waveform is cut into blocks,
+    the events are the same, in the same order; memory is bounded, however long it is.  Raises InputError for
+    blocks of another kind, and if the thresholds in use are not those of the detector's events.
     """
-    rule = rule_of(detector)
-    state, spans = stream.start(detector), start(rule)
-    piece = _PIECE_SECONDS * detector.features.sample_rate
+    rule = rule_of(runtime.detector)
+    heard = begin(runtime, rule)
     for block in blocks:
-        if block.ndim != 1 or block.dtype != np.float32 or not np.isfinite(block).all():
-            raise InputError(
-                "blocks: expected finite float32 [samples] of full scale 1, "
-                f"found {block.dtype} {list(block.shape)}{_odd(block)}"
-            )
-        for begin in range(0, len(block), piece):
-            state, logits = stream.push(detector, state, block[begin : begin + piece])
-            spans, events = push(rule, spans, logits)
-            yield from events
-    yield from finish(rule, spans)
+        heard, events = hear(runtime, rule, heard, block)
+        yield from events
+    yield from finish(rule, heard.spans)
+
+
+def begin(runtime: stream.Runtime, rule: Rule) -> Heard:
+    """The state before the first block."""
+    return Heard(stream.start(runtime), start(rule))
+
+
+def hear(runtime: stream.Runtime, rule: Rule, heard: Heard, block: np.ndarray) -> tuple[Heard, list[Event]]:
+    """The state after `block`, and the events that are over by then; raises what `detect_in` does."""
+    if block.ndim != 1 or block.dtype != np.float32 or not np.isfinite(block).all():
+        raise InputError(
+            "blocks: expected finite float32 [samples] of full scale 1, "
+            f"found {block.dtype} {list(block.shape)}{_odd(block)}"
+        )
+    (state, spans), events = heard, []
+    piece = _PIECE_SECONDS * runtime.detector.features.sample_rate
+    for first in range(0, len(block), piece):
+        state, logits = stream.push(runtime, state, block[first : first + piece])
+        spans, over = push(rule, spans, logits)
+        events += over
+    return Heard(state, spans), events
 
 
 def rule_of(detector: Detector) -> Rule:
-    """How `detector` makes events of logits; raises InputError where `detect` does."""
+    """How `detector` makes events of logits; raises InputError where `detect_in` does."""
     config, clock = detector.detection, stream.clock(detector.features, detector.student)
     point = config.thresholds[config.use] if config.use else dict.fromkeys(detector.events, 0.5)
     if point.keys() != set(detector.events):

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.config import FeatureConfig, InputError, Length, from_json
-from qkd_jax.deploy import artefact, c, front_end, litert, onnx, reference
+from qkd_jax.deploy import artefact, c_run, front_end, litert, onnx, reference
 from qkd_jax.nn.codes import GRID
 
 
@@ -126,6 +126,6 @@ def _litert(path: Path) -> Exported:
 
 
 def _c(path: Path) -> Exported:
-    runner = c.compile_c(path)
+    runner = c_run.compile_c(path)
     about = runner.description
     return Exported(about.events, about.features, about.clip_seconds, runner.clip_logits)

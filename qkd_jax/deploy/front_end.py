@@ -1,32 +1,9 @@
-"""Log-mel energies in NumPy, of a whole waveform or of a stream."""
-
-from typing import NamedTuple
+"""Log-mel energies in NumPy."""
 
 import numpy as np
 
 from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
-
-
-class Samples(NamedTuple):
-    """What a stream carries: the samples that are still to be read, and how many more to pass over."""
-
-    rest: np.ndarray
-    skip: int
-
-
-def start() -> Samples:
-    """The state before the first sample."""
-    return Samples(np.zeros(0, np.float32), 0)
-
-
-def push(features: FeatureConfig, state: Samples, samples: np.ndarray) -> tuple[Samples, np.ndarray]:
-    """The state after `samples` (float32 [samples]), and the `log_mel` of the frames that they complete."""
-    unread = np.concatenate([state.rest, samples[state.skip :]])
-    done = features.frames(len(unread)) * features.hop_length
-    # Where hops are longer than windows, the next frame may start beyond these samples.
-    skip = max(state.skip - len(samples), done - len(unread), 0)
-    return Samples(unread[done:], skip), log_mel(features, unread)
 
 
 def log_mel(features: FeatureConfig, samples: np.ndarray) -> np.ndarray:

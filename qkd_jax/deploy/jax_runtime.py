@@ -1,13 +1,16 @@
 """A detector as a function in JAX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qkd_jax.deploy import front_end, reference
 from qkd_jax.deploy.detector import Detector
+from qkd_jax.deploy.stream import Cells, Runtime
 from qkd_jax.nn.codes import GRID
 from qkd_jax.nn.integer import convolve, from_inputs, linear, normalized, step
 
@@ -44,22 +47,67 @@ def to_steps(
     detector: Detector, codes: Int[Array, "batch frames mel"]
 ) -> tuple[Int[Array, "batch step event"], Int[Array, "batch step event"] | None]:
     """What the output layers say at each step, on the grid; those of the attention None without one."""
+    zeros = jnp.zeros((len(codes), detector.student.units), jnp.int32)
+    return _advance(detector, (zeros,) * (2 * detector.student.layers), codes)[1:]
+
+
+def in_jax(detector: Detector) -> Runtime:
+    """`detector` as a program of JAX, from the codes of NumPy's front end on.
+
+    It is always of the steps of a second, of which those of fewer samples are the first.
+    """
+    student, features = detector.student, detector.features
+    zero = np.zeros(student.units, np.int32)
+    frames, hop = student.span
+    most = -(-features.sample_rate // (hop * features.hop_length)) + 1
+
+    @jax.jit
+    def compiled(cells, codes):
+        after, outputs, _ = _advance(detector, [cell[None] for cell in cells], codes[None])
+        return [cell[:, 0] for cell in after], outputs[0] * 2.0**-GRID
+
+    def advance(cells: Cells, samples: np.ndarray) -> tuple[Cells, np.ndarray]:
+        codes, logits = reference.input_codes(detector, front_end.log_mel(features, samples)), []
+        for first in range(0, student.steps(len(codes)), most):
+            piece = codes[first * hop :][: frames + (most - 1) * hop]
+            padded = np.zeros((frames + (most - 1) * hop, features.n_mels), np.int32)
+            padded[: len(piece)] = piece
+            after, outputs = compiled(cells, padded)
+            steps = student.steps(len(piece))
+            cells = tuple(np.asarray(cell)[steps - 1] for cell in after)
+            logits.append(np.asarray(outputs)[:steps])
+        return cells, np.concatenate(logits)
+
+    return Runtime(detector, (zero,) * (2 * student.layers), advance)
+
+
+def _advance(
+    detector: Detector, cells: Sequence[Int[Array, "batch unit"]], codes: Int[Array, "batch frames mel"]
+) -> tuple[
+    list[Int[Array, "step batch unit"]],
+    Int[Array, "batch step event"],
+    Int[Array, "batch step event"] | None,
+]:
+    """The cells, h and c of each layer in turn, after each step, and what `to_steps` gives.
+
+    `cells` are those before the first.
+    """
     bits = detector.student.quant.activations
     x = codes[..., None]
     for index, conv in enumerate(detector.front):
         x = convolve(_in_float(conv), x, detector.student.stride(index), bits)
-    x = jnp.moveaxis(x.reshape(*x.shape[:2], -1), 1, 0)
-    for layer in map(_in_float, detector.lstm):
+    x, after = jnp.moveaxis(x.reshape(*x.shape[:2], -1), 1, 0), []
+    for index, layer in enumerate(map(_in_float, detector.lstm)):
 
         def body(cell, z_x, layer=layer):
             h, c, _ = step(layer, cell[0], cell[1], z_x, bits)
-            return (h, c), h
+            return (h, c), (h, c)
 
-        zeros = jnp.zeros((x.shape[1], layer.w_h.shape[0]), jnp.int32)
-        _, x = jax.lax.scan(body, (zeros, zeros), from_inputs(layer, x))
+        _, (x, c) = jax.lax.scan(body, tuple(cells[2 * index :][:2]), from_inputs(layer, x))
+        after += [x, c]
     x = jnp.moveaxis(x, 0, 1)
     attention = None if detector.attention is None else linear(_in_float(detector.attention), x)
-    return linear(_in_float(detector.output), x), attention
+    return after, linear(_in_float(detector.output), x), attention
 
 
 def _in_float(codes: Any) -> Any:

@@ -22,6 +22,7 @@ from qkd_jax.audio.mel import mel_edges
 from qkd_jax.config import InputError, to_json
 from qkd_jax.deploy.artefact import check
 from qkd_jax.deploy.detector import Detector
+from qkd_jax.deploy.stream import reach
 from qkd_jax.files import whole_file
 from qkd_jax.nn.codes import CELL, GATE, GRID, LIMIT, MARGIN, ConvCodes, LinearCodes, LSTMCodes, sigmoid_table
 
@@ -58,9 +59,8 @@ def step_model(detector: Detector) -> Any:
     `artefact.check` does, or if onnx is not installed.
     """
     check(detector)
-    graph, student, features = _Graph(detector), detector.student, detector.features
-    frames, hop = student.span
-    window = features.win_length + (frames - 1) * features.hop_length
+    graph, student = _Graph(detector), detector.student
+    window, hop = reach(detector.features, student)
     before: Infos = {"waveform": (np.float32, [window])}
     after: Infos = dict.fromkeys(("probabilities", "logits"), (np.float32, [len(detector.events)]))
 
@@ -80,7 +80,7 @@ def step_model(detector: Detector) -> Any:
     if attention is not None:
         graph.cast(attention, np.float32, "attention")
         after["attention"] = after["logits"]
-    samples = {"window_samples": str(window), "hop_samples": str(hop * features.hop_length)}
+    samples = {"window_samples": str(window), "hop_samples": str(hop)}
     return graph.model(before, after, form="step", **samples)
 
 

@@ -1,7 +1,7 @@
 """A detector on a waveform without end: samples come in pieces, and what it says at each step goes out."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,17 +12,33 @@ from qkd_jax.deploy import front_end, reference
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.nn.codes import GRID
 
+Cells = tuple[np.ndarray, ...]
+"""What an LSTM carries from step to step: h and c of each layer in turn."""
+
+
+class Runtime(NamedTuple):
+    """What computes the steps of `detector`.
+
+    `advance` takes the cells before some steps and just the samples that these read, float32; it gives the
+    cells after them, and the logits of each, float32 [steps, events].  `start`: the cells before the first.
+    """
+
+    detector: Detector
+    start: Cells
+    advance: Callable[[Cells, np.ndarray], tuple[Cells, np.ndarray]]
+
 
 class Stream(NamedTuple):
     """What is carried from one piece to the next.
 
-    `samples`: those still to be read; `carriers`: the state of the detector that is read, and with
-    `history_seconds` of its successor; `frames`: how many there were.
+    `samples`: those that steps to come read, after `skip` more to pass over; `carriers`: the cells of the
+    LSTM that is read, and with `history_seconds` of its successor; `steps`: how many there were.
     """
 
-    samples: front_end.Samples
-    carriers: tuple[reference.State, ...]
-    frames: int
+    samples: np.ndarray
+    skip: int
+    carriers: tuple[Cells, ...]
+    steps: int
 
 
 class Clock(NamedTuple):
@@ -34,18 +50,36 @@ class Clock(NamedTuple):
 
 def clock(features: FeatureConfig, network: StudentConfig | CRNNConfig) -> Clock:
     """When the steps of `network` are."""
+    window, hop = reach(features, network)
+    return Clock(window / 2 / features.sample_rate, hop / features.sample_rate)
+
+
+def reach(features: FeatureConfig, network: StudentConfig | CRNNConfig) -> tuple[int, int]:
+    """Samples that a step of `network` reads, and from one step to the next."""
     frames, hop = network.span
-    samples = (frames - 1) * features.hop_length + features.win_length
-    return Clock(samples / 2 / features.sample_rate, hop * features.hop_length / features.sample_rate)
+    return (frames - 1) * features.hop_length + features.win_length, hop * features.hop_length
 
 
-def start(detector: Detector) -> Stream:
+def in_numpy(detector: Detector) -> Runtime:
+    """`detector` as the definition has it."""
+    start = reference.start(detector)
+
+    def advance(cells: Cells, samples: np.ndarray) -> tuple[Cells, np.ndarray]:
+        codes = reference.input_codes(detector, front_end.log_mel(detector.features, samples))
+        state = start._replace(cells=tuple(map(reference.Cell, cells[::2], cells[1::2])))
+        state, outputs, _ = reference.advance(detector, state, codes)
+        return _flat(state.cells), (outputs / 2.0**GRID).astype(np.float32)
+
+    return Runtime(detector, _flat(start.cells), advance)
+
+
+def start(runtime: Runtime) -> Stream:
     """The state before the first sample."""
-    carriers = 1 if detector.detection.history_seconds is None else 2
-    return Stream(front_end.start(), (reference.start(detector),) * carriers, 0)
+    carriers = 1 if runtime.detector.detection.history_seconds is None else 2
+    return Stream(np.zeros(0, np.float32), 0, (runtime.start,) * carriers, 0)
 
 
-def push(detector: Detector, stream: Stream, samples: np.ndarray) -> tuple[Stream, np.ndarray]:
+def push(runtime: Runtime, stream: Stream, samples: np.ndarray) -> tuple[Stream, np.ndarray]:
     """The state after `samples` (float32 [samples], full scale is 1, at the detector's rate), and the
     logits of the steps that these complete, float32 [steps, events].
 
@@ -54,38 +88,58 @@ def push(detector: Detector, stream: Stream, samples: np.ndarray) -> tuple[Strea
     With `history_seconds` R, an LSTM starts anew every R / 2, is heard out for R / 2 and then read for R / 2:
     it has heard between R / 2 and R at each reading, but for the first, which has heard all there was.
     """
-    rest, log_mel = front_end.push(detector.features, stream.samples, samples)
-    codes = reference.input_codes(detector, log_mel)
-    carriers, frames, half = stream.carriers, stream.frames, _half_history(detector)
-    cuts = range(half - frames % half, len(codes), half) if half else ()
-    outputs = []
-    for piece in np.split(codes, cuts):
-        advanced = [reference.advance(detector, carrier, piece) for carrier in carriers]
-        carriers, frames = tuple(state for state, *_ in advanced), frames + len(piece)
-        outputs.append(advanced[0][1])
-        if half and len(piece) and frames % half == 0:
-            # What convolutions have seen is of no age: the frames that they still need.
-            carriers = (carriers[1], carriers[1]._replace(cells=reference.start(detector).cells))
-    logits = (np.concatenate(outputs) / 2.0**GRID).astype(np.float32)
-    return Stream(rest, carriers, frames), logits
+    detector, half = runtime.detector, _half_history(runtime.detector)
+    window, hop = reach(detector.features, detector.student)
+    unread = np.concatenate([stream.samples, samples[stream.skip :]])
+    first, carriers = stream.steps, stream.carriers
+    end = first + max((len(unread) - window) // hop + 1, 0)
+    at, logits = first, [np.zeros((0, len(detector.events)), np.float32)]
+    while at < end:
+        until = end
+        if half:
+            births = _births(detector, at)
+            new = [runtime.start] * (births - _births(detector, at - 1))
+            carriers = (*carriers, *new)[-len(carriers) :]
+            until = min(detector.student.steps((births + 1) * half), end)
+        piece = unread[(at - first) * hop :][: (until - at - 1) * hop + window]
+        advanced = [runtime.advance(cells, piece) for cells in carriers]
+        carriers = tuple(cells for cells, _ in advanced)
+        logits.append(advanced[0][1])
+        at = until
+    done = (end - first) * hop
+    # Where hops are longer than what a step reads, the next may start beyond these samples.
+    skip = max(stream.skip - len(samples), done - len(unread), 0)
+    return Stream(unread[done:], skip, carriers, end), np.concatenate(logits)
 
 
-def raw_blocks(file: io.BufferedReader) -> Iterator[np.ndarray]:
+def raw_blocks(file: io.RawIOBase, ready: Callable[[], bool] = lambda: True) -> Iterator[np.ndarray]:
     """Samples that come from `file` as nothing but 16-bit little-endian integers, float32 [samples].
 
-    Each block comes as soon as it can be read.  Raises InputError if `file` begins as a recording does that
-    has a header.
+    Each block comes as soon as it can be read, and holds all that was read by then.  `ready` waits until
+    there is more, or returns False, and no block follows.  Raises InputError if `file` begins as a recording
+    does that has a header.
     """
-    if file.peek(4)[:4] in (b"RIFF", b"fLaC", b"OggS"):
-        raise InputError(
-            "standard input: expected samples without a header, found one; name the recording, or pipe it "
-            "through `ffmpeg -i - -f s16le -ac 1 -ar RATE -`"
-        )
-    half = b""
-    while data := file.read1(1 << 16):
-        data = half + data
-        half = data[len(data) & ~1 :]
+    begun = False
+    while ready() and (data := file.read(1 << 16)):
+        if not begun and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
+            raise InputError(
+                "standard input: expected samples without a header, found one; name the recording, or pipe "
+                "it through `ffmpeg -i - -f s16le -ac 1 -ar RATE -`"
+            )
+        begun = True
+        if len(data) % 2:
+            data += file.read(1) or b""
         yield np.frombuffer(data[: len(data) & ~1], "<i2").astype(np.float32) / 2**15
+
+
+def _flat(cells: tuple[reference.Cell, ...]) -> Cells:
+    return tuple(part for cell in cells for part in cell)
+
+
+def _births(detector: Detector, step: int) -> int:
+    """How often an LSTM began anew before `step`, with `history_seconds`."""
+    frames, hop = detector.student.span
+    return (step * hop + frames - 1) // _half_history(detector)
 
 
 def _half_history(detector: Detector) -> int:

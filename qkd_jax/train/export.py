@@ -149,7 +149,8 @@ def _compared_step(detector: Detector, path: Path, waveform: np.ndarray) -> str:
         state = dict(zip(state, after))
         steps.append(logits)
     seconds = (time.perf_counter() - begun) / len(steps)
-    _, expected = stream.push(detector, stream.start(detector), waveform)
+    runtime = stream.in_numpy(detector)
+    _, expected = stream.push(runtime, stream.start(runtime), waveform)
     difference = abs(_sigmoid(np.array(steps)) - _sigmoid(expected))
     _check(path, float(difference.mean()))
     return (

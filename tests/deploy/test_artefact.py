@@ -201,7 +201,7 @@ BOMB = 20_000 * '{"a":'
         (b"", r"expected a \.safetensors file, .* length of its header, found 0 in a file of 0 bytes"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), r"\.safetensors file, .* found \d+ in a file of 107 bytes"),
         (struct.pack("<Q", 1 << 60) + b"{}", rf"found {1 << 60} in a file of 10 bytes"),
-        (struct.pack("<Q", 1 << 19) + bytes(1 << 20), "provenance of at most 262144 bytes, found 524288"),
+        (struct.pack("<Q", 1 << 19) + bytes(1 << 20), "metadata of at most 262144 bytes, found 524288"),
         (bytes(99), r"expected a \.safetensors file: "),
         (joined(BOMB[:60_000], b""), r"expected a \.safetensors file: .*recursion"),
         (joined("[]", b""), r"expected a \.safetensors file: .*"),
@@ -509,7 +509,7 @@ def test_what_is_no_detector_is_not_saved(tmp_path, change, said):
 
 def test_what_could_not_be_read_is_not_saved(tmp_path, monkeypatch):
     detector, path = random_detector(PLAIN, mels=8), tmp_path / "a.safetensors"
-    with pytest.raises(InputError, match=r"provenance of at most 262144 bytes, found \d+"):
+    with pytest.raises(InputError, match=r"metadata of at most 262144 bytes, found \d+"):
         save(detector, path, {"log": "x" * (1 << 18)})
     with pytest.raises(InputError, match=r"can't encode character .*surrogates not allowed"):
         save(detector, path, {"path": "\udc80"})

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from qkd_jax.audio.logmel import log_mel as log_mel_in_jax
 from qkd_jax.config import FeatureConfig, InputError, QuantConfig, StudentConfig
 from qkd_jax.deploy import reference
-from qkd_jax.deploy.c import compile_c, to_c
+from qkd_jax.deploy.c import to_c
+from qkd_jax.deploy.c_run import compile_c
 from qkd_jax.deploy.front_end import log_mel
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
 

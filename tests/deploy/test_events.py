@@ -41,9 +41,14 @@ def sound(samples):
     return (rng.normal(0, 1, samples) * loudness).astype(np.float32)
 
 
+def logits_in(detector, samples):
+    runtime = stream.in_numpy(detector)
+    return stream.push(runtime, stream.start(runtime), samples)[1]
+
+
 def medians(detector, samples):
     """Thresholds that half of the readings of `samples` are above."""
-    _, logits = stream.push(detector, stream.start(detector), samples)
+    logits = logits_in(detector, samples)
     return {event: 1 / (1 + math.exp(-np.median(column))) for event, column in zip(detector.events, logits.T)}
 
 
@@ -192,7 +197,7 @@ def test_events_in_a_waveform_are_the_same_however_it_is_cut(detector):
         history_seconds=1.0,
     )
     whole = list(detect(detector, [samples]))
-    _, logits = stream.push(detector, stream.start(detector), samples)
+    logits = logits_in(detector, samples)
     assert whole == events_of(detector, logits)
     first, step = stream.clock(detector.features, detector.student)
     assert len(whole) > 3 and max(event.offset for event in whole) > first + step * (len(logits) - 1)

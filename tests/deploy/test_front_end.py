@@ -1,15 +1,13 @@
-"""Log-mel energies in NumPy: librosa's, and the same bits however a stream is cut."""
+"""Log-mel energies in NumPy: librosa's, and those of a frame its samples' alone."""
 
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qkd_jax.audio.logmel import log_mel as log_mel_in_jax
 from qkd_jax.config import FeatureConfig
-from qkd_jax.deploy.front_end import log_mel, push, start
+from qkd_jax.deploy.front_end import log_mel
 
 PAPER = FeatureConfig()
 SMALL = FeatureConfig(n_mels=32, hop_length=200, fmin=0.0, fmax=7000.0, floor=1e-3)
@@ -61,24 +59,3 @@ def test_a_frame_is_its_samples_alone_bit_for_bit(features):
     for frame, begin in enumerate(range(0, len(energies) * features.hop_length, features.hop_length)):
         alone = log_mel(features, samples[begin : begin + features.win_length].copy())
         np.testing.assert_array_equal(alone, energies[frame : frame + 1])
-
-
-@CONFIGS
-@settings(deadline=None, max_examples=30)
-@given(cuts=st.lists(st.integers(0, 6000), max_size=12))
-def test_a_stream_in_pieces_gives_what_the_whole_gives_bit_for_bit(features, cuts):
-    samples, state, pieces = sound(6000), start(), []
-    for piece in np.split(samples, sorted(cuts)):
-        state, energies = push(features, state, piece)
-        pieces.append(energies)
-        assert len(state.rest) < max(features.win_length, features.hop_length)
-    np.testing.assert_array_equal(np.concatenate(pieces), log_mel(features, samples))
-
-
-@CONFIGS
-def test_a_frame_comes_with_its_last_sample(features):
-    samples, state, frames = sound(2500), start(), 0
-    for count, sample in enumerate(np.split(samples, len(samples)), 1):
-        state, energies = push(features, state, sample)
-        frames += len(energies)
-        assert frames == features.frames(count)

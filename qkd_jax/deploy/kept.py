@@ -1,0 +1,185 @@
+"""What detect.py has heard so far, in a file: a stream that was stopped goes on as if it had not been.
+
+Beside the document, which says whose state it is, lie `samples`, the cells h and c of each layer of each
+carrier (cells.CARRIER.0 …), and what is known of events that are not yet over.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from qkd_jax.config import DetectionConfig, InputError, RuntimeName, to_json
+from qkd_jax.deploy.events import Event, Heard, Rule, Spans, begin, hear, rule_of
+from qkd_jax.deploy.sealed import MAX_FILE, ZEROS, Checksum, Layout, opened, read, sealed
+from qkd_jax.deploy.stream import Runtime, Stream, reach
+from qkd_jax.files import whole_file
+from qkd_jax.nn.codes import CELL
+from qkd_jax.stop import asked_to_stop
+
+FORMAT = "qkd_jax state, version 1"
+_SECONDS = 60
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Owner:
+    """Whose state it is: of a file of `model`'s sha256, in a runtime, with what an event is."""
+
+    model: Checksum
+    runtime: RuntimeName
+    detection: DetectionConfig
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _Document:
+    """The JSON in the file's metadata; the numbers are those of a `Stream`, `unread` that of its samples."""
+
+    sha256: Checksum = ZEROS
+    owner: Owner
+    unread: Annotated[int, Field(ge=0)]
+    skip: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0, le=1 << 52)]
+
+
+def owner(model: Path, runtime: RuntimeName, detection: DetectionConfig) -> Owner:
+    """The owner of states of the detector in the file `model`."""
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    return Owner(model=digest, runtime=runtime, detection=detection)
+
+
+def detect_on(path: Path, of: Owner, runtime: Runtime, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
+    """Events as `events.detect_in`'s, from the state at `path` on, or from the start if there is none.
+
+    Those that are not over when `blocks` end are not said: they go on where the next blocks begin.  The state
+    is kept when blocks end or a stop is asked for (`stop.py`), and before that after a block with events, and
+    each minute.  A block is heard once what follows its events is asked for: until then they may not have
+    been said.  Raises InputError as `load` and `save` do, and for blocks that are no waveform.
+    """
+    rule = rule_of(runtime.detector)
+    heard = load(path, of, runtime, rule) if path.exists() else begin(runtime, rule)
+    save(path, of, heard)  # or else what can't be written would be noticed late
+    kept = heard
+    try:
+        for block in blocks:
+            after, events = hear(runtime, rule, heard, block)
+            yield from events
+            heard = after
+            if events or (heard.stream.steps - kept.stream.steps) * rule.clock.step >= _SECONDS:
+                save(path, of, heard)
+                kept = heard
+            if asked_to_stop():
+                break
+    finally:
+        save(path, of, heard)
+
+
+def save(path: Path, of: Owner, heard: Heard) -> None:
+    """Write the state to `path`, whole or not at all; raises InputError if it can't be."""
+    stream = heard.stream
+    document = _Document(owner=of, unread=len(stream.samples), skip=stream.skip, steps=stream.steps)
+    data = sealed(FORMAT, to_json(document), _arrays(heard))
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def load(path: Path, of: Owner, runtime: Runtime, rule: Rule) -> Heard:
+    """The state that `save` wrote to `path`.
+
+    Raises InputError, of one line, if it is damaged, another's than `of`, or such as no stream leaves.
+    """
+    return read(path, lambda data: _parse(data, of, runtime, rule), "a state", MAX_FILE)
+
+
+def _parse(data: bytes, of: Owner, runtime: Runtime, rule: Rule) -> Heard:
+    def layout(document: _Document) -> Layout:
+        expected, found = (
+            {"model": x.model, "runtime": x.runtime} | vars(x.detection) for x in (of, document.owner)
+        )
+        for name, value in expected.items():
+            if found[name] != value:
+                raise InputError(f"expected a state of {name} {value}, found one of {found[name]}")
+        return _layout(document, runtime, rule)
+
+    document, arrays = opened(data, FORMAT, _Document, layout, "a state", MAX_FILE)
+    carriers = tuple(
+        tuple(arrays[f"cells.{carrier}.{index}"] for index in range(len(runtime.start)))
+        for carrier in range(_carriers(runtime))
+    )
+    medians = max(document.steps - rule.around, 0)
+    heard = Heard(
+        Stream(arrays["samples"], document.skip, carriers, document.steps),
+        Spans(arrays["recent"], medians, arrays["first"], arrays["last"], arrays["peak"]),
+    )
+    _check(heard, runtime)
+    return heard
+
+
+def _arrays(heard: Heard) -> dict[str, np.ndarray]:
+    stream, spans = heard
+    return {
+        "samples": np.ascontiguousarray(stream.samples),
+        **{
+            f"cells.{carrier}.{index}": np.ascontiguousarray(cell)
+            for carrier, cells in enumerate(stream.carriers)
+            for index, cell in enumerate(cells)
+        },
+        "recent": np.ascontiguousarray(spans.recent),
+        **{name: getattr(spans, name) for name in ("first", "last", "peak")},
+    }
+
+
+def _layout(document: _Document, runtime: Runtime, rule: Rule) -> Layout:
+    window, hop = reach(runtime.detector.features, runtime.detector.student)
+    events, steps = len(rule.events), document.steps
+    if document.unread >= window or document.skip > (0 if document.unread else hop):
+        raise InputError(
+            f"unread, skip: expected fewer than {window} samples to read, or up to {hop} to pass over, "
+            f"found {document.unread} and {document.skip}"
+        )
+    cells = {
+        f"cells.{carrier}.{index}": (str(cell.dtype), cell.shape)
+        for carrier in range(_carriers(runtime))
+        for index, cell in enumerate(runtime.start)
+    }
+    recent = min(rule.around + steps, 2 * rule.around) if steps else 0
+    return {
+        "samples": ("float32", (document.unread,)),
+        **cells,
+        "recent": ("float32", (recent, events)),
+        "first": ("int64", (events,)),
+        "last": ("int64", (events,)),
+        "peak": ("float64", (events,)),
+    }
+
+
+def _check(heard: Heard, runtime: Runtime) -> None:
+    """Raise InputError for values that no stream leaves."""
+    (samples, _, carriers, _), spans = heard
+    half = 1 << (runtime.detector.student.quant.activations - 1)
+    on = spans.first >= 0
+    sound = {
+        "samples": np.isfinite(samples).all(),
+        "recent": np.isfinite(spans.recent).all(),
+        "first": spans.first.min() >= -1 and spans.first.max() < spans.steps,
+        "last": spans.last.min() >= -2
+        and spans.last.max() < spans.steps
+        and (spans.last >= spans.first)[on].all(),
+        "peak": np.array_equal(np.isfinite(spans.peak), on) and not np.isnan(spans.peak).any(),
+    }
+    for carrier, cells in enumerate(carriers):
+        for index, cell in enumerate(cells):
+            largest = 1 << (CELL - 1) if index % 2 else half
+            inside = cell.min() >= -largest and cell.max() < largest
+            sound[f"cells.{carrier}.{index}"] = inside if cell.dtype == np.int32 else np.isfinite(cell).all()
+    for name, good in sound.items():
+        if not good:
+            raise InputError(f"{name}: expected what a stream leaves, found other numbers")
+
+
+def _carriers(runtime: Runtime) -> int:
+    return 1 if runtime.detector.detection.history_seconds is None else 2
