@@ -20,7 +20,7 @@ from qkd_jax.data.clips import targets
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
 from qkd_jax.deploy import artefact, jax_runtime, litert, reference
-from qkd_jax.deploy.c import compile_c
+from qkd_jax.deploy.c_run import compile_c
 from qkd_jax.deploy.exported import open_exported, open_session
 from qkd_jax.deploy.front_end import log_mel
 from qkd_jax.deploy.jax_runtime import to_jax, to_steps
