@@ -4,8 +4,8 @@ python -m benchmarks.reliability.soak [--model FILE.safetensors] [--hours 24] [-
 
 An hour of synthetic mixtures (clips as the demo makes them, with pauses) is heard again and again, piped to
 detect.py as fast as it takes it; at the end its first seconds come once more, so that all is over that began.
-As the hour repeats, so must its events from the second on, to the last bit of their peaks.  Then the same day
-is heard in pieces, each by a process of its own that goes on from the state of the one before: they are cut at
+As the hour repeats, so must its events from the second on, to the last bit of their peaks.  Then the day is
+heard in pieces, each by a process of its own that goes on from the state of the one before: they are cut at
 odd samples, by the end of the pipe and by SIGTERM in its midst, and must say what was said without a break.
 """
 
