@@ -54,10 +54,10 @@ def main(arguments: list[str]) -> None:
     runtime, rate = open_runtime(settings.runtime, detector), detector.features.sample_rate
     find, failed = partial(detect_in, runtime), []
     if settings.state:
-        from qkd_jax.deploy.kept import detect_on, owner
+        from qkd_jax.deploy.kept import detect_on, go_on, owner
 
-        of = owner(Path(model), settings.runtime, detector.detection)
-        find = partial(detect_on, Path(settings.state), of, runtime)
+        kept = Path(settings.state), owner(Path(model), settings.runtime, detector.detection), runtime
+        find = partial(detect_on, *kept, go_on(*kept))
 
     def found() -> Iterator[tuple[str, Event]]:
         for file in files:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,15 +73,14 @@ def rounded(found):
     return [dataclasses.asdict(event) | time for event, time in zip(found, times)]
 
 
-def command(*arguments, **keywords):
+def command(*arguments, stdin=subprocess.PIPE):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "detect.py"), *arguments],
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
-        **keywords,
     )
 
 
@@ -144,6 +144,13 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
         (["MODEL", "FILE", "--format", "xml"], r"--format.*audacity"),
         (["MODEL", "FILE", "-", "--format", "audacity"], r"audacity's labels are of one file, got 2"),
         (["MODEL", "FILE", "--formt", "json"], r"--formt.*--format"),
+        (["MODEL", "FILE", "--runtime", "tpu"], r"--runtime.*numpy"),
+        (
+            ["MODEL", "FILE", "--state", "S"],
+            r"state: expected one stream, - or mic, that may go on, got .*a\.wav",
+        ),
+        (["MODEL", "-", "mic", "--state", "S"], r"state: expected one stream, .* got -, mic"),
+        (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a \.safetensors file"),
     ],
 )
 def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
@@ -191,6 +198,60 @@ def test_the_microphone_is_a_file_of_that_name(model, capsys, monkeypatch):
     files, items = said(capsys, model, "mic")
     assert items == rounded(list(events.detect(DETECTOR, [sound(3)]))) != []
     assert set(files) == {"mic"}
+
+
+@pytest.mark.parametrize("runtime", ["jax", "onnx", "c"])
+def test_any_runtime_can_be_asked_for(model, record, capsys, runtime):
+    if runtime == "c" and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler, cc")
+    path = record("a.wav")
+    _, items = said(capsys, model, path, "--runtime", runtime)
+    for item, event in zip(items, rounded(expected(path)), strict=True):
+        # Front ends differ in last bits.
+        assert item.pop("peak") == pytest.approx(event.pop("peak"), abs=0.05)
+        assert item == pytest.approx(event, abs=0.05)
+
+
+def test_what_is_heard_today_goes_on_tomorrow(model, tmp_path, capsys, monkeypatch):
+    samples, state, items = sound(6), str(tmp_path / "state"), []
+    for part in np.split(samples, [20_001, 20_002, 37_777]):
+        monkeypatch.setattr("qkd_jax.audio.microphone.microphone_blocks", lambda rate, part=part: [part])
+        items += said(capsys, model, "mic", "--state", state)[1]
+    whole = rounded(list(events.detect(DETECTOR, [samples])))
+    assert 5 < len(items) <= len(whole) and items == whole[: len(items)]
+    for asked, message in (
+        (["--runtime", "c"], "runtime c, found one with numpy"),
+        (["--threshold", "0.9"], "use"),
+    ):
+        with pytest.raises(InputError, match=rf"state: expected a state with {message}"):
+            said(capsys, model, "mic", "--state", state, *asked)
+
+
+def test_a_stream_that_is_stopped_by_signals_loses_and_repeats_nothing(model, tmp_path):
+    asked = [model, "-", "--format", "json", "--state", str(tmp_path / "state")]
+    data, lines, (read, write) = raw(sound(12)), [], os.pipe()
+    with os.fdopen(read, "rb") as source, os.fdopen(write, "wb", buffering=0) as pipe:
+        for number, pieces in (
+            (signal.SIGTERM, (data[:30_001], data[30_001:60_000])),
+            (signal.SIGINT, (data[60_000:120_000],)),
+            (None, (data[120_000:150_001], data[150_001:])),
+        ):
+            with command(*asked, stdin=source) as process:
+                for piece in pieces:
+                    pipe.write(piece)
+                if number:
+                    lines.append(process.stdout.readline())  # it is in the midst, or waits for more
+                    process.send_signal(number)
+                else:
+                    pipe.close()
+                lines += process.stdout.readlines()
+                said = process.stderr.read().decode().splitlines()
+                assert process.wait(60) == (130 if number else 0)
+                assert said[-1:] == (["stopped; the same command goes on from there"] if number else [])
+    samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+    whole, items = rounded(list(events.detect(DETECTOR, [samples]))), [json.loads(line) for line in lines]
+    assert {item.pop("file") for item in items} == {"-"}
+    assert items == whole[: len(items)] and len(whole) - len(items) <= len(RANDOM.events)
 
 
 def test_help_is_for_who_has_no_model_yet(capsys):

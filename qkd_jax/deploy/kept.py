@@ -7,7 +7,7 @@ carrier (cells.CARRIER.0 …), and what is known of events that are not yet over
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -52,18 +52,29 @@ def owner(model: Path, runtime: RuntimeName, detection: DetectionConfig) -> Owne
     return Owner(model=digest, runtime=runtime, detection=detection)
 
 
-def detect_on(path: Path, of: Owner, runtime: Runtime, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
-    """Events as `events.detect_in`'s, from the state at `path` on, or from the start if there is none.
+def go_on(path: Path, of: Owner, runtime: Runtime) -> Heard:
+    """The state at `path`, or that before the first block if there is none, which is then kept there.
+
+    Raises InputError as `load` and `save` do.
+    """
+    if path.exists():
+        return load(path, of, runtime)
+    heard = begin(runtime, rule_of(runtime.detector))
+    save(path, of, heard)  # or else what can't be written would be noticed late
+    return heard
+
+
+def detect_on(
+    path: Path, of: Owner, runtime: Runtime, heard: Heard, blocks: Iterable[np.ndarray]
+) -> Iterator[Event]:
+    """Events as `events.detect_in`'s, from the state `heard` on.
 
     Those that are not over when `blocks` end are not said: they go on where the next blocks begin.  The state
-    is kept when blocks end or a stop is asked for (`stop.py`), and before that after a block with events, and
-    each minute.  A block is heard once what follows its events is asked for: until then they may not have
-    been said.  Raises InputError as `load` and `save` do, and for blocks that are no waveform.
+    is kept at `path` when blocks end or a stop is asked for (`stop.py`), and before that after a block with
+    events, and each minute.  A block is heard once what follows its events is asked for: until then they may
+    not have been said.  Raises InputError as `save` does, and for blocks that are no waveform.
     """
-    rule = rule_of(runtime.detector)
-    heard = load(path, of, runtime, rule) if path.exists() else begin(runtime, rule)
-    save(path, of, heard)  # or else what can't be written would be noticed late
-    kept = heard
+    rule, kept = rule_of(runtime.detector), heard
     try:
         for block in blocks:
             after, events = hear(runtime, rule, heard, block)
@@ -87,22 +98,22 @@ def save(path: Path, of: Owner, heard: Heard) -> None:
         file.write(data)
 
 
-def load(path: Path, of: Owner, runtime: Runtime, rule: Rule) -> Heard:
+def load(path: Path, of: Owner, runtime: Runtime) -> Heard:
     """The state that `save` wrote to `path`.
 
     Raises InputError, of one line, if it is damaged, another's than `of`, or such as no stream leaves.
     """
-    return read(path, lambda data: _parse(data, of, runtime, rule), "a state", MAX_FILE)
+    return read(path, lambda data: _parse(data, of, runtime), "a state", MAX_FILE)
 
 
-def _parse(data: bytes, of: Owner, runtime: Runtime, rule: Rule) -> Heard:
+def _parse(data: bytes, of: Owner, runtime: Runtime) -> Heard:
+    rule = rule_of(runtime.detector)
+
     def layout(document: _Document) -> Layout:
-        expected, found = (
-            {"model": x.model, "runtime": x.runtime} | vars(x.detection) for x in (of, document.owner)
-        )
-        for name, value in expected.items():
-            if found[name] != value:
-                raise InputError(f"expected a state of {name} {value}, found one of {found[name]}")
+        for name, value in _said(of).items():
+            found = _said(document.owner)[name]
+            if found != value:
+                raise InputError(f"expected a state with {name} {value}, found one with {found}")
         return _layout(document, runtime, rule)
 
     document, arrays = opened(data, FORMAT, _Document, layout, "a state", MAX_FILE)
@@ -117,6 +128,11 @@ def _parse(data: bytes, of: Owner, runtime: Runtime, rule: Rule) -> Heard:
     )
     _check(heard, runtime)
     return heard
+
+
+def _said(of: Owner) -> dict[str, Any]:
+    """What is in `of`, the longest last."""
+    return {"model": of.model, "runtime": of.runtime} | dict(reversed(vars(of.detection).items()))
 
 
 def _arrays(heard: Heard) -> dict[str, np.ndarray]:

@@ -39,7 +39,12 @@ def heard_of(runtime, samples):
 
 
 def loaded(path, runtime, of=None):
-    return kept.load(path, of or owner_of(runtime), runtime, events.rule_of(runtime.detector))
+    return kept.load(path, of or owner_of(runtime), runtime)
+
+
+def detect_on(path, runtime, blocks):
+    where = path, owner_of(runtime), runtime
+    return kept.detect_on(*where, kept.go_on(*where), blocks)
 
 
 def leaves(heard):
@@ -66,15 +71,15 @@ def test_in_pieces_a_stream_says_what_it_says_in_one(tmp_path_factory, cuts, his
     path, runtime = tmp_path_factory.mktemp("state") / "state", runtime_of(history_seconds=history)
     whole, said = list(events.detect_in(runtime, [sound(SAMPLES)])), []
     for piece in np.split(sound(SAMPLES), sorted(cuts)):
-        said += kept.detect_on(path, owner_of(runtime), runtime, [piece])
+        said += detect_on(path, runtime, [piece])
     rest = events.finish(events.rule_of(runtime.detector), loaded(path, runtime).spans)
     assert said + rest == whole and len(said) > 5
 
 
 def test_a_block_whose_events_are_not_all_said_is_not_heard(tmp_path):
     runtime, path, halves = runtime_of(), tmp_path / "state", np.split(sound(SAMPLES), 2)
-    first = list(kept.detect_on(tmp_path / "other", owner_of(runtime), runtime, halves[:1]))
-    second = kept.detect_on(path, owner_of(runtime), runtime, halves)
+    first = list(detect_on(tmp_path / "other", runtime, halves[:1]))
+    second = detect_on(path, runtime, halves)
     assert [next(second) for _ in range(len(first) + 1)][:-1] == first
     second.close()
     assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, halves[0]))
@@ -88,7 +93,7 @@ def test_what_goes_wrong_leaves_what_was_heard(tmp_path):
         raise InputError("mic: gone")
 
     with pytest.raises(InputError, match="mic: gone"):
-        list(kept.detect_on(path, owner_of(runtime), runtime, blocks()))
+        list(detect_on(path, runtime, blocks()))
     assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, sound(SAMPLES)))
 
 
@@ -103,7 +108,7 @@ def test_it_is_kept_after_events_and_each_minute(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "hear", hear)
     monkeypatch.setattr(kept, "save", lambda path, of, heard: written.append(heard.stream.steps // 100))
     blocks = [sound(0)] * 7
-    assert list(kept.detect_on(tmp_path / "state", owner_of(runtime), runtime, blocks)) == ["event"]
+    assert list(detect_on(tmp_path / "state", runtime, blocks)) == ["event"]
     assert written == [0, 60, 100, 140]
 
 
@@ -112,9 +117,9 @@ def test_another_ones_state_is_refused(tmp_path):
     kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
     limited = runtime_of(history_seconds=2.0)
     for of, fields, said in (
-        (runtime, {"model": "1" * 64}, f"expected a state of model {'1' * 64}, found one of {'0' * 64}"),
-        (runtime, {"runtime": "c"}, "expected a state of runtime c, found one of numpy"),
-        (limited, {}, r"expected a state of history_seconds 2\.0, found one of None"),
+        (runtime, {"model": "1" * 64}, f"expected a state with model {'1' * 64}, found one with {'0' * 64}"),
+        (runtime, {"runtime": "c"}, "expected a state with runtime c, found one with numpy"),
+        (limited, {}, r"expected a state with history_seconds 2\.0, found one with None"),
     ):
         with pytest.raises(InputError, match=rf"^{path}: {said}$"):
             loaded(path, of, owner_of(of, **fields))
@@ -138,7 +143,7 @@ def test_what_is_no_state_is_refused(tmp_path):
     save(random_detector(PLAIN), path)
     refused(path.read_bytes(), r"expected metadata \['qkd_jax state, version 1'\]")
     with pytest.raises(InputError, match=r"state/x: could not be written: (Not a directory|File exists)"):
-        next(kept.detect_on(path / "x", owner_of(runtime), runtime, []), None)
+        next(detect_on(path / "x", runtime, []), None)
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match=r"state: expected a state's file, found none"):
