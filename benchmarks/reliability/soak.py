@@ -15,6 +15,7 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -115,31 +116,24 @@ def heard(
     After each piece of a part, `watch` is told the process.  Raises InputError if one ends otherwise.
     """
     read, write = os.pipe()
+    os.set_blocking(write, False)
     lines: list[str] = []
     with os.fdopen(write, "wb") as pipe, os.fdopen(read, "rb") as source, tempfile.TemporaryFile() as errors:
         for number, part in enumerate(parts, 1):
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 command, stdin=source, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+            ) as process:
+                listener = threading.Thread(target=lines.extend, args=[process.stdout])
+                listener.start()
+                for piece in part:
+                    _write(write, piece, process)
+                    watch(process.pid)
+                if number < len(parts):
+                    process.send_signal(signal.SIGTERM)
+                else:
+                    pipe.close()
+                listener.join()
             expected = 0 if number == len(parts) else 130
-
-            def listen(process=process, expected=expected) -> None:
-                lines.extend(process.stdout)
-                if process.wait() != expected:
-                    while os.read(read, 1 << 20):  # or whoever writes would wait for ever
-                        pass
-
-            listener = threading.Thread(target=listen)
-            listener.start()
-            for piece in part:
-                pipe.write(piece)
-                pipe.flush()
-                watch(process.pid)
-            if expected:
-                process.send_signal(signal.SIGTERM)
-            else:
-                pipe.close()
-            listener.join()
             if process.returncode != expected:
                 errors.seek(0)
                 said = errors.read().decode().strip().splitlines()[-1:]
@@ -147,6 +141,14 @@ def heard(
                     f"{' '.join(command)}: expected status {expected}, got {process.returncode}: {said}"
                 )
     return lines
+
+
+def _write(pipe: int, data: bytes, process: subprocess.Popen) -> None:
+    """Write to a pipe that doesn't block, as long as there is someone to read."""
+    left = memoryview(data)
+    while left and process.poll() is None:
+        if select.select([], [pipe], [], 1)[1]:
+            left = left[os.write(pipe, left) :]
 
 
 def by_block(lines: Sequence[str], clock: stream.Clock, sound: Sound) -> list[list[Found]]:
