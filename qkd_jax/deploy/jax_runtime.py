@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from qkd_jax.deploy import front_end, reference
 from qkd_jax.deploy.detector import Detector
-from qkd_jax.deploy.stream import Cells, Runtime
+from qkd_jax.deploy.stream import Cells, Runtime, in_numpy
 from qkd_jax.nn.codes import GRID
 from qkd_jax.nn.integer import convolve, from_inputs, linear, normalized, step
 
@@ -57,7 +57,6 @@ def in_jax(detector: Detector) -> Runtime:
     It is always of the steps of a second, of which those of fewer samples are the first.
     """
     student, features = detector.student, detector.features
-    zero = np.zeros(student.units, np.int32)
     frames, hop = student.span
     most = -(-features.sample_rate // (hop * features.hop_length)) + 1
 
@@ -78,7 +77,7 @@ def in_jax(detector: Detector) -> Runtime:
             logits.append(np.asarray(outputs)[:steps])
         return cells, np.concatenate(logits)
 
-    return Runtime(detector, (zero,) * (2 * student.layers), advance)
+    return Runtime(detector, in_numpy(detector).start, advance)
 
 
 def _advance(

@@ -118,8 +118,8 @@ def _parse(data: bytes, of: Owner, runtime: Runtime) -> Heard:
 
     document, arrays = opened(data, FORMAT, _Document, layout, "a state", MAX_FILE)
     carriers = tuple(
-        tuple(arrays[f"cells.{carrier}.{index}"] for index in range(len(runtime.start)))
-        for carrier in range(_carriers(runtime))
+        tuple(arrays[f"cells.{carrier}.{index}"] for index in range(len(cells)))
+        for carrier, cells in enumerate(begin(runtime, rule).stream.carriers)
     )
     medians = max(document.steps - rule.around, 0)
     heard = Heard(
@@ -157,35 +157,23 @@ def _layout(document: _Document, runtime: Runtime, rule: Rule) -> Layout:
             f"unread, skip: expected fewer than {window} samples to read, or up to {hop} to pass over, "
             f"found {document.unread} and {document.skip}"
         )
-    cells = {
-        f"cells.{carrier}.{index}": (str(cell.dtype), cell.shape)
-        for carrier in range(_carriers(runtime))
-        for index, cell in enumerate(runtime.start)
-    }
     recent = min(rule.around + steps, 2 * rule.around) if steps else 0
-    return {
-        "samples": ("float32", (document.unread,)),
-        **cells,
-        "recent": ("float32", (recent, events)),
-        "first": ("int64", (events,)),
-        "last": ("int64", (events,)),
-        "peak": ("float64", (events,)),
-    }
+    fixed = {name: (str(array.dtype), array.shape) for name, array in _arrays(begin(runtime, rule)).items()}
+    return fixed | {"samples": ("float32", (document.unread,)), "recent": ("float32", (recent, events))}
 
 
 def _check(heard: Heard, runtime: Runtime) -> None:
     """Raise InputError for values that no stream leaves."""
     (samples, _, carriers, _), spans = heard
     half = 1 << (runtime.detector.student.quant.activations - 1)
-    on = spans.first >= 0
+    first, last, peak = spans[2:]
+    on = first >= 0
     sound = {
         "samples": np.isfinite(samples).all(),
         "recent": np.isfinite(spans.recent).all(),
-        "first": spans.first.min() >= -1 and spans.first.max() < spans.steps,
-        "last": spans.last.min() >= -2
-        and spans.last.max() < spans.steps
-        and (spans.last >= spans.first)[on].all(),
-        "peak": np.array_equal(np.isfinite(spans.peak), on) and not np.isnan(spans.peak).any(),
+        "first": first.min() >= -1 and first.max() < spans.steps,
+        "last": last.min() >= -2 and last.max() < spans.steps and (last >= first)[on].all(),
+        "peak": np.where(on, np.isfinite(peak), np.isneginf(peak)).all(),
     }
     for carrier, cells in enumerate(carriers):
         for index, cell in enumerate(cells):
@@ -195,7 +183,3 @@ def _check(heard: Heard, runtime: Runtime) -> None:
     for name, good in sound.items():
         if not good:
             raise InputError(f"{name}: expected what a stream leaves, found other numbers")
-
-
-def _carriers(runtime: Runtime) -> int:
-    return 1 if runtime.detector.detection.history_seconds is None else 2

@@ -14,7 +14,7 @@ from qkd_jax.nn.codes import GRID
 
 
 def open_runtime(name: RuntimeName, detector: Detector) -> Runtime:
-    """`detector` in the runtime `name`, on one thread.
+    """`detector` in the runtime `name`.
 
     From the codes of the input on all but LiteRT compute what NumPy does.  C and ONNX have front ends of
     their own, the others NumPy's.  Raises InputError if a library is missing, or if there is no such model.
@@ -42,9 +42,9 @@ def _onnx(detector: Detector) -> Runtime:
         logits, *after = session.run(answers, {"waveform": waveform, **dict(zip(state, cells))})
         return tuple(after), logits
 
-    window, hop = reach(detector.features, detector.student)
-    zero = np.zeros(detector.student.units, np.int32)
-    return Runtime(detector, (zero,) * len(state), _each(step, window, hop))
+    return Runtime(
+        detector, in_numpy(detector).start, _each(step, *reach(detector.features, detector.student))
+    )
 
 
 def _litert(detector: Detector) -> Runtime:
@@ -73,8 +73,7 @@ def _c(detector: Detector) -> Runtime:
         cells, outputs = runner.steps(cells, samples, (len(samples) - window) // hop + 1)
         return cells, (outputs / 2.0**GRID).astype(np.float32)
 
-    zero = np.zeros(detector.student.units, np.int32)
-    return Runtime(detector, (zero,) * (2 * detector.student.layers), advance)
+    return Runtime(detector, in_numpy(detector).start, advance)
 
 
 _Advance = Callable[[Cells, np.ndarray], tuple[Cells, np.ndarray]]

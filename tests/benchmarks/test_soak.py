@@ -117,7 +117,7 @@ def test_a_small_soak(tmp_path, capsys):
     lstm = tuple(layer._replace(multiplier_h=layer.multiplier_h / 4, cell=13) for layer in detector.lstm)
     detector = dataclasses.replace(detector, lstm=lstm)
     samples = np.frombuffer(mixture(60, 16_000, 0), "<i2").astype(np.float32) / 32768
-    detection = DetectionConfig(thresholds={"x": medians(detector, samples)}, use="x", gap_seconds=0.5)
+    detection = DetectionConfig(thresholds={"x": medians(detector, samples)}, use="x", end=1.0)
     artefact.save(dataclasses.replace(detector, detection=detection), tmp_path / "model.safetensors")
     runtimes = ["numpy", *(["c"] if shutil.which("cc") else [])]
     asked = [

@@ -183,6 +183,7 @@ def changed(data, arrays=(), **numbers):
         ({}, {"last": np.int64(1 << 62)}, "last: "),
         ({}, {"peak": np.float64(np.nan)}, "peak: "),
         ({}, {"first": np.int64(-1), "peak": np.float64(1)}, "peak: "),
+        ({}, {"first": np.int64(-1), "peak": np.float64(np.inf)}, "peak: "),
         ({}, {"first": np.int64(100), "last": np.int64(99), "peak": np.float64(1)}, "last: "),
     ],
 )
