@@ -16,7 +16,7 @@ from benchmarks.reliability import mutate, mutate_binary
 from benchmarks.reliability.fuzz_targets import EVENTS, Target, noise, texts
 from qkd_jax.config import InputError, StudentConfig
 from qkd_jax.data.clips import Clip
-from qkd_jax.deploy import artefact, c, litert
+from qkd_jax.deploy import artefact, c, c_run, litert
 from qkd_jax.deploy import onnx as deploy_onnx
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.deploy.exported import open_exported
@@ -98,7 +98,7 @@ def _read_header(folder: Path) -> None:
     os.environ["CC"] = "false"
     for path in sorted(folder.iterdir()):
         try:
-            c.compile_c(path)
+            c_run.compile_c(path)
         except InputError as error:
             if "false failed" not in str(error):
                 raise
@@ -126,7 +126,7 @@ def _sealed_header(rng: random.Random, data: bytes) -> bytes:
     """The header's second line says other things of it."""
     _, said, rest = data.split(b"\n", 2)
     rest = b"// " + mutate.json_text(rng, said.removeprefix(b"// ")).replace(b"\n", b"") + b"\n" + rest
-    return c._digest(rest).encode() + rest
+    return c.checksum_line(rest).encode() + rest
 
 
 MODELS = (
