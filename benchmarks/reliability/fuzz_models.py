@@ -16,10 +16,11 @@ from benchmarks.reliability import mutate, mutate_binary
 from benchmarks.reliability.fuzz_targets import EVENTS, Target, noise, texts
 from qkd_jax.config import InputError, StudentConfig
 from qkd_jax.data.clips import Clip
-from qkd_jax.deploy import artefact, c, c_run, litert
+from qkd_jax.deploy import artefact, c, c_run, events, kept, litert
 from qkd_jax.deploy import onnx as deploy_onnx
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.deploy.exported import open_exported
+from qkd_jax.deploy.stream import in_numpy
 from qkd_jax.distill import tagger
 from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
 from tests.artefacts import mutated as mutated_artefact
@@ -104,6 +105,26 @@ def _read_header(folder: Path) -> None:
                 raise
 
 
+def _make_states(folder: Path) -> None:
+    _make_exported(".safetensors", artefact.save, folder)
+    for path in folder.glob("*/detector.safetensors"):
+        detector = artefact.load(path)
+        runtime = in_numpy(detector)
+        rule = events.rule_of(detector)
+        heard, _ = events.hear(runtime, rule, events.begin(runtime, rule), noise(8000))
+        kept.save(path.with_name("kept.state"), kept.owner(path, "numpy", detector.detection), heard)
+
+
+def _read_state(folder: Path) -> None:
+    """And go on with it."""
+    path = folder / "detector.safetensors"
+    detector = artefact.load(path)
+    runtime = in_numpy(detector)
+    of = kept.owner(path, "numpy", detector.detection)
+    heard = kept.load(folder / "kept.state", of, runtime)
+    events.hear(runtime, events.rule_of(detector), heard, noise(4000))
+
+
 def _sealed_onnx(rng: random.Random, data: bytes) -> bytes:
     content = mutate_binary.onnx(rng, data[: -len(deploy_onnx._checksum(b""))])
     return content + deploy_onnx._checksum(content)
@@ -180,5 +201,11 @@ MODELS = (
         functools.partial(_make_exported, ".safetensors", artefact.save),
         _read_exported,
         ((".safetensors", lambda rng, data: mutated_artefact(rng, [data])),),
+    ),
+    Target(
+        "state",
+        _make_states,
+        _read_state,
+        ((".state", lambda rng, data: mutated_artefact(rng, [data])),),
     ),
 )
