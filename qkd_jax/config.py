@@ -24,7 +24,13 @@ class InputError(ValueError):
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(printable(line[:_LONGEST]) for line in lines))
+        super().__init__("\n".join(map(_shown, lines)))
+
+
+def _shown(line: str) -> str:
+    # Where it is stands at the beginning, what is wrong at the end.
+    half = _LONGEST // 2
+    return printable(line if len(line) <= _LONGEST else f"{line[: half - 1]}…{line[-half:]}")
 
 
 def printable(text: str) -> str:
@@ -520,8 +526,6 @@ def from_json(kind: type[T], text: str, where: str) -> T:
         return _adapter(kind).validate_json(text)
     except ValidationError as error:
         raise InputError(f"{where}: {explain(error)}") from None
-    except OverflowError:
-        raise InputError(f"{where}: expected numbers that a float can hold, found a larger one") from None
 
 
 def explain(error: ValidationError) -> str:

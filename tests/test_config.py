@@ -189,7 +189,9 @@ def test_json_errors_name_file_and_field():
 
 
 def test_an_error_is_lines_that_can_be_printed():
-    assert str(InputError("a\nb\x1b[2J\ud800\u202e", "c" * 2000)) == "a?b?[2J??\n" + "c" * 1000
+    assert str(InputError("a\nb\x1b[2J\ud800\u202e", "c" * 1000)) == "a?b?[2J??\n" + "c" * 1000
+    long = str(InputError("where: " + "c" * 5000 + ": wrong"))
+    assert len(long) == 1000 and long.startswith("where: ccc") and long.endswith("ccc: wrong")
     assert str(InputError("Bébé \U0001f600")) == "Bébé \U0001f600"
 
 

@@ -59,7 +59,7 @@ def refusal(folder, data):
         load(path)
     assert str(caught.value).startswith(f"{path}: ")
     message = str(caught.value).removeprefix(f"{path}: ")
-    assert message.isprintable() and len(message) <= 300
+    assert message.isprintable() and len(message) <= 1000
     return message
 
 
@@ -253,7 +253,8 @@ HUGE = 10**4000
         ("detector.features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
         ("detector.features.n_fft", 10**9, r"features\.n_fft: Input should be less than .* 32768"),
         ("detector.features.hop_length", HUGE, r"features\.hop_length: Input should be less than .* 1048576"),
-        ("detector.features.sample_rate", HUGE, r"expected numbers that a float can hold"),
+        ("detector.features.sample_rate", HUGE, r"sample_rate: Input should be less than .* 1048576"),
+        ("detector.features.fmax", HUGE, r"features\.fmax: Input should be a finite number, got 10000"),
         ("detector.features.sample_rate", 10**9, r"sample_rate: Input should be less than .* 1048576"),
         ("detector.features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
         ("detector.features.fmin", float("nan"), r"fmin: "),
