@@ -25,6 +25,8 @@ Shape = list[int | None]
 _RUNTIMES = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
 _SECONDS, _MEMORY = 120, 16 << 30
 """That a model may take to be opened and run once, and bytes."""
+_REFUSED = 3
+"""The status of the process, whose last line is then an InputError's."""
 MOST_SAMPLES = 1 << 26
 """That a model may hear at a time: an hour at 16 kHz."""
 _NOISE = 160_000
@@ -89,7 +91,7 @@ def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray
 def _try(path: Path, *layer: str) -> None:
     """Open the model and run it once in a process of its own; raises the InputError that this ends in."""
     # Not a fork, which would have the locks of JAX's threads but not the threads.
-    command = [sys.executable, "-m", __name__, str(path), *layer]
+    command = [sys.executable, "-P", "-m", __name__, str(path), *layer]
     runtime = _RUNTIMES.get(path.suffix)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
@@ -105,8 +107,8 @@ def _try(path: Path, *layer: str) -> None:
     if done.returncode < 0:
         crash = signal.Signals(-done.returncode).name
         raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
-    if done.stdout:
-        raise InputError(done.stdout.decode())
+    if done.returncode == _REFUSED:
+        raise InputError(done.stdout.decode(errors="replace").splitlines()[-1])
 
 
 def run_once(path: Path, layer: str | None = None) -> None:
@@ -224,7 +226,9 @@ def _main(path: str, *layer: str) -> None:
     try:
         run_once(Path(path), *layer)
     except InputError as error:
-        sys.stdout.buffer.write(str(error).encode())
+        # A runtime may have printed too.
+        sys.stdout.buffer.write(f"\n{error}".encode())
+        sys.exit(_REFUSED)
 
 
 if __name__ == "__main__":

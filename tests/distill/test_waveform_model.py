@@ -131,7 +131,10 @@ def stub(folder, monkeypatch, fate):
         ),
         ("os.abort()", r"m\.tflite: made LiteRT crash \(SIGABRT\); expected a model that it can run"),
         ("time.sleep(60)", r"m\.tflite: took LiteRT more than 1 s; expected a model that it can run"),
-        ("raise RuntimeError('no\\nmodel')", r"m\.tflite: expected a model for LiteRT: no$"),
+        (
+            "print('a', end=''); raise RuntimeError('no\\nmodel')",
+            r"m\.tflite: expected a model for LiteRT: no$",
+        ),
     ],
 )
 @pytest.mark.parametrize("layer", [(), ("loudest",)])
