@@ -229,27 +229,33 @@ def main(arguments: list[str]) -> None:
     known = [target.name for target in TARGETS]
     if unknown := set(settings.only).difference(known):
         raise InputError(f"only: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
-    tallies: dict[str, Tally] = {}
-    left_out: dict[str, str] = {}
+    faults = 0
     print(f"{'':18}{'inputs':>8}{'read':>8}{'refused':>9}{'crashed, caught':>17}{'slowest':>10}{'memory':>9}")
     for target in TARGETS:
         if settings.only and target.name not in settings.only:
             continue
         try:
-            tally = tallies[target.name] = fuzz(target, settings)
+            tally = fuzz(target, settings)
         except InputError as error:  # of a library that isn't installed, say
-            left_out[target.name] = str(error)
             print(f"{target.name:18}left out: {error}", flush=True)
             continue
         others = ", ".join(f"{count} {end}" for end, count in tally.ends.most_common() if end not in FINE)
         read, refused, caught = (tally.ends[end] for end in FINE)
         figures = f"{tally.inputs:8}{read:8}{refused:9}{caught:17}{tally.slowest:8.2f} s{tally.peak_mb:6} MB"
         print(f"{target.name:18}{figures}  {others}", flush=True)
-    path = Path(settings.out) / "fuzz.json"
+        faults += tally.faults
+        _write_tally(Path(settings.out) / "fuzz.json", target.name, tally)
+    if faults:
+        raise InputError(
+            f"expected each input to be read or refused, found {faults} others: {settings.keep} has them"
+        )
+
+
+def _write_tally(path: Path, name: str, tally: Tally) -> None:
+    """Keep the tally of a target beside those of the others that are there."""
     before = json.loads(path.read_text())["targets"] if path.is_file() else {}
     kept = {
-        "targets": before | {name: vars(tally) for name, tally in tallies.items()},
-        "left out": left_out,
+        "targets": before | {name: vars(tally)},
         "machine": processor(),
         "versions": versions(
             *("soundfile", "soxr", "numpy", "pydantic", "orbax-checkpoint", "tensorstore", "jax"),
@@ -258,10 +264,6 @@ def main(arguments: list[str]) -> None:
     }
     with whole_file(path, "w") as file:
         file.write(json.dumps(kept, indent=1) + "\n")
-    if faults := sum(tally.faults for tally in tallies.values()):
-        raise InputError(
-            f"expected each input to be read or refused, found {faults} others: {settings.keep} has them"
-        )
 
 
 if __name__ == "__main__":
