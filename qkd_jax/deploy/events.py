@@ -63,7 +63,7 @@ class Heard(NamedTuple):
 
 
 def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
-    """`detect_in` NumPy."""
+    """Events in a waveform that comes in `blocks`, each when it is over: `detect_in` NumPy."""
     return detect_in(stream.in_numpy(detector), blocks)
 
 

@@ -65,7 +65,7 @@ def test_a_state_is_kept_to_the_last_bit(tmp_path, student, history):
     assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(cuts=st.lists(st.integers(0, SAMPLES), max_size=6), history=st.sampled_from([None, 0.2]))
 def test_in_pieces_a_stream_says_what_it_says_in_one(tmp_path_factory, cuts, history):
     path, runtime = tmp_path_factory.mktemp("state") / "state", runtime_of(history_seconds=history)
