@@ -21,7 +21,7 @@ TARGETS = {
     "step logits",
     "features",
 }
-TARGETS |= {"run arrays", "checkpoints", "clip list", "log", "config", "tagger", "artefact"}
+TARGETS |= {"run arrays", "checkpoints", "clip list", "log", "config", "tagger", "artefact", "state"}
 TARGETS |= {
     "ONNX teacher",
     "LiteRT teacher",
