@@ -16,7 +16,6 @@ from qkd_jax.config import InputError, to_json
 from qkd_jax.data.dataset import load_split
 from qkd_jax.train.folder import load_run
 from qkd_jax.train.run import train
-from qkd_jax.train.teachers import foreign_logits
 from tests.train.test_resume import assert_same_end, run
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +99,9 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ("tiny/config.json", "Permission denied"),
+        ("tiny/config.json", "expected a run's settings: .*Permission denied.*"),
         ("tiny/clips.jsonl", "expected the list of a run's recordings: .*Permission denied.*"),
-        ("tiny/norm.npz", "Permission denied"),
+        ("tiny/norm.npz", "expected mean and deviation .*Permission denied.*"),
         ("tiny/plain/checkpoints", "could not be read: Permission denied"),
         ("tiny/data/audio/train-00003.wav", "expected a recording that libsndfile reads: .*"),
         (".features", ".*could not be written: Permission denied"),
@@ -158,6 +157,7 @@ def test_of_two_that_begin_one_run_at_once_one_is_refused(finished, settings, tm
     assert_same_end(tmp_path / "disk" / "tiny", finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path, split):
     shutil.copytree(finished, tmp_path / "tiny")
@@ -178,21 +178,13 @@ def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path,
     assert_same_end(tmp_path / "tiny", finished)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_of_a_teacher_that_are_not_finite_are_named(finished, tiny_config, tmp_path, value):
+def test_logits_of_a_teacher_that_are_not_finite_are_named(finished, tiny_config, tmp_path):
     shutil.copytree(finished, tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "four")
     path = tmp_path / "tiny" / "teacher" / "teaching.npz"
     with np.load(path) as kept:
         arrays = dict(kept)
-    arrays["logits"][7, 1] = value
+    arrays["logits"][7, 1] = np.inf
     np.savez(path, **arrays)
     with pytest.raises(InputError, match=f"{path}: expected finite logits"):
         train(tiny_config(tmp_path))
-
-
-def test_foreign_logits_may_be_unknown_and_not_infinite(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "tiny")
-    np.save(tmp_path / "tiny" / "foreign.npy", np.full((1, 24, 3), np.inf, np.float32))
-    with pytest.raises(InputError, match=r"foreign\.npy: expected logits, or NaN .*; found infinity"):
-        foreign_logits(load_run(tmp_path / "tiny"), None)
