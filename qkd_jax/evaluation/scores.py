@@ -94,10 +94,12 @@ def step_logits(
         for clip, last in enumerate(max(len(item) - frames, 0) // hop * hop for item in data.features)
         for start in (*range(0, last, steps * hop), last)
     ]
+    own = own_rows(whole_rows(batch_size))
     for begin in track(range(0, len(starts), batch_size), -(-len(starts) // batch_size), "scores"):
         some = starts[begin : begin + batch_size]
         batch = np.zeros((batch_size, frames, data.features[0].shape[1]), np.float32)
-        for row, (clip, start) in enumerate(some):
+        for row in range(len(some))[own]:
+            clip, start = some[row]
             batch[row] = tiled(data.features[clip][start : start + frames], frames)
         said = detect(variables, batch)
         for (clip, start), logits, over_time in zip(some, np.asarray(said.clip), np.asarray(said.frames)):
