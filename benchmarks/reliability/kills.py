@@ -41,14 +41,14 @@ LAST_STEP = CLIPS // BATCH * EPOCHS
 PHASES = (
     "recordings",
     "features",
-    "start, again",
     "steps",
+    "start, again",
     "a checkpoint",
     "evaluation",
     "report",
     "export",
 )
-_LOOK, _START = 0.002, 5.0  # seconds: between two looks at a folder, and of a start
+_LOOK, _START = 0.01, 5.0  # seconds: between two looks at a folder, and of a start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,8 @@ def main(arguments: list[str]) -> None:
         with tempfile.TemporaryDirectory() as name:
             seen = Counter[str]()
             for aim in PHASES:
-                nth = rng.randint(1, max(whole.times[aim] - seen[aim], 1))
+                # Of the visits that are left the first half, so that there is something left for the next.
+                nth = rng.randint(1, max((whole.times[aim] - seen[aim]) // 2, 1))
                 killed, phases = attempt(Path(name), aim, nth, rng.uniform(0, mean(whole, aim)))
                 seen += phases.times
                 if killed is not None:
