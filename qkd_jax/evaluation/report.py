@@ -187,7 +187,7 @@ def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[
 
 
 def _valid(key: str, epoch: dict[str, Any]) -> float:
-    return epoch["valid"][key]
+    return epoch["valid"].get(key, float("nan"))
 
 
 def _errors(

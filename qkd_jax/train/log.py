@@ -36,9 +36,11 @@ def _record(line: bytes) -> dict[str, Any] | None:
         numbers = all(math.isfinite(value) for value in values.values())
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    of_epoch = found.keys() >= {"epoch", "epoch_loss", "valid"} and found["valid"].keys() >= {"auc", "eer"}
-    whole = isinstance(found.get("step"), int) and ("loss" in found or of_epoch)
-    return found if numbers and whole else None
+    if "epoch" in found:
+        whole = "epoch_loss" in found and found.get("valid", {}).keys() >= {"auc", "eer"}
+    else:
+        whole = "loss" in found
+    return found if numbers and whole and isinstance(found.get("step"), int) else None
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

@@ -92,6 +92,7 @@ def test_tensorboard_has_each_figure_once_even_after_going_on(tmp_path):
         b'{"step": 2, "loss": 1' + b"0" * 4000 + b"}",
         b'{"loss": 0.5}',
         b'{"step": 2}',
+        b'{"step": 2, "loss": 0.5, "epoch": 1}',
         b'{"step": 2, "epoch": 1, "epoch_loss": 0.5}',
         b'{"step": 2, "epoch": 1, "epoch_loss": 0.5, "valid": 1}',
         b'{"step": 2, "epoch": 1, "epoch_loss": 0.5, "valid": {"auc": 1.0}}',
