@@ -43,7 +43,7 @@ def read_table(
     Raises InputError as it reads: there is no file (names `setting`), the encoding, a column
     that is missing (adds `hint`), a row with too few or too many fields, a quote that isn't closed, no rows.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor a name that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
     with open(path, newline="", encoding="utf-8-sig") as file:
         # A comment becomes an empty line, so that numbers of lines stay the file's.

@@ -18,6 +18,7 @@ from qkd_jax.data.source import list_bad
 from qkd_jax.data.table import read_table
 from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_model
 
+_LONGEST, _DOTS = 1 << 20, 2000
 _FORMAT = 1  # to be raised when the same settings come to give other scores
 _LEAST = 1e-3  # our reading: a logit of an 8-bit tagger's 0 would be minus infinity
 
@@ -65,7 +66,11 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
 def read_tagger(path: Path) -> TaggerConfig:
     """The settings in the TOML file at `path`; raises InputError."""
     try:
-        text = json.dumps(tomllib.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        # A key of n dots takes tomllib n² steps, and bytes.
+        if len(text) > _LONGEST or text.count(".") > _DOTS:
+            raise ValueError(f"at most {_LONGEST} letters, {_DOTS} of them dots")
+        text = json.dumps(tomllib.loads(text))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: expected a tagger's settings in TOML: {error}") from None
     return from_json(TaggerConfig, text, str(path))

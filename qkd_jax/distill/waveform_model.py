@@ -48,10 +48,7 @@ def open_model(path: Path) -> tuple[int | None, Run]:
 
 def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
     """As `open_model`, or with a `layer` as `open_inner`, in this process at once, which may crash."""
-    if path.suffix not in _RUNTIMES:
-        raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
-    if not path.is_file():
-        raise InputError(f"file: expected a model at {path}, found none")
+    _check(path)
     try:
         shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)
     except InputError:
@@ -88,11 +85,19 @@ def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray
     return samples, lambda waveform: run(waveform)[0].astype(np.float32).ravel()
 
 
+def _check(path: Path) -> None:
+    if path.suffix not in _RUNTIMES:
+        raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
+    if not os.path.isfile(path):  # nor a name that the system refuses
+        raise InputError(f"file: expected a model at {path}, found none")
+
+
 def _try(path: Path, *layer: str) -> None:
     """Open the model and run it once in a process of its own; raises the InputError that this ends in."""
+    _check(path)
     # Not a fork, which would have the locks of JAX's threads but not the threads.
     command = [sys.executable, "-P", "-m", __name__, str(path), *layer]
-    runtime = _RUNTIMES.get(path.suffix)
+    runtime = _RUNTIMES[path.suffix]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         done = subprocess.run(

@@ -260,6 +260,7 @@ def test_yamnet_in_litert_knows_dogs_babies_and_guns(tmp_path):
         ((1, "n"), "window_seconds = 1e300", None, r"window_seconds: Input should be less than"),
         ((1, "n"), "hop_seconds = 1e300", None, r"hop_seconds: Input should be less than"),
         ((1, "n"), f"sample_rate = {10**30}", None, r"sample_rate: Input should be less than"),
+        ((1, "n"), "a." * 50_000, None, r"expected .*TOML: at most 1048576 letters, 2000 of them"),
         ((1, "n"), "x = " + "[" * 10_000, None, r"tagger\.toml: expected a tagger's settings in TOML"),
         ((1, "n"), 'layer = "a\\u0000\\u001b[2J"\nx = 1', None, r"tagger\.toml: x: "),
         ((1, 1, 1, 1000), "", None, None),
@@ -281,6 +282,8 @@ def test_what_is_wrong_with_its_files_is_said(tmp_path):
     clip = record(tmp_path, "a.wav", noise(1000))
     for file, said in [
         ("gone.onnx", r"file: expected a model at .*gone\.onnx, found none"),
+        ("x" * 5000 + ".onnx", r"file: expected a model at .*x\.onnx, found none"),
+        ("a\\u0000.onnx", r"file: expected a model at .*a\?\.onnx, found none"),
         ("model.h5", r"file: expected a model in \.onnx or \.tflite, got .*model\.h5"),
         ("bad.onnx", r"bad\.onnx: expected a model for ONNX Runtime: "),
         ("bad.tflite", r"bad\.tflite: expected a model for LiteRT: "),
