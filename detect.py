@@ -5,7 +5,8 @@ A FILE of mic is the microphone (pip install -e '.[microphone]').
 
 With --state FILE a stream, - or mic, may be stopped (Ctrl-C, SIGTERM, its end) and gone on with by the same
 command, as if it had not been: nothing that was read is lost, nothing said twice, and times count on from the
-first start.  Killed outright, it goes on from the last event, or the last minute of sound.
+first start.  Killed outright, it goes on from the last event, or the last minute of sound; and where nobody
+read on what it said, from before the block that it said it of.
 """
 
 import contextlib

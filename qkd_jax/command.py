@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from qkd_jax.config import Config, InputError, explain
+from qkd_jax.config import Config, InputError, explain, printable
 from qkd_jax.config_sed import SedConfig
 
 T = TypeVar("T")
@@ -92,6 +92,6 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return 2
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     return 0

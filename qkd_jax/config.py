@@ -5,6 +5,7 @@ Errors name the field, what was expected and what was found.
 
 import dataclasses
 import functools
+import unicodedata
 from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,9 +34,15 @@ def _shown(line: str) -> str:
     return printable(line if len(line) <= _LONGEST else f"{line[: half - 1]}…{line[-half:]}")
 
 
+_BREAKING = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def printable(text: str) -> str:
     """`text` with ? for what would break a line, or a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(
+        "?" if unicodedata.category(letter) in _BREAKING or letter in _TURNING else letter for letter in text
+    )
 
 
 MIN_BITS, MAX_BITS, OFF = 2, 16, 32
@@ -69,7 +76,7 @@ class FeatureConfig:
     """Samples in a window (25 ms)."""
     hop_length: Rate = 160
     """Samples between windows (10 ms)."""
-    n_fft: Annotated[int, Field(ge=1, le=1 << 15)] = 512
+    n_fft: Annotated[int, Field(ge=1, le=1 << 17)] = 512
     """Points of the FFT; windows are zero-padded to it."""
     n_mels: Annotated[int, Field(ge=1, le=1 << 10)] = 64
     """Mel bands."""

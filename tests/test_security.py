@@ -77,7 +77,7 @@ def watch(event, arguments):
 
 def check(event, path):
     path = os.path.realpath(path)
-    if not path.startswith((allowed, "/dev/", "/proc/")):
+    if not (path + os.sep).startswith((allowed + os.sep, "/dev/", "/proc/")):
         complain(event, path)
 
 def complain(*words):
@@ -95,7 +95,10 @@ TINY = """
 
 
 def watched(folder, *command):
-    """What Python complains of as it runs a command that may write in `folder` alone, and what that says."""
+    """What Python complains of as it runs a command that may write in `folder` alone, and what that says.
+
+    Of what libraries do past Python, and processes that they start, it sees nothing.
+    """
     home, temporary = folder / "home", folder / "tmp"
     for path in (home, temporary):
         path.mkdir(exist_ok=True)

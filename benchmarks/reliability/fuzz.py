@@ -34,7 +34,7 @@ from benchmarks.reliability.fuzz_targets import DATA, Target
 from benchmarks.reliability.mutate import Files, mutated
 from benchmarks.speed.turns import processor, versions
 from qkd_jax.command import override, run_command
-from qkd_jax.config import Count, InputError
+from qkd_jax.config import Count, InputError, printable
 from qkd_jax.files import whole_file
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def _end(read: Callable[[], Any]) -> tuple[str, str]:
         read()
     except InputError as error:
         message = str(error)
-        fine = message.isprintable() and len(message) <= LONGEST
+        fine = message == printable(message) and len(message) <= LONGEST
         return ("refused" if fine else "message"), message
     except Exception as error:
         return type(error).__name__, traceback.format_exc()

@@ -22,6 +22,7 @@ from qkd_jax.config import (
     FeatureConfig,
     InputError,
     StudentConfig,
+    printable,
     to_json,
 )
 from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
@@ -120,7 +121,7 @@ def _read_source(source: str, folder: Path) -> None:
     events = sorted(set().union(*(clip.labels for clip in clips)))
     clips = with_splits(clips, events)
     said = summary(clips, events).splitlines()
-    assert all(line.isprintable() for line in said), "expected lines that can be printed"
+    assert all(line == printable(line) for line in said), "expected lines that can be printed"
     for clip in clips:
         inside = os.path.normpath(clip.path)
         assert inside.startswith(f"{folder}{os.sep}"), "expected a path within the root"
@@ -280,7 +281,8 @@ def _read_clip_list(folder: Path) -> None:
     clips = read_clip_list(folder / "clips.jsonl", folder)
     for clip in clips:
         assert os.path.normpath(clip.path).startswith(f"{folder}{os.sep}"), "expected a path within the root"
-    assert all(line.isprintable() for line in summary(clips, EVENTS).splitlines()), "expected lines to print"
+    lines = summary(clips, EVENTS).splitlines()
+    assert all(line == printable(line) for line in lines), "expected lines to print"
 
 
 def _read_log(folder: Path) -> None:

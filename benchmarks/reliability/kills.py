@@ -135,7 +135,7 @@ def attempt(folder: Path, aim: str = "", nth: int = 1, wait: float = 0.0) -> tup
             looked = time.monotonic()
             if at == aim and phases.times[aim] == nth:
                 time.sleep(wait)
-                at = phase(folder, spoken=True)
+                at = phase(folder, spoken=said.seek(0, os.SEEK_END) > 0)
                 process.kill()
                 process.wait()
             time.sleep(_LOOK)

@@ -137,7 +137,7 @@ def attempt(folder: Path, processes: int, kill_at: int | None = None) -> list[di
         for index in range(processes)
     ]
     if kill_at is not None:
-        while kept(folder) < kill_at:
+        while kept(folder) < kill_at and all(process.poll() is None for process in all_of_them):
             time.sleep(0.5)
         all_of_them[-1].kill()
     statuses = [process.wait() for process in all_of_them]

@@ -6,8 +6,8 @@ import numpy as np
 
 from qkd_jax.config import InputError
 
-_MOST = 1 << 33
-"""Bytes that an archive may unpack to: as few as a thousandth of them may be in it."""
+_MOST, _RATIO = 1 << 30, 100
+"""Bytes that any archive may unpack to, and how many for each of its own where they are more."""
 
 
 def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarray]:
@@ -18,8 +18,9 @@ def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarra
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if (size := sum(member.file_size for member in archive.zip.infolist())) > _MOST:
-                raise ValueError(f"at most {_MOST} bytes, found {size}")
+            most = max(_MOST, _RATIO * path.stat().st_size)
+            if (size := sum(member.file_size for member in archive.zip.infolist())) > most:
+                raise ValueError(f"at most {most} bytes, found {size}")
             return [_checked(name, archive[name], *form) for name, form in wanted.items()]
     except Exception as error:  # a damaged archive raises what it likes
         raise InputError(f"{path}: expected {what}: {_first_line(error)}") from None

@@ -82,6 +82,7 @@ def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort()  # the same names on each machine
         relative = Path(folder).relative_to(root)
         for file in files:
             stem, extension = os.path.splitext(file)

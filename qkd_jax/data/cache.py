@@ -59,6 +59,8 @@ def cached(
     reasons: dict[int, str] = {}
 
     def lacking(places: Places) -> list[int]:
+        if asked_to_stop():
+            return []
         for place in places:
             entries.digests[place] = _digest(clips[place].path, settings)
         return [place for place in places if place not in reasons and not _is_whole(entries[place], width)]
@@ -71,7 +73,7 @@ def cached(
         some = np.fromiter(_in_parallel(lacking, places, _PIECE), np.int64)
         if len(some):
             print(f"{title}: {len(some)} of {len(clips)} recordings to read", flush=True)
-        for place, reason in zip(some, track(_in_parallel(make, some, 1), len(some), title)):
+        for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
             if reason:
                 reasons[int(place)] = reason
             if asked_to_stop():
@@ -131,12 +133,13 @@ def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -
 
 def _in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: int) -> Iterator[Any]:
     """What `work` gives for `places`, `size` of them at a time, in their order, on all cores."""
-    pieces = [places[start : start + size] for start in range(0, len(places), size)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             # Not all at once, so that two million clips do not wait in memory.
-            for first in range(0, len(pieces), _PIECE):
-                for found in pool.map(work, pieces[first : first + _PIECE]):
+            for first in range(0, len(places), size * _PIECE):
+                last = min(first + size * _PIECE, len(places))
+                pieces = (places[start : min(start + size, last)] for start in range(first, last, size))
+                for found in pool.map(work, pieces):
                     yield from found
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@ carrier (cells.CARRIER.0 …), and what is known of events that are not yet over
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,6 +97,8 @@ def save(path: Path, of: Owner, heard: Heard) -> None:
     data = sealed(FORMAT, to_json(document), _arrays(heard))
     with whole_file(path) as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # devices lose power
 
 
 def load(path: Path, of: Owner, runtime: Runtime) -> Heard:

@@ -109,11 +109,12 @@ def _try(path: Path, *layer: str) -> None:
         ) from None
     if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # meant for us all
         raise KeyboardInterrupt
-    if done.returncode < 0:
-        crash = signal.Signals(-done.returncode).name
-        raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
     if done.returncode == _REFUSED:
         raise InputError(done.stdout.decode(errors="replace").splitlines()[-1])
+    if done.returncode:
+        names = {-number: number.name for number in signal.Signals}
+        crash = names.get(done.returncode, f"status {done.returncode}")
+        raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
 
 
 def run_once(path: Path, layer: str | None = None) -> None:

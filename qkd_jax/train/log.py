@@ -31,9 +31,9 @@ def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-        values = {**found, **found.get("valid", {})}
-        values.pop("valid", None)
-        numbers = all(math.isfinite(value) for value in values.values())
+        valid = found.get("valid", {})
+        values = [value for name, value in found.items() if name != "valid"] + list(valid.values())
+        numbers = all(map(math.isfinite, values))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     if "epoch" in found:

@@ -60,7 +60,11 @@ def fit(
 
         begun = first_step - first_step % epoch_steps
         # Those of this epoch, of which a run that was stopped within it has the first.
-        losses = [record["loss"] for record in read_log(folder, first_step) if record["step"] > begun]
+        losses = [
+            record["loss"]
+            for record in read_log(folder, first_step)
+            if record["step"] > begun and "loss" in record
+        ]
         with open_log(folder, first_step) if is_first() else nullcontext(_no_log) as log:
 
             def record(step: int, metrics: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from qkd_jax.audio.augment import augment
-from qkd_jax.config import TRAINED, InputError
+from qkd_jax.config import TRAINED, InputError, printable
 from qkd_jax.data.arrays import read_npy
 from qkd_jax.data.batches import Batch
 from qkd_jax.data.dataset import Dataset
@@ -36,7 +36,8 @@ def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
             else:
                 teacher[:] = read_logits(file, data.names, data.events)
             unknown = [event for event, column in zip(data.events, teacher.T) if np.isnan(column).any()]
-            print(f"{file.name}: teaches" + (f" all but {', '.join(unknown)}" if unknown else ""), flush=True)
+            but = f" all but {printable(', '.join(unknown))}" if unknown else ""
+            print(f"{file.name}: teaches{but}", flush=True)
         with whole_file(path) as opened:
             np.save(opened, logits)
     what = "logits of foreign teachers, asked anew if it is deleted"

@@ -24,7 +24,7 @@ def main(folder, inputs, seed):
     import signal
     import warnings
 
-    from qkd_jax.config import InputError
+    from qkd_jax.config import InputError, printable
     from qkd_jax.deploy import artefact, reference
     from tests.artefacts import mutated
     from tests.detectors import DEEP, FRONT, PLAIN, random_detector
@@ -51,7 +51,8 @@ def main(folder, inputs, seed):
         except InputError as error:
             counts["refused"] += 1
             message = str(error)
-            assert message.startswith(f"{path}: ") and message.isprintable() and len(message) <= 1000, message
+            assert message.startswith(f"{path}: ") and message == printable(message), message
+            assert len(message) <= 1000, message
         else:
             counts["loaded"] += 1
             # What is loaded can be run: no arithmetic fails or warns.

@@ -96,6 +96,6 @@ def test_litert_that_says_other_things_is_refused(tmp_path, descriptions, messag
 def test_a_header_that_says_other_things_is_refused(tmp_path, second, message):
     _, _, rest = c.to_c(DETECTOR).encode().split(b"\n", 2)
     for content in (second + b"\n" + rest, second):
-        (tmp_path / "m.h").write_bytes(c._digest(content).encode() + content)
+        (tmp_path / "m.h").write_bytes(c.checksum_line(content).encode() + content)
         with pytest.raises(InputError, match=rf"m\.h: .*{message}"):
             open_exported(tmp_path / "m.h")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qkd_jax.config import DetectionConfig, InputError
 from qkd_jax.deploy import events, kept, stream
 from qkd_jax.deploy.artefact import save
-from tests.deploy.test_artefact_fuzz import joined, sealed, split
+from tests.artefacts import joined, sealed, split
 from tests.deploy.test_events import medians, sound
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 

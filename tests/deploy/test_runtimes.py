@@ -117,17 +117,17 @@ def test_with_a_history_steps_are_numpys(name):
         np.testing.assert_array_equal(logits, expected)
 
 
-def test_streams_take_turns():
+@RUNTIMES
+def test_streams_take_turns(name):
     """A runtime holds nothing of a stream: two at once are as one after the other."""
-    for name in EXACT:
-        runtime, sounds = opened(name, "deep"), [sound(seed=seed) for seed in (1, 2)]
-        states, logits = [start(runtime)] * 2, ([], [])
-        for begin in range(0, SAMPLES, 800):
-            for index, samples in enumerate(sounds):
-                states[index], new = push(runtime, states[index], samples[begin : begin + 800])
-                logits[index].append(new)
-        for samples, found in zip(sounds, logits):
-            np.testing.assert_array_equal(np.concatenate(found), steps_of(runtime, samples))
+    runtime, sounds = opened(name, "deep"), [sound(seed=seed) for seed in (1, 2)]
+    states, logits = [start(runtime)] * 2, ([], [])
+    for begin in range(0, SAMPLES, 800):
+        for index, samples in enumerate(sounds):
+            states[index], new = push(runtime, states[index], samples[begin : begin + 800])
+            logits[index].append(new)
+    for samples, found in zip(sounds, logits):
+        np.testing.assert_array_equal(np.concatenate(found), steps_of(runtime, samples))
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
