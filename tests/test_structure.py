@@ -16,6 +16,7 @@ ROOMS = (
     "progress",
     "files",
     "stop",
+    "trial",
     "mesh",
     "quant",
     "nn",

@@ -20,6 +20,7 @@ from qkd_jax.deploy import artefact, c, c_run, events, kept, litert
 from qkd_jax.deploy import onnx as deploy_onnx
 from qkd_jax.deploy.detector import Detector
 from qkd_jax.deploy.exported import open_exported
+from qkd_jax.deploy.exported import open_untried as open_untried_detector
 from qkd_jax.deploy.stream import in_numpy
 from qkd_jax.distill import tagger
 from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
@@ -90,7 +91,7 @@ def _make_exported(suffix: str, write: Callable[[Detector, Path], Any], folder: 
 
 def _read_exported(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        exported = open_exported(path)
+        exported = open_untried_detector(path)
         exported.clip_logits(noise(round(exported.clip_seconds * exported.features.sample_rate)))
 
 
@@ -179,6 +180,7 @@ MODELS = (
         ),
         _read_exported,
         ((".onnx", _sealed_onnx),),
+        functools.partial(_run_model, open_exported),
     ),
     Target(
         "exported .tflite",
@@ -189,6 +191,7 @@ MODELS = (
         ),
         _read_exported,
         ((".tflite", _sealed_litert),),
+        functools.partial(_run_model, open_exported),
     ),
     Target(
         "exported .h",

@@ -1,9 +1,8 @@
 """Exported detectors, of whatever format, as functions of waveforms.
 
 Each carries a checksum, which tells what is damaged from what was exported.  It is no signature: whoever
-changes a file on purpose can make it right again.  A .safetensors file is safe to open all the same; of the
-others open those whose maker you trust: a .h is compiled and run, and a crafted .onnx or .tflite may end the
-process.
+changes a file on purpose can make it right again.  So a .onnx or .tflite is first tried in a process of its
+own; a .h, which is compiled and run, can do what its maker wants: open those whose maker you trust.
 """
 
 import contextlib
@@ -15,9 +14,12 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from qkd_jax import trial
 from qkd_jax.config import FeatureConfig, InputError, Length, from_json
 from qkd_jax.deploy import artefact, c_run, front_end, litert, onnx, reference
 from qkd_jax.nn.codes import GRID
+
+_TRIED = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -44,8 +46,23 @@ class Exported(NamedTuple):
 def open_exported(path: Path) -> Exported:
     """Open the detector in the .safetensors, .onnx, .tflite or .h file at `path`.
 
-    Raises InputError if it is damaged or no such detector, or if what runs it is not installed.
+    Raises InputError if it is damaged or no such detector, if it makes ONNX Runtime or LiteRT crash or
+    hang, or if what runs it is not installed.
     """
+    if path.suffix in _TRIED:
+        trial.try_apart(__name__, path, runtime=_TRIED[path.suffix])
+    return open_untried(path)
+
+
+def run_once(path: Path) -> None:
+    """Open the detector at `path` and run it on noise, in this process, which may crash."""
+    exported = open_untried(path)
+    samples = round(exported.clip_seconds * exported.features.sample_rate)
+    exported.clip_logits(np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32))
+
+
+def open_untried(path: Path) -> Exported:
+    """As `open_exported`, in this process at once, which may crash."""
     opener = {".safetensors": _numpy, ".onnx": _onnx, ".tflite": _litert, ".h": _c}.get(path.suffix)
     if opener is None:
         raise InputError(f"{path}: expected a detector in .safetensors, .onnx, .tflite or .h")

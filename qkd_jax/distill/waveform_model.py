@@ -1,15 +1,9 @@
-"""Models of waveforms in ONNX and LiteRT files, from whomever: each is tried in a process of its own.
-
-As a program, this file is that process: PATH [LAYER].
-"""
+"""Models of waveforms in ONNX and LiteRT files, from whomever: each is tried in a process of its own."""
 
 import contextlib
 import difflib
 import importlib
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from qkd_jax import trial
 from qkd_jax.config import InputError
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]
 
 _RUNTIMES = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
-_SECONDS, _MEMORY = 120, 16 << 30
-"""That a model may take to be opened and run once, and bytes."""
-_REFUSED = 3
-"""The status of the process, whose last line is then an InputError's."""
 MOST_SAMPLES = 1 << 26
 """That a model may hear at a time: an hour at 16 kHz."""
 _NOISE = 160_000
@@ -93,28 +84,8 @@ def _check(path: Path) -> None:
 
 
 def _try(path: Path, *layer: str) -> None:
-    """Open the model and run it once in a process of its own; raises the InputError that this ends in."""
     _check(path)
-    # Not a fork, which would have the locks of JAX's threads but not the threads.
-    command = [sys.executable, "-P", "-m", __name__, str(path), *layer]
-    runtime = _RUNTIMES[path.suffix]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    try:
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"{path}: took {runtime} more than {_SECONDS} s; expected a model that it can run"
-        ) from None
-    if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # meant for us all
-        raise KeyboardInterrupt
-    if done.returncode == _REFUSED:
-        raise InputError(done.stdout.decode(errors="replace").splitlines()[-1])
-    if done.returncode:
-        names = {-number: number.name for number in signal.Signals}
-        crash = names.get(done.returncode, f"status {done.returncode}")
-        raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
+    trial.try_apart(__name__, path, *layer, runtime=_RUNTIMES[path.suffix])
 
 
 def run_once(path: Path, layer: str | None = None) -> None:
@@ -222,20 +193,3 @@ def _import(name: str, path: Path) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _main(path: str, *layer: str) -> None:
-    with contextlib.suppress(ImportError, ValueError):  # there is no such limit everywhere
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    try:
-        run_once(Path(path), *layer)
-    except InputError as error:
-        # A runtime may have printed too.
-        sys.stdout.buffer.write(f"\n{error}".encode())
-        sys.exit(_REFUSED)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
+from qkd_jax import trial
 from qkd_jax.config import InputError
-from qkd_jax.distill import waveform_model
 from qkd_jax.distill.waveform_model import open_inner, open_model
 from tests.waveform_models import Graph, write_loudness
 
@@ -141,7 +141,7 @@ def stub(folder, monkeypatch, fate):
 def test_a_model_that_ends_its_runtime_ends_no_run(tmp_path, monkeypatch, tried, fate, said, layer):
     stub(tmp_path, monkeypatch, fate)
     if "sleep" in fate:
-        monkeypatch.setattr(waveform_model, "_SECONDS", 1)
+        monkeypatch.setattr(trial, "_SECONDS", 1)
     with pytest.raises(InputError, match=said):
         (open_inner if layer else open_model)(tmp_path / "m.tflite", *layer)
 
