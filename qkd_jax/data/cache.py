@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from qkd_jax.stop import asked_to_stop
 
 _HEADER = 128  # bytes of NumPy's for any matrix
 _PIECE = 256  # recordings handed to the threads at once
+_SHAPE = re.compile(rb"'shape': \(([0-9]{1,15}), ([0-9]{1,15})\)")
 
 Places = Sequence[int] | np.ndarray
 
@@ -113,6 +115,24 @@ def _is_whole(entry: Path, width: int) -> bool:
         return False
     rows, rest = divmod(size - _HEADER, 4 * width)
     return rows > 0 and not rest and found == _header(rows, width)
+
+
+def read_entry(entry: Path) -> np.ndarray:
+    """What `compute` made, float32 [rows, width], mapped into memory; raises InputError if it is not whole.
+
+    For any thread: `numpy.load` has Python's compiler read the header, which in 3.11 fails now and then
+    where two threads do so at once.
+    """
+    try:
+        with open(entry, "rb") as file:
+            header = file.read(_HEADER)
+        if (found := _SHAPE.search(header)) is None or header != _header(*map(int, found.groups())):
+            raise ValueError("another header")
+        return np.memmap(entry, np.float32, "r", _HEADER, tuple(map(int, found.groups())))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{entry}: expected what was computed of a recording, and is again without the file: {error}"
+        ) from None
 
 
 def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:

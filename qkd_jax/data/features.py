@@ -10,7 +10,7 @@ import numpy as np
 from qkd_jax.audio.io import audio_blocks
 from qkd_jax.audio.logmel import log_mel
 from qkd_jax.config import FeatureConfig, InputError, to_json
-from qkd_jax.data.cache import Entries, cached
+from qkd_jax.data.cache import Entries, cached, read_entry
 from qkd_jax.data.clips import Clip
 
 _FORMAT = 2  # to be raised when the same settings come to give other features
@@ -61,7 +61,7 @@ class CachedFeatures(Sequence[np.ndarray]):
     def __init__(self, entries: Sequence[Path]):
         self.entries = entries
         # Mapping costs more than reading a short clip; a process may have some 65,000 maps.
-        self.map = functools.lru_cache(10_000)(functools.partial(np.load, mmap_mode="r"))
+        self.map = functools.lru_cache(10_000)(read_entry)
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -12,7 +12,7 @@ import numpy as np
 
 from qkd_jax.audio.io import read_audio
 from qkd_jax.config import InputError, TaggerConfig, from_json
-from qkd_jax.data.cache import cached
+from qkd_jax.data.cache import cached, read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.source import list_bad
 from qkd_jax.data.table import read_table
@@ -48,7 +48,7 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
         raise InputError(*list_bad(bad, len(clips)))
     scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
     for row, entry in zip(scores, entries):
-        (said,) = np.load(entry)
+        (said,) = read_entry(entry)
         low, high = min(low, said.min()), max(high, said.max())
         for event, chosen in columns.items():
             row[list(events).index(event)] = said[chosen].max()

@@ -10,6 +10,7 @@ from qkd_jax.config import InputError
 from qkd_jax.config_sed import SedConfig
 from qkd_jax.data.arrays import read_npz
 from qkd_jax.data.batches import tiled
+from qkd_jax.data.cache import read_entry
 from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.logits import StepLogits, read_step_logits, write_step_logits
 from qkd_jax.data.sound_events import SedDataset
@@ -124,7 +125,7 @@ def keep_embeddings(run: Run[SedConfig], name: str, data: SedDataset) -> None:
     if source.endswith(".toml"):
         clips = [clip for clip in run.clips if clip.split == "train"]
         entries, hop = tagger_embeddings(Path(source), clips, run.cache)
-        found = [np.load(entry) for entry in entries]
+        found = [read_entry(entry) for entry in entries]
         most = max(map(len, found))
         rows = np.stack([np.resize(each, (most, each.shape[1])) for each in found])
         first, step = clock(run.config.features, network)

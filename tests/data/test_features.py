@@ -3,6 +3,7 @@
 import os
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 from qkd_jax.audio.logmel import log_mel
 from qkd_jax.config import Config, FeatureConfig, InputError
 from qkd_jax.data import features as features_module
+from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
 from qkd_jax.train.folder import Run
@@ -294,3 +296,33 @@ def test_features_of_which_there_is_no_mean_are_named(tmp_path, wrong):
     with pytest.raises(InputError, match="features: expected finite log-mel energies"):
         run.norm([features])
     assert not (tmp_path / "norm.npz").exists()
+
+
+def test_entries_are_read_as_numpy_does_by_many_threads_at_once(record, tmp_path):
+    clip = record("a.wav", noise(16_000))
+    (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(read_entry, [entry] * 2000):
+            assert isinstance(found, np.memmap) and found.filename == entry
+    np.testing.assert_array_equal(found, np.load(entry))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: np.save(path, np.zeros((98, 32))),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"(98, 32), }  ", b"(9800, 32), }")),
+    ],
+    ids=["gone", "empty", "cut", "type", "a lie"],
+)
+def test_an_entry_that_is_spoilt_meanwhile_is_named(record, tmp_path, spoil):
+    clip = record("a.wav", noise(16_000))
+    (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
+    before = entry.read_bytes()
+    spoil(entry)
+    assert not entry.exists() or entry.read_bytes() != before
+    with pytest.raises(InputError, match=rf"{entry}: expected what was computed of a recording"):
+        CachedFeatures([entry])[0]
