@@ -76,7 +76,7 @@ class FeatureConfig:
     """Samples in a window (25 ms)."""
     hop_length: Rate = 160
     """Samples between windows (10 ms)."""
-    n_fft: Annotated[int, Field(ge=1, le=1 << 17)] = 512
+    n_fft: Annotated[int, Field(ge=1, le=1 << 15)] = 512
     """Points of the FFT; windows are zero-padded to it."""
     n_mels: Annotated[int, Field(ge=1, le=1 << 10)] = 64
     """Mel bands."""
