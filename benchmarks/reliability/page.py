@@ -84,11 +84,11 @@ def soak_table(tally: Any) -> str:
                 f"{memory[0] / 1e3:.1f} to {memory[-1] / 1e3:.1f}",
                 f"{of['blocks_alike']} of {len(memory) - 1}",
                 f"{of['processes']}, the same bytes",
-                f"{beside['same']} of {of['events_in_block']}",
+                f"{of['events_in_block']}: {beside['same']}, {beside['missed']}, {beside['more']}",
             ]
         )
     header = ["runtime", "times real time", "events", "MB, after 1 h and at the end"]
-    header += ["hours alike", "processes, restarted", "an hour's events as NumPy's"]
+    header += ["hours alike", "processes, restarted", "an hour's events: as NumPy's, missed, more"]
     return markdown(header, rows)
 
 
