@@ -173,6 +173,7 @@ def changed(data, arrays=(), **numbers):
         ({"unread": 3}, {}, r"samples: expected float32 \[3\]"),
         ({"skip": 1}, {}, "unread, skip: expected fewer than 400 samples to read, or up to 160 to pass over"),
         ({}, {"samples": np.float32(np.nan)}, "samples: expected what a stream leaves, found other numbers"),
+        ({}, {"samples": np.float32(3e38)}, "samples: expected what a stream leaves, found other numbers"),
         ({}, {"recent": np.float32(np.inf)}, "recent: "),
         ({}, {"cells.0.0": np.int32(128)}, r"cells\.0\.0: "),
         ({}, {"cells.0.0": np.int32(-129)}, r"cells\.0\.0: "),
