@@ -139,13 +139,13 @@ def test_a_silent_recording_is_named(tmp_path, value):
     np.testing.assert_array_equal(kept, np.full(40 * 8000, value, np.float32))
 
 
-@pytest.mark.parametrize("rate", [1, 249, 1_024_001, 2**31 - 1])
+@pytest.mark.parametrize("rate", [1, 249])
 def test_rates_from_which_seconds_would_become_hours_are_refused(tmp_path, rate):
     path = tmp_path / "odd.wav"
     soundfile.write(path, noise(0.1), 16_000, subtype="PCM_16")
     content = path.read_bytes()
     path.write_bytes(content[:24] + rate.to_bytes(4, "little") + content[28:])
-    with pytest.raises(InputError, match=rf"odd\.wav: expected 250 to 1024000 samples .*, found {rate}"):
+    with pytest.raises(InputError, match=rf"odd\.wav: expected at least 250 samples .*, found {rate}"):
         read_audio(path)
 
 
