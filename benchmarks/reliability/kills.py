@@ -56,7 +56,7 @@ class Settings:
     """How often to kill, and where to keep the tally."""
 
     times: Count = 100
-    """Kills in all."""
+    """Kills in all, those of the tally that is there among them."""
     seed: int = 0
     """Of the moments."""
     out: str = str(ROOT / "docs/results/reliability")
@@ -173,7 +173,10 @@ def main(arguments: list[str]) -> None:
         return run(Path(arguments[1]))
     prog = "python -m benchmarks.reliability.kills"
     settings = override(Settings(), arguments, prog=prog, description=__doc__)
-    rng, tally, ends = random.Random(settings.seed), Counter[str](), 0
+    path = Path(settings.out) / "kills.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"kills": {}, "runs": 0}
+    tally, ends = Counter[str](before["kills"]), before["runs"]
+    rng = random.Random(f"{settings.seed} {ends}")
     with tempfile.TemporaryDirectory() as name:
         _, whole = attempt(Path(name))
         expected = end(Path(name))
@@ -207,7 +210,7 @@ def main(arguments: list[str]) -> None:
             "machine": processor(),
             "versions": versions("jax", "flax", "orbax-checkpoint", "numpy"),
         }
-        with whole_file(Path(settings.out) / "kills.json", "w") as file:
+        with whole_file(path, "w") as file:
             file.write(json.dumps(kept, indent=1) + "\n")
 
 
