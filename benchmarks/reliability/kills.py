@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
     prog = "python -m benchmarks.reliability.kills"
     settings = override(Settings(), arguments, prog=prog, description=__doc__)
     path = Path(settings.out) / "kills.json"
-    before = json.loads(path.read_text()) if path.is_file() else {"kills": {}, "runs": 0}
+    before: Any = json.loads(path.read_text()) if path.is_file() else {"kills": {}, "runs": 0}
     tally, ends = Counter[str](before["kills"]), before["runs"]
     rng = random.Random(f"{settings.seed} {ends}")
     with tempfile.TemporaryDirectory() as name:

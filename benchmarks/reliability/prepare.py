@@ -6,6 +6,7 @@ Recordings are tiny, a tenth of a second, so that what each takes beside feature
 have so many names.  Processes share the work by their index over one folder, as with --distributed: they list
 and divide the recordings, compute features and a tagger's logits, and the training features' mean and
 deviation.  One of them is killed in the first attempt; a second goes on; a third finds nothing left to do.
+Figures of other counts are kept.
 """
 
 import itertools
@@ -29,7 +30,7 @@ from benchmarks.speed.growth import peak
 from benchmarks.speed.turns import processor, versions
 from benchmarks.text import markdown
 from qkd_jax.command import override, run_command
-from qkd_jax.config import Config, Count, DataConfig, DistillConfig, FeatureConfig, InputError
+from qkd_jax.config import TRAINED, Config, Count, DataConfig, DistillConfig, FeatureConfig, InputError
 from qkd_jax.files import whole_file
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,8 @@ class Settings:
     """Recordings."""
     processes: Count = 2
     """That share the work."""
+    teacher: bool = True
+    """Whether a tagger is asked, too."""
     out: str = str(ROOT / "docs/results/reliability")
     """Folder of the figures."""
 
@@ -97,13 +100,14 @@ def write_recordings(root: Path, count: int) -> None:
 
 
 def config(folder: Path) -> Config:
-    """A run that is only prepared."""
+    """A run that is only prepared, taught by the tagger in `folder` if there is one."""
+    tagger = folder / "tagger.toml"
     return Config(
         name="run",
         runs=str(folder / "runs"),
         features=FEATURES,
         data=DataConfig(root=str(folder / "data"), events=EVENTS, clip_seconds=0.1),
-        distill=DistillConfig(teachers=(str(folder / "tagger.toml"),)),
+        distill=DistillConfig(teachers=(str(tagger) if tagger.is_file() else TRAINED,)),
     )
 
 
@@ -155,26 +159,28 @@ def kept(folder: Path) -> int:
     return sum(len(os.listdir(part)) for part in (folder / "runs/.features").glob("*"))
 
 
-def measured(folder: Path, count: int, processes: int) -> dict[str, Any]:
+def measured(folder: Path, count: int, processes: int, *, teacher: bool) -> dict[str, Any]:
     """Prepare `count` recordings thrice, the first time killed; raises InputError unless it all adds up."""
     write_recordings(folder / "data", count)
-    write_tagger(folder)
+    if teacher:
+        write_tagger(folder)
     begun = time.monotonic()
     attempt(folder, processes, int(KILLED_AT * count))
     killed_after, survived = time.monotonic() - begun, newest(folder)
     first = attempt(folder, processes)
     complete = newest(folder)
     again = attempt(folder, processes)
-    train = len(np.load(folder / "runs/run/foreign.npy")[0])
-    if len(complete) != count + train or any(complete[entry] != at for entry, at in survived.items()):
+    asked = sum(map(len, np.load(folder / "runs/run/foreign.npy")))  # the training recordings
+    if len(complete) != count + asked or any(complete[entry] != at for entry, at in survived.items()):
         raise InputError(
-            f"{folder}: expected {count + train} entries, of which {len(survived)} survived, "
+            f"{folder}: expected {count + asked} entries, of which {len(survived)} survived, "
             f"found {len(complete)}"
         )
     if newest(folder) != complete:
         raise InputError(f"{folder}: expected nothing to be written where there is nothing left to do")
     return {
         "recordings": count,
+        "asked of a tagger": asked,
         "survived": len(survived),
         "killed after seconds": round(killed_after, 1),
         "made": len(complete) - len(survived),
@@ -208,18 +214,21 @@ def main(arguments: list[str]) -> None:
         return prepare(Path(arguments[1]))
     prog = "python -m benchmarks.reliability.prepare"
     settings = override(Settings(), arguments, prog=prog, description=__doc__)
-    rows: list[dict[str, Any]] = []
+    path = Path(settings.out) / "prepare.json"
+    before = json.loads(path.read_text())["rows"] if path.is_file() else []
     for count in settings.counts:
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(Path(folder), count, settings.processes))
-        print(json.dumps(rows[-1]), flush=True)
+            row = measured(Path(folder), count, settings.processes, teacher=settings.teacher)
+        before = [other for other in before if other["recordings"] != count]
+        rows = before = sorted([*before, row], key=lambda row: row["recordings"])
+        print(json.dumps(row), flush=True)
         result = {
             "processes": settings.processes,
             "machine": processor(),
             "versions": versions("jax", "numpy", "soundfile", "onnxruntime"),
             "rows": rows,
         }
-        with whole_file(Path(settings.out) / "prepare.json", "w") as file:
+        with whole_file(path, "w") as file:
             file.write(json.dumps(result, indent=1) + "\n")
     print(markdown(list(rows[0]), [[f"{value:,}" for value in row.values()] for row in rows]))
 
