@@ -38,16 +38,17 @@ ROOT = Path(__file__).parents[2]
 EXPORTED = "distilled-8"
 CLIPS, BATCH, EPOCHS = 96, 16, 4
 LAST_STEP = CLIPS // BATCH * EPOCHS
-PHASES = (
-    "recordings",
-    "features",
-    "steps",
-    "start, again",
-    "a checkpoint",
-    "evaluation",
-    "report",
-    "export",
-)
+PHASES = {
+    "recordings": 0,
+    "features": 1,
+    "steps": 2,
+    "start, again": 2,
+    "a checkpoint": 2,
+    "evaluation": 3,
+    "report": 4,
+    "export": 5,
+}
+"""In the order in which a run comes to them; to those of one number by turns."""
 _LOOK, _START = 0.01, 5.0  # seconds: between two looks at a folder, and of a start
 
 
@@ -120,7 +121,8 @@ class Phases(NamedTuple):
 
 
 def attempt(folder: Path, aim: str = "", nth: int = 1, wait: float = 0.0) -> tuple[str | None, Phases]:
-    """Give the command, to be killed `wait` seconds after it came to the phase `aim` for the `nth` time.
+    """Give the command, to be killed `wait` seconds after it came to the phase `aim` for the `nth` time, or as
+    it leaves that.
 
     Returns the phase in which it was killed, None if it ended by itself; raises InputError if it fails.
     """
@@ -134,8 +136,10 @@ def attempt(folder: Path, aim: str = "", nth: int = 1, wait: float = 0.0) -> tup
             phases.seconds[at] += time.monotonic() - looked
             looked = time.monotonic()
             if at == aim and phases.times[aim] == nth:
-                time.sleep(wait)
-                at = phase(folder, spoken=said.seek(0, os.SEEK_END) > 0)
+                due = time.monotonic() + wait
+                while time.monotonic() < due and at == aim:
+                    time.sleep(_LOOK)
+                    at = phase(folder, spoken=said.seek(0, os.SEEK_END) > 0)
                 process.kill()
                 process.wait()
             time.sleep(_LOOK)
@@ -184,6 +188,8 @@ def main(arguments: list[str]) -> None:
         with tempfile.TemporaryDirectory() as name:
             seen = Counter[str]()
             for aim in PHASES:
+                if PHASES[phase(Path(name), spoken=True)] > PHASES[aim]:
+                    continue  # past it
                 # Of the visits that are left the first half, so that there is something left for the next.
                 nth = rng.randint(1, max((whole.times[aim] - seen[aim]) // 2, 1))
                 killed, phases = attempt(Path(name), aim, nth, rng.uniform(0, mean(whole, aim)))
