@@ -121,8 +121,8 @@ class Phases(NamedTuple):
 
 
 def attempt(folder: Path, aim: str = "", nth: int = 1, wait: float = 0.0) -> tuple[str | None, Phases]:
-    """Give the command, to be killed `wait` seconds after it came to the phase `aim` for the `nth` time, or as
-    it leaves that.
+    """Give the command, to be killed `wait` seconds after it came to the phase `aim` for the `nth` time, or
+    as it leaves that.
 
     Returns the phase in which it was killed, None if it ended by itself; raises InputError if it fails.
     """
@@ -161,9 +161,9 @@ def phase(folder: Path, *, spoken: bool) -> str:
         return "export"
     if any(demo.glob(f"{EXPORTED}/checkpoints/{LAST_STEP}")):
         return "report" if (demo / "results.json").is_file() else "evaluation"
-    if any(demo.glob("*/checkpoints/*tmp*")):
-        return "a checkpoint"
-    return "steps" if spoken else "start, again"
+    if not spoken:
+        return "start, again"
+    return "a checkpoint" if any(demo.glob("*/checkpoints/*tmp*")) else "steps"
 
 
 def mean(whole: Phases, name: str) -> float:
