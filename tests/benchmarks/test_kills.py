@@ -19,6 +19,7 @@ def test_a_run_is_at_what_it_has_not_finished(tmp_path):
     assert phase(tmp_path, spoken=True) == "steps"
     left("demo/teacher/checkpoints/6.orbax-checkpoint-tmp-1")
     assert phase(tmp_path, spoken=True) == "a checkpoint"
+    assert phase(tmp_path, spoken=False) == "start, again"
     left(f"demo/{EXPORTED}/checkpoints/{LAST_STEP}")
     assert phase(tmp_path, spoken=False) == "evaluation"
     written("demo/results.json")
