@@ -33,9 +33,8 @@ def losses(folder, name):
     return [(record["loss"], record["grad_norm"]) for record in records if "loss" in record]
 
 
-@pytest.mark.parametrize(
-    "devices", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 4, 8))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_losses_are_those_of_one_device(devices, finished, tiny_config, tmp_path):
     settings = tmp_path / "settings.json"
     settings.write_text(to_json(tiny_config(tmp_path)))

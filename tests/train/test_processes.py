@@ -58,6 +58,7 @@ def settings(tiny_config, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(finished, settings, tmp_path):
     processes = start(settings, 2)
     said = [process.communicate(timeout=300) for process in processes]
