@@ -149,7 +149,7 @@ def test_a_recording_that_a_source_lists_twice_is_named(monkeypatch, config):
 
 
 def test_a_name_that_is_no_text_is_refused(monkeypatch, config):
-    clips = [Clip(name="a\udcff.wav", path=Path("a"), labels=frozenset(), group="a")]
+    clips = [Clip(name="a\udcff.wav", root=Path(), labels=frozenset(), group="a")]
     monkeypatch.setitem(SOURCES, "new", lambda data: clips)
     with pytest.raises(InputError, match=r"expected names in UTF-8, found 'a\\udcff\.wav'"):
         read_clips(dataclasses.replace(config.data, source="new", events=()))
