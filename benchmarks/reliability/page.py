@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from benchmarks.reliability.fuzz import FINE
+from benchmarks.reliability.soak import table as soak_table
 from benchmarks.text import markdown
 from qkd_jax.command import override, run_command
 from qkd_jax.config import InputError
@@ -69,27 +70,6 @@ def fuzz_fields(tally: Any) -> dict[str, Any]:
     header = ["reader of", "read", "refused", "crashes caught", "slowest, s", "memory, MB"]
     inputs = min(of["inputs"] for of in targets.values())
     return {"table": markdown(header, rows), "inputs": inputs, "targets": len(targets)}
-
-
-def soak_table(tally: Any) -> str:
-    """A row a runtime."""
-    rows = []
-    for name, of in tally["runtimes"].items():
-        memory, beside = of["memory_kB"], of["beside_numpy"]
-        rows.append(
-            [
-                name,
-                f"{of['times_real_time']:,}",
-                f"{of['events']:,}",
-                f"{memory[0] / 1e3:.1f} to {memory[-1] / 1e3:.1f}",
-                f"{of['blocks_alike']} of {len(memory) - 1}",
-                f"{of['processes']}, the same bytes",
-                f"{of['events_in_block']}: {beside['same']}, {beside['missed']}, {beside['more']}",
-            ]
-        )
-    header = ["runtime", "times real time", "events", "MB, after 1 h and at the end"]
-    header += ["hours alike", "processes, restarted", "an hour's events: as NumPy's, missed, more"]
-    return markdown(header, rows)
 
 
 def prepare_fields(tally: Any) -> dict[str, Any]:

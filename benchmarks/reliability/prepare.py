@@ -112,7 +112,7 @@ def config(folder: Path) -> Config:
 
 
 def prepare(folder: Path) -> None:
-    """What one process does; prints what it took as JSON."""
+    """What one process does; what it took is in a file in `folder` then."""
     from qkd_jax.mesh import join_processes
     from qkd_jax.train.folder import open_run
     from qkd_jax.train.run import prepare

@@ -26,10 +26,10 @@ def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarra
         raise InputError(f"{path}: expected {what}: {_first_line(error)}") from None
 
 
-def read_npy(path: Path, what: str, kinds: str, dimensions: int, *, mapped: bool = False) -> np.ndarray:
-    """The one array in the file at `path`, or its map; raises InputError as `read_npz` does."""
+def read_npy(path: Path, what: str, kinds: str, dimensions: int) -> np.ndarray:
+    """The one array in the file at `path`; raises InputError as `read_npz` does."""
     try:
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
         return _checked("array", array, kinds, dimensions)
     except Exception as error:
         raise InputError(f"{path}: expected {what}: {_first_line(error)}") from None

@@ -51,9 +51,8 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     for column in ("average", *sounds, *events):
-        table.add_column(
-            _plain(column), justify="right", min_width=7
-        )  # 97.56 / on one line, 7.30 on the next
+        # 97.56 / on one line, 7.30 on the next
+        table.add_column(_plain(column), justify="right", min_width=7)
     for column in ("bytes", "parameters", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in results["models"].items():
