@@ -45,6 +45,11 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of a fault, or the name of its class if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 MIN_BITS, MAX_BITS, OFF = 2, 16, 32
 
 

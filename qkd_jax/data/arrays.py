@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, first_line
 
 _MOST, _RATIO = 1 << 30, 100
 """Bytes that any archive may unpack to, and how many for each of its own where they are more."""
@@ -23,7 +23,7 @@ def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarra
                 raise ValueError(f"at most {most} bytes, found {size}")
             return [_checked(name, archive[name], *form) for name, form in wanted.items()]
     except Exception as error:  # a damaged archive raises what it likes
-        raise InputError(f"{path}: expected {what}: {_first_line(error)}") from None
+        raise InputError(f"{path}: expected {what}: {first_line(error)}") from None
 
 
 def read_npy(path: Path, what: str, kinds: str, dimensions: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def read_npy(path: Path, what: str, kinds: str, dimensions: int) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
         return _checked("array", array, kinds, dimensions)
     except Exception as error:
-        raise InputError(f"{path}: expected {what}: {_first_line(error)}") from None
+        raise InputError(f"{path}: expected {what}: {first_line(error)}") from None
 
 
 def _checked(name: str, array: object, kinds: str, dimensions: int) -> np.ndarray:
@@ -44,7 +44,3 @@ def _checked(name: str, array: object, kinds: str, dimensions: int) -> np.ndarra
             f"{name}: expected {dimensions} dimensions of kind {kinds}, found {array.dtype} {array.shape}"
         )
     return array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

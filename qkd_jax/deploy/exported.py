@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from qkd_jax import trial
-from qkd_jax.config import FeatureConfig, InputError, Length, from_json
+from qkd_jax.config import FeatureConfig, InputError, Length, first_line, from_json
 from qkd_jax.deploy import artefact, c_run, front_end, litert, onnx, reference
 from qkd_jax.nn.codes import GRID
 
@@ -87,8 +87,7 @@ def _named(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # of a class of its own for each fault
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: expected a detector as exported: {reason}") from None
+        raise InputError(f"{path}: expected a detector as exported: {first_line(error)}") from None
 
 
 def _numpy(path: Path) -> Exported:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qkd_jax import trial
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, first_line
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]
@@ -46,14 +46,14 @@ def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]
         raise
     except Exception as error:  # of a class of its own for each fault
         runtime = _RUNTIMES[path.suffix]
-        raise InputError(f"{path}: expected a model for {runtime}: {_first_line(error)}") from None
+        raise InputError(f"{path}: expected a model for {runtime}: {first_line(error)}") from None
 
     def checked(waveform: np.ndarray) -> list[np.ndarray]:
         array = waveform.reshape([1] * (len(shape) - 1) + [-1])
         try:
             outputs = run(array)
         except Exception as error:
-            raise InputError(f"{path}: failed on {len(waveform)} samples: {_first_line(error)}") from None
+            raise InputError(f"{path}: failed on {len(waveform)} samples: {first_line(error)}") from None
         for output in outputs:  # ONNX knows text, lists and maps too
             if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
                 raise InputError(f"{path}: expected arrays of numbers, found {type(output).__name__}")
@@ -189,7 +189,3 @@ def _import(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(f"{path}: needs {name}: pip install 'qkd_jax[taggers]'") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

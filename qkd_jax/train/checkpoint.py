@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qkd_jax.config import InputError
+from qkd_jax.config import InputError, first_line
 from qkd_jax.mesh import any_process, is_first, on_each, wait_for_all
 from qkd_jax.train.state import TrainState
 
@@ -166,7 +166,7 @@ def _named(where: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what is damaged raises what it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, MemoryError | RuntimeError):  # which may pass
             raise InputError(f"{where}: could not be read: {reason}") from None
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
