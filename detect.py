@@ -20,9 +20,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qkd_jax.command import override, run_command
-from qkd_jax.config import DetectConfig, InputError
-from qkd_jax.stop import asked_to_stop, stop_if_asked, stop_requests
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import DetectConfig
+from qkd_jax.errors import InputError
+from qkd_jax.system.interrupt import asked_to_stop, stop_if_asked, stop_requests
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,10 +42,10 @@ def main(arguments: list[str]) -> None:
     # A product of one vector takes several threads longer than one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from qkd_jax.deploy.artefact import load
-    from qkd_jax.deploy.events import Event, detect_in
-    from qkd_jax.deploy.formats import lines
-    from qkd_jax.deploy.runtimes import open_runtime
+    from qkd_jax.commands.event_text import lines
+    from qkd_jax.detector.events import Event, detect_in
+    from qkd_jax.detector.file import load
+    from qkd_jax.runtimes.streams import open_runtime
 
     model, *files = names
     detector = load(Path(model))
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     runtime, rate = open_runtime(settings.runtime, detector), detector.features.sample_rate
     find, failed = partial(detect_in, runtime), []
     if settings.state:
-        from qkd_jax.deploy.kept import detect_on, go_on, owner
+        from qkd_jax.detector.resume import detect_on, go_on, owner
 
         kept = Path(settings.state), owner(Path(model), settings.runtime, detector.detection), runtime
         find = partial(detect_on, *kept, go_on(*kept))
@@ -91,10 +92,10 @@ def _blocks(file: str, rate: int, *, stoppable: bool) -> "Iterator[np.ndarray]":
 
         return microphone_blocks(rate)
     if file != "-":
-        from qkd_jax.audio.io import audio_blocks
+        from qkd_jax.audio.reading import audio_blocks
 
         return audio_blocks(file, rate, silent=True)
-    from qkd_jax.deploy.stream import raw_blocks
+    from qkd_jax.detector.stream import raw_blocks
 
     if sys.stdin is None:
         raise InputError("standard input: expected samples, found it closed")

@@ -5,8 +5,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from qkd_jax.command import override, run_command
-from qkd_jax.config import DataConfig, EvalConfig, InputError
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import DataConfig, EvalConfig
+from qkd_jax.errors import InputError
 
 settings_from = partial(override, prog="eval.py RUN[/MODEL]", description=__doc__)
 
@@ -18,9 +19,9 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError(f"expected a run's folder, or an exported file first. {__doc__}")
 
-    from qkd_jax.train.folder import load_run
-    from qkd_jax.train.score import score_run
-    from qkd_jax.train.score_file import run_around, score_file
+    from qkd_jax.commands.evaluate import score_run
+    from qkd_jax.commands.evaluate_file import run_around, score_file
+    from qkd_jax.run_folder.folder import load_run
 
     path, only = Path(arguments[0]), None
     if path.is_file():

@@ -4,8 +4,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from qkd_jax.command import override, run_command
-from qkd_jax.config import ExportConfig, InputError
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import ExportConfig
+from qkd_jax.errors import InputError
 
 settings_from = partial(override, prog="export.py RUN/STUDENT", description=__doc__)
 
@@ -18,8 +19,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"expected a student's folder first. {__doc__}")
     settings = settings_from(ExportConfig(), arguments[1:])
 
-    from qkd_jax.train.export import export
-    from qkd_jax.train.folder import load_run
+    from qkd_jax.commands.export import export
+    from qkd_jax.run_folder.folder import load_run
 
     folder = Path(arguments[0])
     out = Path(settings.out) if settings.out else None

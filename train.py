@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config_sed import SedConfig
+from qkd_jax.config.run_sed import SedConfig
+
+from qkd_jax.commands.cli import load_preset, override, run_command
 
 
 def main(arguments: list[str]) -> None:
@@ -14,15 +15,15 @@ def main(arguments: list[str]) -> None:
     config = override(preset, arguments[named:], prog="train.py", description=__doc__)
 
     if config.distributed:
-        from qkd_jax.mesh import join_processes
+        from qkd_jax.system.devices import join_processes
 
         join_processes()
     if isinstance(config, SedConfig):
-        from qkd_jax.train.sed_run import train_sed
+        from qkd_jax.training.sed_run import train_sed
 
         train_sed(config)
     else:
-        from qkd_jax.train.run import train
+        from qkd_jax.training.run import train
 
         train(config)
 

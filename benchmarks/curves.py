@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.bootstrap import interval
 from benchmarks.scenes import Cells, mean_eers
 from qkd_jax.evaluation.plots import PALETTE
-from qkd_jax.files import whole_file
+from qkd_jax.system.files import whole_file
 
 
 def plot_sizes(

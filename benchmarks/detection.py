@@ -19,14 +19,15 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from benchmarks.text import markdown
-from qkd_jax.audio.io import read_audio
-from qkd_jax.command import override, run_command
-from qkd_jax.config import InputError
-from qkd_jax.data.table import read_table
-from qkd_jax.deploy import artefact, events, stream
-from qkd_jax.deploy.detector import Detector
-from qkd_jax.files import whole_file
-from qkd_jax.progress import track
+from qkd_jax.audio.reading import read_audio
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.data.tables import read_table
+from qkd_jax.detector import events, stream
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector.detector import Detector
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
+from qkd_jax.system.progress import track
 
 TOLERANCE = 0.5
 RECALLS = (0.5, 0.6, 0.7)

@@ -17,11 +17,11 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import TEACHER_LOGITS, cell_path, standard_config
 from benchmarks.students import Student, named, score_tagger, train_and_keep, train_students
-from qkd_jax.command import override, run_command
-from qkd_jax.config import Config, QuantConfig, StudentConfig
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.distill.tagger import read_tagger
-from qkd_jax.train.folder import TEACHER
+from qkd_jax.run_folder.folder import TEACHER
 
 POST_MORTEM = (8, 4)
 
@@ -46,17 +46,17 @@ def students(*teachers: Path, sizes: Sequence[int] = (256, 64, 128)) -> list[Stu
     """The paper's students, the most telling first; `sizes` are units, its main one first."""
     first, *_ = sizes
     floats = {units: _distilled(units, teachers) for units in sizes}
-    found = [Student(f"plain-{first}", StudentConfig(units=first, distill=False), teachers)]
+    found = [Student(f"plain-{first}", LSTMConfig(units=first, distill=False), teachers)]
     for student in floats.values():
         found += [student, _quantized(student, 4), _quantized(student, 8)]
     found.append(_quantized(floats[first], 16))
     found += [_quantized(floats[first], bits, "integer") for bits in POST_MORTEM]
-    found.append(Student(f"plain-3x{first}", StudentConfig(units=first, layers=3, distill=False), teachers))
+    found.append(Student(f"plain-3x{first}", LSTMConfig(units=first, layers=3, distill=False), teachers))
     return found
 
 
 def _distilled(units: int, teachers: tuple[Path, ...]) -> Student:
-    settings, name = StudentConfig(units=units), f"distilled-{units}"
+    settings, name = LSTMConfig(units=units), f"distilled-{units}"
     also = {
         f"{name}-pm{bits}": dataclasses.replace(settings, quant=QuantConfig.paper(bits))
         for bits in POST_MORTEM
@@ -72,7 +72,7 @@ def _quantized(student: Student, bits: int, scheme: str = "") -> Student:
     return Student(name, settings, student.teachers, first=student)
 
 
-def train_teacher(base: Config, path: Path) -> None:
+def train_teacher(base: RunConfig, path: Path) -> None:
     """Train the teacher and keep its cell at `path`, with logits on the scenes of all splits."""
     train_and_keep(dataclasses.replace(base, name=TEACHER), TEACHER, {path: base.teacher}, SPLITS)
 
@@ -93,8 +93,8 @@ def main(arguments: list[str]) -> None:
     tagger = Path(settings.tagger)
     if settings.tagger:
         read_tagger(tagger)
-        wanted.append(Student(f"distilled-256-{tagger.stem}", StudentConfig(), (tagger,)))
-        wanted.append(Student("distilled-256-both", StudentConfig(), (logits, tagger)))
+        wanted.append(Student(f"distilled-256-{tagger.stem}", LSTMConfig(), (tagger,)))
+        wanted.append(Student("distilled-256-both", LSTMConfig(), (logits, tagger)))
     wanted = named(wanted, settings.only)
 
     if settings.tagger:

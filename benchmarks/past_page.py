@@ -16,9 +16,9 @@ from benchmarks.findings import Finding, change, findings_table
 from benchmarks.scenes import DRAWS, Cells, eer_draws, read_scenes, read_test_logits, validation
 from benchmarks.standard import CELLS, EVENTS, read_cells
 from benchmarks.text import DASH, markdown, spread
-from qkd_jax.command import override, run_command
-from qkd_jax.config import InputError
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 BESIDE = {
     "teacher": "DenseNet-63",

@@ -17,16 +17,17 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.standard import standard_config
 from benchmarks.students import Student, lacking, named, train_students, trained
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config import Config, InputError, QuantConfig, StudentConfig, with_data
+from qkd_jax.commands.cli import load_preset, override, run_command
+from qkd_jax.commands.evaluate import score_run
+from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig, with_data
 from qkd_jax.distill.tagger import read_tagger
-from qkd_jax.train.folder import load_run
-from qkd_jax.train.score import score_run
+from qkd_jax.errors import InputError
+from qkd_jax.run_folder.folder import load_run
 
 _SMALL = load_preset("small", Path(__file__).parents[1] / "configs")
 SIZES = {
     "conv-128": _SMALL.students["distilled"],
-    "conv-64": StudentConfig(convolutions=(8, 16, 32, 32), halvings=3, units=64, pooling="attention"),
+    "conv-64": LSTMConfig(convolutions=(8, 16, 32, 32), time_strides=3, hidden_size=64, pooling="attention"),
 }
 BITS = (8, 4, 3, 2)
 FIRST_EPOCHS, EPOCHS = 8, 2
@@ -68,7 +69,7 @@ def students(size: str, start: str, *teachers: Path) -> list[Student]:
     ]
 
 
-def first_student(base: Config, size: str, tagger: Path, seed: int) -> tuple[str, Path]:
+def first_student(base: RunConfig, size: str, tagger: Path, seed: int) -> tuple[str, Path]:
     """The one in float, as RUN/STUDENT, trained if it isn't, and its logits on the training scenes."""
     name = f"{size}-first"
     base = dataclasses.replace(base, train=dataclasses.replace(base.train, student_epochs=FIRST_EPOCHS))

@@ -20,11 +20,14 @@ from pydantic.dataclasses import dataclass
 from benchmarks import students
 from benchmarks.standard import TEACHER_LOGITS, standard_config, taught_by
 from benchmarks.text import markdown
-from qkd_jax.command import override, run_command
-from qkd_jax.config import OFF, Config, InputError, StudentConfig
-from qkd_jax.nn import cell, lstm, matmul
-from qkd_jax.train.log import read_epochs
-from qkd_jax.train.run import train
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import LSTMConfig, RunConfig
+from qkd_jax.config.fields import OFF
+from qkd_jax.errors import InputError
+from qkd_jax.nn import lstm, matmul
+from qkd_jax.nn import lstm_cell as cell
+from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.training.run import train
 
 CHANGES: dict[str, list[str]] = {
     "base": [],
@@ -73,7 +76,7 @@ class Settings:
     """Which changes, in this order."""
 
 
-def changed(base: Config, name: str) -> Config:
+def changed(base: RunConfig, name: str) -> Config:
     """`base` with the change `name`, as a run of that name."""
     if name not in CHANGES:
         raise InputError(f"--only: expected some of {', '.join(CHANGES)}, got {name!r}")
@@ -134,7 +137,7 @@ def main(arguments: list[str]) -> None:
     base = taught_by(standard_config(settings.data, settings.out), TEACHER_LOGITS)
     base = dataclasses.replace(
         base,
-        students={"student": StudentConfig(units=settings.units)},
+        students={"student": LSTMConfig(units=settings.units)},
         train=dataclasses.replace(base.train, student_epochs=settings.epochs),
     )
     rows = {}

@@ -34,17 +34,20 @@ import soundfile
 from pydantic.dataclasses import dataclass
 
 from benchmarks.text import DASH, markdown
-from qkd_jax.audio import logmel
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config import Config, Count, DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
-from qkd_jax.deploy import artefact, c, litert, onnx
-from qkd_jax.deploy.detector import Detector
-from qkd_jax.deploy.exported import open_exported
-from qkd_jax.deploy.jax_runtime import to_jax
-from qkd_jax.files import whole_file
+from qkd_jax.audio import log_mel as logmel
+from qkd_jax.commands.cli import load_preset, override, run_command
+from qkd_jax.config import DataConfig, FeatureConfig, LSTMConfig, QuantConfig, RunConfig
+from qkd_jax.config.fields import Count
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector.detector import Detector
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.models.common import with_norm
-from qkd_jax.models.integer import calibrate, to_detector
+from qkd_jax.models.lstm_integer import calibrate, to_detector
+from qkd_jax.runtimes import c, litert, onnx
+from qkd_jax.runtimes.exported import open_exported
+from qkd_jax.runtimes.jax import to_jax
+from qkd_jax.system.files import whole_file
 
 SECONDS = 10
 STARTS = 5
@@ -79,10 +82,10 @@ class Times(NamedTuple):
     difference: float
 
 
-def untrained(student: StudentConfig, features: FeatureConfig = FeatureConfig()) -> Detector:
+def untrained(student: LSTMConfig, features: FeatureConfig = FeatureConfig()) -> Detector:
     """The detector that `student` is before training, its units calibrated on noise."""
     data = DataConfig(events=EVENTS, clip_seconds=float(SECONDS))
-    config = Config(features=features, data=data)
+    config = RunConfig(features=features, data=data)
     log_mel = logmel.log_mel(jnp.asarray(noise(features.sample_rate))[None], features)
     variables = dict(jax.jit(build_model(student, len(EVENTS)).init)(jax.random.key(0), log_mel))
     variables = with_norm(variables, log_mel.mean(axis=(0, 1)), log_mel.std(axis=(0, 1)))
@@ -204,7 +207,7 @@ def detectors(models: Sequence[str]) -> dict[str, Detector]:
         if len(found) < len(models):
             raise InputError(f"--model: expected files of different names, got {', '.join(models)}")
         return found
-    paper = {f"256 units, {bits} bits": StudentConfig(quant=QuantConfig.integer(bits)) for bits in (8, 4)}
+    paper = {f"256 units, {bits} bits": LSTMConfig(quant=QuantConfig.integer(bits)) for bits in (8, 4)}
     small = load_preset("small", ROOT / "configs").students["distilled-4"]
     return {name: untrained(student) for name, student in (paper | {"small, 4 bits": small}).items()}
 

@@ -10,7 +10,7 @@ from benchmarks.bootstrap import average_eer, resample
 from benchmarks.standard import EVENTS, Cell, cell_path
 from benchmarks.text import DASH, spread
 from qkd_jax.data.logits import read_logits
-from qkd_jax.data.table import read_table
+from qkd_jax.data.tables import read_table
 
 DRAWS = 1000
 Cells = Mapping[str, Mapping[int, Cell]]

@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 from benchmarks.sed_tables import SE_TEACHER, SEVERAL
 from benchmarks.standard import EVENTS
 from benchmarks.text import DASH, markdown, spread
-from qkd_jax.command import override, run_command
-from qkd_jax.config import InputError
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.errors import InputError
 from qkd_jax.evaluation.table import SOUNDS
-from qkd_jax.files import whole_file
+from qkd_jax.system.files import whole_file
 
 _ROOT = Path(__file__).parents[1]
 FIGURES = {**SOUNDS, "auc": "AUC", "eer": "EER"}

@@ -20,20 +20,30 @@ from pydantic.dataclasses import dataclass
 from scipy.special import logit
 
 from benchmarks.standard import EVENTS, cell_path
-from qkd_jax.command import override, run_command
-from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, InputError, QuantConfig, StudentConfig
-from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.commands.evaluate import sound_event_metrics
+from qkd_jax.config import (
+    AugmentConfig,
+    CRNNConfig,
+    DataConfig,
+    FeatureConfig,
+    LSTMConfig,
+    ModelConfig,
+    QuantConfig,
+    RunConfig,
+    SedTrainConfig,
+)
 from qkd_jax.data.clips import KINDS, SPLITS
 from qkd_jax.data.logits import read_step_logits, write_step_logits
-from qkd_jax.data.sound_events import load_sed_split
-from qkd_jax.distill.detection import fuse, fusion_weights
-from qkd_jax.evaluation.scores import make_detect, step_logits
-from qkd_jax.files import whole_file
-from qkd_jax.train.folder import load_run
-from qkd_jax.train.log import read_epochs
-from qkd_jax.train.score import sound_event_metrics
-from qkd_jax.train.sed_run import train_sed
-from qkd_jax.train.sed_teachers import said
+from qkd_jax.data.timed import load_sed_split
+from qkd_jax.distill.timed_objectives import fuse, fusion_weights
+from qkd_jax.errors import InputError
+from qkd_jax.evaluation.prediction import make_detect, step_logits
+from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.system.files import whole_file
+from qkd_jax.training.sed_run import train_sed
+from qkd_jax.training.sed_teachers import said
 
 LABELLED = 1000  # strongly, and as many weakly
 SE_TEACHER = "teacher-se"
@@ -62,19 +72,19 @@ class Model:
     """A model by name, what it is and learns from, and those whose cells it takes."""
 
     name: str
-    settings: DetectorConfig
+    settings: ModelConfig
     teachers: tuple[str, ...] = ()
     """Models whose cells teach it."""
     quantized: tuple[int, ...] = ()
     """Bits at which it is trained on, each from its best state: of every operand but the cell of a CRNN's
     GRU, of an LSTM's weights in the integer scheme."""
 
-    def all_settings(self, folder: Path, seed: int, further: int) -> dict[str, DetectorConfig]:
+    def all_settings(self, folder: Path, seed: int, further: int) -> dict[str, ModelConfig]:
         """The models of its run: itself, and `further` epochs on quantized ones, and one that isn't."""
         files = tuple(str(cell_path(folder, name, seed).with_suffix(".npz")) for name in self.teachers)
         settings = dataclasses.replace(self.settings, teachers=files)
         found = {self.name: settings}
-        lstm = isinstance(settings.network, StudentConfig)
+        lstm = isinstance(settings.network, LSTMConfig)
         on = dataclasses.replace(
             settings, start=self.name, epochs=further, learning_rate=settings.learning_rate / 3
         )
@@ -98,8 +108,8 @@ def models(small: bool, tagger: str) -> list[Model]:
         dropout = 0.1 if small else 0.5
         return CRNNConfig(trunk=trunk, channels=channels, pools=pools, units=channels[-1], dropout=dropout)
 
-    def detector(network: CRNNConfig | StudentConfig) -> DetectorConfig:
-        return DetectorConfig(network=network, learning_rate=3e-3 if small else 1e-3)
+    def detector(network: CRNNConfig | LSTMConfig) -> ModelConfig:
+        return ModelConfig(network=network, learning_rate=3e-3 if small else 1e-3)
 
     found = [
         Model("baseline", detector(crnn("gated", channels))),
@@ -124,10 +134,10 @@ def models(small: bool, tagger: str) -> list[Model]:
     network = crnn("separable", tuple(width * each // 4 for each in (2, 4, 8, 10, 10, 10, 10)))
     # And one that export.py makes integers of: the LSTM behind convolutions of preset `small`, or half of it.
     narrow = 8 if small else 16
-    lstm = StudentConfig(
+    lstm = LSTMConfig(
         convolutions=(narrow, 2 * narrow, 4 * narrow, 4 * narrow),
-        halvings=2,
-        units=8 * narrow,
+        time_strides=2,
+        hidden_size=8 * narrow,
         pooling="attention",
     )
     alone, lstm_alone = (dataclasses.replace(detector(each), consistency=0.0) for each in (network, lstm))
@@ -142,17 +152,17 @@ def models(small: bool, tagger: str) -> list[Model]:
     ]
 
 
-def sed_config(settings: Settings, seed: int) -> SedConfig:
+def sed_config(settings: Settings, seed: int) -> RunConfig:
     """The run of a model, but for the model."""
     if not settings.data:
         raise InputError("--data: expected the folder of the recordings, got none")
-    features, train = SedConfig().features, SedTrainConfig(epochs=100, seed=seed)
+    features, train = RunConfig().features, SedTrainConfig(epochs=100, seed=seed)
     if settings.small:
         features = FeatureConfig(n_mels=64, win_length=1024, hop_length=320, n_fft=1024, fmin=0.0)
         train = dataclasses.replace(
             train, strong=4, weak=4, unlabelled=4, epochs=16, ramp=0.05, ema_decay=0.995
         )
-    return SedConfig(
+    return RunConfig(
         runs=settings.out or f"runs/sed-{'small' if settings.small else 'full'}",
         features=features,
         data=DataConfig(source="desed", root=settings.data, events=EVENTS, strong=LABELLED, weak=LABELLED),
@@ -161,7 +171,7 @@ def sed_config(settings: Settings, seed: int) -> SedConfig:
     )
 
 
-def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
+def train_and_keep(base: RunConfig, model: Model, folder: Path) -> None:
     """Train `model` and those quantized from it, and keep their cells, and what a teacher says."""
     seed, begun = base.train.seed, time.monotonic()
     settings = model.all_settings(folder, seed, base.train.epochs // 3)
@@ -188,7 +198,7 @@ def train_and_keep(base: SedConfig, model: Model, folder: Path) -> None:
             file.write(json.dumps(cell, indent=1) + "\n")
 
 
-def keep_fusion(base: SedConfig, folder: Path) -> None:
+def keep_fusion(base: RunConfig, folder: Path) -> None:
     """Score the teachers' fusion on the test clips, if their runs are there, and keep its cell."""
     seed = base.train.seed
     path = cell_path(folder, "fusion", seed)

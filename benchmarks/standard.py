@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.command import load_preset
-from qkd_jax.config import Config, InputError, from_json, to_json, with_data
+from qkd_jax.commands.cli import load_preset
+from qkd_jax.config import RunConfig, from_json, to_json, with_data
 from qkd_jax.data.logits import write_logits
-from qkd_jax.files import whole_file
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 _ROOT = Path(__file__).parents[1]
 CELLS = _ROOT / "docs/results/paper/cells"
@@ -49,7 +50,7 @@ def standard_config(data: str, out: str) -> Config:
     return with_data(base, root=data, events=EVENTS)
 
 
-def taught_by(config: Config, *teachers: Path) -> Config:
+def taught_by(config: RunConfig, *teachers: Path) -> Config:
     """`config` with the teachers whose logits, or descriptions, are in files."""
     distill = dataclasses.replace(config.distill, teachers=tuple(str(file.absolute()) for file in teachers))
     return dataclasses.replace(config, distill=distill)

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.standard import Cell, cell_path, read_cells, taught_by, write_cell
-from qkd_jax.config import Config, InputError, StudentConfig, TeacherConfig
+from qkd_jax.config import LSTMConfig, RunConfig, TeacherConfig
+from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import targets
 from qkd_jax.data.dataset import load_split
-from qkd_jax.data.source import read_clips
 from qkd_jax.distill.tagger import read_tagger, tagger_logits
+from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate
-from qkd_jax.evaluation.scores import clip_logits, make_predict
+from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import build_model
-from qkd_jax.train.folder import TEACHER, Run, load_run
-from qkd_jax.train.log import read_epochs
-from qkd_jax.train.run import train
+from qkd_jax.run_folder.folder import TEACHER, Run, load_run
+from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.training.run import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,14 @@ class Student:
     """A student by name, and the files of those who teach it."""
 
     name: str
-    settings: StudentConfig
+    settings: LSTMConfig
     teachers: tuple[Path, ...]
     first: "Student | None" = None
     """Whose best state it begins with."""
-    also: Mapping[str, StudentConfig] = dataclasses.field(default_factory=dict)
+    also: Mapping[str, LSTMConfig] = dataclasses.field(default_factory=dict)
     """As what else it is scored, by cell: quantized after training (post-mortem, section 4.2.3)."""
 
-    def work(self, base: Config) -> int:
+    def work(self, base: RunConfig) -> int:
         """How long it trains, up to a factor, beside others with the like in front of the LSTM."""
         return self.settings.layers * (self.settings.units + base.features.n_mels) * self.settings.units
 
@@ -49,7 +50,7 @@ def named(students: Sequence[Student], only: Sequence[str]) -> list[Student]:
     return [student for student in students if student.name in (only or names)]
 
 
-def lacking(student: Student, folder: Path, seed: int) -> dict[Path, StudentConfig]:
+def lacking(student: Student, folder: Path, seed: int) -> dict[Path, LSTMConfig]:
     """The cells of a student that `folder` doesn't have: their paths, and as what it is scored for each."""
     return {
         path: settings
@@ -63,7 +64,7 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(epochs, key=lambda record: (record["valid"]["auc"], record["epoch"]))
 
 
-def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]) -> None:
+def train_students(base: RunConfig, wanted: Sequence[Student], seeds: Sequence[int]) -> None:
     """Train each student with each seed and keep its cells, except those that are kept already."""
     folder = Path(base.runs) / "cells"
     kept = read_cells(folder)
@@ -88,7 +89,7 @@ def train_students(base: Config, wanted: Sequence[Student], seeds: Sequence[int]
         spent, done = spent + time.monotonic() - begun, done + student.work(base)
 
 
-def trained(base: Config, student: Student, seed: int) -> Path:
+def trained(base: RunConfig, student: Student, seed: int) -> Path:
     """The folder of a student's finished run, which is trained now if it is not there."""
     config = _config(base, student, seed)
     folder = Path(base.runs) / config.name
@@ -98,7 +99,7 @@ def trained(base: Config, student: Student, seed: int) -> Path:
     return folder
 
 
-def _config(base: Config, student: Student, seed: int) -> Config:
+def _config(base: RunConfig, student: Student, seed: int) -> Config:
     """The run of one student."""
     return dataclasses.replace(
         taught_by(base, *student.teachers),
@@ -108,7 +109,7 @@ def _config(base: Config, student: Student, seed: int) -> Config:
     )
 
 
-def score_tagger(base: Config, file: Path, path: Path) -> None:
+def score_tagger(base: RunConfig, file: Path, path: Path) -> None:
     """Keep at `path` the cell of the tagger that `file` describes, as it is, unless it is there."""
     if path.is_file():
         return
@@ -124,9 +125,9 @@ def score_tagger(base: Config, file: Path, path: Path) -> None:
 
 
 def train_and_keep(
-    config: Config,
+    config: RunConfig,
     name: str,
-    cells: Mapping[Path, StudentConfig | TeacherConfig],
+    cells: Mapping[Path, LSTMConfig | TeacherConfig],
     splits: Sequence[str] = ("test",),
 ) -> None:
     """Run `config`, and keep its model `name`, scored as each of `cells`, at the path given for it."""

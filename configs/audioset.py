@@ -8,7 +8,7 @@ python train.py audioset --data.root DIR
 import dataclasses
 from pathlib import Path
 
-from qkd_jax.command import load_preset
+from qkd_jax.commands.cli import load_preset
 from qkd_jax.config import DataConfig
 
 config = dataclasses.replace(

@@ -3,18 +3,18 @@
 import dataclasses
 
 from qkd_jax.config import (
-    Config,
     DataConfig,
     FeatureConfig,
+    LSTMConfig,
     QuantConfig,
-    StudentConfig,
+    RunConfig,
     TeacherConfig,
     TrainConfig,
 )
 
-_distilled = StudentConfig(convolutions=(8, 16, 24), halvings=2, units=24, pooling="attention")
+_distilled = LSTMConfig(convolutions=(8, 16, 24), time_strides=2, hidden_size=24, pooling="attention")
 
-config = Config(
+config = RunConfig(
     name="demo",
     features=FeatureConfig(n_mels=32),
     data=DataConfig(source="demo", clip_seconds=2.0),

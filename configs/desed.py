@@ -9,18 +9,17 @@ python train.py desed --data.root DIR
 
 import dataclasses
 
-from qkd_jax.config import AugmentConfig, DataConfig, QuantConfig
-from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig
+from qkd_jax.config import AugmentConfig, CRNNConfig, DataConfig, ModelConfig, QuantConfig, RunConfig
 
 # With embeddings="teacher", or a tagger's .toml, too, this is dual distillation; they take gigabytes here.
-_student = DetectorConfig(network=CRNNConfig.se_third(), teachers=("teacher",), through="mean_step")
+_student = ModelConfig(network=CRNNConfig.se_third(), teachers=("teacher",), through="mean_step")
 
-config = SedConfig(
+config = RunConfig(
     name="desed",
     data=DataConfig(source="desed"),
     models={
-        "baseline": DetectorConfig(),
-        "teacher": DetectorConfig(network=CRNNConfig.se(32)),
+        "baseline": ModelConfig(),
+        "teacher": ModelConfig(network=CRNNConfig.se(32)),
         "student": _student,
         **{
             f"student-{bits}": dataclasses.replace(

@@ -6,14 +6,14 @@ from the float one.
 python train.py paper --data.root DIR
 """
 
-from qkd_jax.config import Config, QuantConfig, StudentConfig
+from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig
 
-config = Config(
+config = RunConfig(
     name="paper",
     students={
-        "plain": StudentConfig(distill=False),
-        "distilled": StudentConfig(),
-        "distilled-8": StudentConfig(quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3),
-        "distilled-4": StudentConfig(quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3),
+        "plain": LSTMConfig(distill=False),
+        "distilled": LSTMConfig(),
+        "distilled-8": LSTMConfig(quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3),
+        "distilled-4": LSTMConfig(quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3),
     },
 )

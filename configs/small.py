@@ -10,11 +10,11 @@ python train.py small --data.root DIR --distill.teachers yamnet.toml
 
 import dataclasses
 
-from qkd_jax.config import Config, QuantConfig, StudentConfig, TrainConfig
+from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig, TrainConfig
 
-_float = StudentConfig(convolutions=(16, 32, 64, 64), halvings=3, units=128, pooling="attention")
+_float = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=128, pooling="attention")
 
-config = Config(
+config = RunConfig(
     name="small",
     students={
         "distilled": _float,

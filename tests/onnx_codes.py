@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from qkd_jax.deploy import reference
-from qkd_jax.nn.codes import GRID
+from qkd_jax.detector import reference
+from qkd_jax.detector.codes import GRID
 
 TYPES = {"log_mel": np.float32, "codes": np.float32, "output_codes": np.int32, "attention_codes": np.int32}
 
@@ -44,7 +44,7 @@ def clip_codes(detector, model, codes):
     hidden = [f"hidden{index}" for index in range(len(detector.lstm))]
     session = opened(from_codes(model, *inner, *hidden))
     _, logits, *found = session.run(None, {"codes": codes.astype(np.float32)})
-    half = 2 ** (detector.student.quant.activations - 1)
+    half = 2 ** (detector.network.quant.activations - 1)
     h = [each.astype(int) - half for each in found[len(inner) :]]
     return found[0], found[1] if detector.attention else None, h, logits
 
@@ -54,7 +54,7 @@ def stream(detector, model, pieces):
     session = opened(model)
     first, *state = (item.name for item in session.get_inputs())
     answers = [item.name for item in session.get_outputs()]
-    carried, said = {name: np.zeros(detector.student.units, np.int32) for name in state}, []
+    carried, said = {name: np.zeros(detector.network.hidden_size, np.int32) for name in state}, []
     for piece in pieces:
         found = dict(zip(answers, session.run(None, {first: piece} | carried)))
         np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-found["logits"])), atol=1e-6)
@@ -84,7 +84,7 @@ def assert_same(detector, clip, step, codes):
     np.testing.assert_array_equal(found_outputs, outputs)
     np.testing.assert_array_equal(np.array(h), cells[:, ::2].swapaxes(0, 1))
     np.testing.assert_allclose(logits, reference.clip_logits(detector, codes), rtol=1e-6, atol=1e-6)
-    frames, hop = detector.student.span
+    frames, hop = detector.network.receptive_field, detector.network.stride
     pieces = np.lib.stride_tricks.sliding_window_view(codes.astype(np.float32), frames, axis=0)
     streamed = stream(detector, from_codes(step), pieces.swapaxes(1, 2)[::hop])
     np.testing.assert_array_equal(streamed[0], outputs)

@@ -5,8 +5,17 @@ import dataclasses
 import numpy as np
 import soundfile
 
-from qkd_jax.config import AugmentConfig, DataConfig, FeatureConfig, QuantConfig, StudentConfig
-from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+from qkd_jax.config import (
+    AugmentConfig,
+    CRNNConfig,
+    DataConfig,
+    FeatureConfig,
+    LSTMConfig,
+    ModelConfig,
+    QuantConfig,
+    RunConfig,
+    SedTrainConfig,
+)
 
 RATE, SECONDS = 8000, 1.0
 PITCHES = {"low": 500.0, "high": 2000.0}
@@ -14,9 +23,9 @@ FEATURES = FeatureConfig(
     sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
 )
 CRNN = CRNNConfig(
-    trunk="se", channels=(4,), pools=((2, 4),), units=4, layers=1, bidirectional=False, dropout=0.1
+    trunk="se", channels=(4,), pools=((2, 4),), hidden_size=4, layers=1, bidirectional=False, dropout=0.1
 )
-LSTM = StudentConfig(convolutions=(4,), halvings=1, units=4, pooling="attention")
+LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="attention")
 
 
 def write_clip(path, rng):
@@ -48,22 +57,20 @@ def write_tones(root):
 
 
 def config_of(root, runs, **changes):
-    guided = DetectorConfig(
+    guided = ModelConfig(
         network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
     )
     models = {
-        "first": DetectorConfig(network=CRNN, learning_rate=0.02),
+        "first": ModelConfig(network=CRNN, learning_rate=0.02),
         "four": dataclasses.replace(
             guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
         ),
-        "lstm": DetectorConfig(
-            network=LSTM, learning_rate=0.02, teachers=("first", "four"), through="ema_ste"
-        ),
-        "lstm-8": DetectorConfig(
+        "lstm": ModelConfig(network=LSTM, learning_rate=0.02, teachers=("first", "four"), through="ema_ste"),
+        "lstm-8": ModelConfig(
             network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
         ),
     }
-    config = SedConfig(
+    config = RunConfig(
         name="tones",
         runs=str(runs),
         features=FEATURES,

@@ -33,9 +33,10 @@ from benchmarks.reliability.fuzz_models import MODELS
 from benchmarks.reliability.fuzz_targets import DATA, Target
 from benchmarks.reliability.mutate import Files, mutated
 from benchmarks.speed.turns import processor, versions
-from qkd_jax.command import override, run_command
-from qkd_jax.config import Count, InputError, printable
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config.fields import Count
+from qkd_jax.errors import InputError, printable
+from qkd_jax.system.files import whole_file
 
 ROOT = Path(__file__).parents[2]
 MEMORY, SECONDS = 1 << 30, 10

@@ -14,16 +14,20 @@ import soundfile
 
 from benchmarks.reliability import mutate, mutate_binary
 from benchmarks.reliability.fuzz_targets import EVENTS, Target, noise, texts
-from qkd_jax.config import InputError, StudentConfig
+from qkd_jax.config import LSTMConfig
 from qkd_jax.data.clips import Clip
-from qkd_jax.deploy import artefact, c, c_run, events, kept, litert
-from qkd_jax.deploy import onnx as deploy_onnx
-from qkd_jax.deploy.detector import Detector
-from qkd_jax.deploy.exported import open_exported
-from qkd_jax.deploy.exported import open_untried as open_untried_detector
-from qkd_jax.deploy.stream import in_numpy
+from qkd_jax.detector import events
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector import resume as kept
+from qkd_jax.detector.detector import Detector
+from qkd_jax.detector.stream import in_numpy
 from qkd_jax.distill import tagger
 from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
+from qkd_jax.errors import InputError
+from qkd_jax.runtimes import c, c_run, litert
+from qkd_jax.runtimes import onnx as deploy_onnx
+from qkd_jax.runtimes.exported import open_exported
+from qkd_jax.runtimes.exported import open_untried as open_untried_detector
 from tests.artefacts import mutated as mutated_artefact
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 from tests.waveform_models import write_loudness
@@ -79,7 +83,7 @@ def _read_tagger(folder: Path) -> None:
 # Exported detectors, and the checksums that belong to them
 
 
-def _detector(student: StudentConfig) -> Detector:
+def _detector(student: LSTMConfig) -> Detector:
     return dataclasses.replace(random_detector(student, mels=8), clip_seconds=0.4)
 
 

@@ -16,27 +16,28 @@ import soundfile
 from benchmarks.reliability import mutate_binary
 from benchmarks.reliability.mutate import Mutator
 from qkd_jax.config import (
-    Config,
+    CRNNConfig,
     DataConfig,
     DistillConfig,
     FeatureConfig,
-    InputError,
-    StudentConfig,
-    printable,
+    LSTMConfig,
+    ModelConfig,
+    RunConfig,
+    SedTrainConfig,
     to_json,
 )
-from qkd_jax.config_sed import CRNNConfig, DetectorConfig, SedConfig, SedTrainConfig
+from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import Clip, Span, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import CachedFeatures, cached_features, recording_features
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
-from qkd_jax.data.source import read_clips
-from qkd_jax.train import checkpoint
-from qkd_jax.train.folder import Run, load_run
-from qkd_jax.train.log import read_epochs, read_log
-from qkd_jax.train.sed_teachers import taught
-from qkd_jax.train.state import TrainState
-from qkd_jax.train.teachers import foreign_logits
+from qkd_jax.errors import InputError, printable
+from qkd_jax.run_folder import checkpoints as checkpoint
+from qkd_jax.run_folder.folder import Run, load_run
+from qkd_jax.run_folder.log import read_epochs, read_log
+from qkd_jax.run_folder.state import TrainState
+from qkd_jax.training.sed_teachers import taught
+from qkd_jax.training.teachers import foreign_logits
 
 
 class Target(NamedTuple):
@@ -198,18 +199,19 @@ CLIPS = tuple(
     Clip(name=name, root=Path(), labels=frozenset(EVENTS[:index]), group=name, split="train")
     for index, name in enumerate(NAMES)
 )
-RUN = Config(
+RUN = RunConfig(
     features=FEATURES,
     data=DataConfig(root="data", events=EVENTS, clip_seconds=0.4),
-    students={"plain": StudentConfig(units=4)},
+    students={"plain": LSTMConfig(hidden_size=4)},
     distill=DistillConfig(teachers=("logits.npz",)),
 )
-SED = SedConfig(
+SED = RunConfig(
     features=FEATURES,
     data=DataConfig(source="desed", root="data", events=EVENTS, clip_seconds=0.4),
     models={
-        "guided": DetectorConfig(
-            network=CRNNConfig(channels=(2,), pools=((2, 2),), units=2, layers=1), embeddings="tagger.toml"
+        "guided": ModelConfig(
+            network=CRNNConfig(channels=(2,), pools=((2, 2),), hidden_size=2, layers=1),
+            embeddings="tagger.toml",
         )
     },
     train=SedTrainConfig(strong=1, weak=0, unlabelled=0),

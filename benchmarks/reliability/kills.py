@@ -26,13 +26,15 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from benchmarks.speed.turns import processor, versions
-from qkd_jax.command import load_preset, override, run_command
-from qkd_jax.config import Config, Count, DataConfig, InputError, TeacherConfig, TrainConfig
-from qkd_jax.files import whole_file
-from qkd_jax.train import checkpoint
-from qkd_jax.train.export import export
-from qkd_jax.train.folder import load_run
-from qkd_jax.train.run import train
+from qkd_jax.commands.cli import load_preset, override, run_command
+from qkd_jax.commands.export import export
+from qkd_jax.config import DataConfig, TeacherConfig, TrainConfig
+from qkd_jax.config.fields import Count
+from qkd_jax.errors import InputError
+from qkd_jax.run_folder import checkpoints as checkpoint
+from qkd_jax.run_folder.folder import load_run
+from qkd_jax.system.files import whole_file
+from qkd_jax.training.run import train
 
 ROOT = Path(__file__).parents[2]
 EXPORTED = "distilled-8"

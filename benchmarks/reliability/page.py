@@ -13,9 +13,9 @@ from pydantic.dataclasses import dataclass
 from benchmarks.reliability.fuzz import FINE
 from benchmarks.reliability.soak import table as soak_table
 from benchmarks.text import markdown
-from qkd_jax.command import override, run_command
-from qkd_jax.config import InputError
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 ROOT = Path(__file__).parents[2]
 SET = 2_000_000

@@ -29,9 +29,11 @@ from pydantic.dataclasses import dataclass
 from benchmarks.speed.growth import peak
 from benchmarks.speed.turns import processor, versions
 from benchmarks.text import markdown
-from qkd_jax.command import override, run_command
-from qkd_jax.config import TRAINED, Config, Count, DataConfig, DistillConfig, FeatureConfig, InputError
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config import TRAINED, DataConfig, DistillConfig, FeatureConfig, RunConfig
+from qkd_jax.config.fields import Count
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 ROOT = Path(__file__).parents[2]
 EVENTS = ("dog", "bell")
@@ -102,7 +104,7 @@ def write_recordings(root: Path, count: int) -> None:
 def config(folder: Path) -> Config:
     """A run that is only prepared, taught by the tagger in `folder` if there is one."""
     tagger = folder / "tagger.toml"
-    return Config(
+    return RunConfig(
         name="run",
         runs=str(folder / "runs"),
         features=FEATURES,
@@ -113,9 +115,9 @@ def config(folder: Path) -> Config:
 
 def prepare(folder: Path) -> None:
     """What one process does; what it took is in a file in `folder` then."""
-    from qkd_jax.mesh import join_processes
-    from qkd_jax.train.folder import open_run
-    from qkd_jax.train.run import prepare
+    from qkd_jax.run_folder.folder import open_run
+    from qkd_jax.system.devices import join_processes
+    from qkd_jax.training.run import prepare
 
     join_processes()
     begun = time.monotonic()

@@ -31,11 +31,13 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.speed.turns import processor, versions
 from benchmarks.text import markdown
-from qkd_jax.command import override, run_command
-from qkd_jax.config import Count, InputError, Positive, RuntimeName
-from qkd_jax.data.demo import make_clip
-from qkd_jax.deploy import artefact, stream
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config.fields import Count, Positive, RuntimeName
+from qkd_jax.data.sources.demo import make_clip
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector import stream
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "runs/demo/distilled-4/distilled-4.safetensors"

@@ -15,9 +15,10 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from benchmarks.speed.page import page
-from qkd_jax.command import override, run_command
-from qkd_jax.config import Count, InputError
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import override, run_command
+from qkd_jax.config.fields import Count
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 ONE, ALL = 1, 0
 QUESTIONS = {

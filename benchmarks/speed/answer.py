@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.speed.turns import processor, versions
-from qkd_jax.command import run_command
-from qkd_jax.files import whole_file
+from qkd_jax.commands.cli import run_command
+from qkd_jax.system.files import whole_file
 
 
 def main(arguments: list[str]) -> None:

@@ -11,19 +11,19 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.config import Config, QuantConfig, StudentConfig, TeacherConfig
+from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig, TeacherConfig
 from qkd_jax.models.build import build_model
-from qkd_jax.train.state import TrainState, init_state, make_optimizer
-from qkd_jax.train.step import make_loss, make_train_step
+from qkd_jax.run_folder.state import TrainState, init_state, make_optimizer
+from qkd_jax.training.step import make_loss, make_train_step
 
 QUESTION = "What distillation adds to a train step"
 ABOUT = """The paper's student, 256 units at 8 bits, by Adam: batch 64, 998 x 64 features. Gradients of the
 first step are compared: without distillation and with a teacher who knows no event; by cached logits and by
 the DenseNet-63 that they are of, which computes them anew in every step."""
 PACKAGES = ()
-CONFIG = Config()
+CONFIG = RunConfig()
 SHAPE = (64, CONFIG.frames, CONFIG.features.n_mels)
-STUDENT = StudentConfig(quant=QuantConfig.paper(8))
+STUDENT = LSTMConfig(quant=QuantConfig.paper(8))
 TEACHER = CONFIG.teacher
 EVENTS = 3
 CLOSE = 1e-3
@@ -64,7 +64,7 @@ def gradient(first: TrainState) -> np.ndarray:
 def rows(
     rounds: int,
     shape: tuple[int, int, int] = SHAPE,
-    student: StudentConfig = STUDENT,
+    student: LSTMConfig = STUDENT,
     teacher: TeacherConfig = TEACHER,
 ) -> Iterator[Row]:
     """Cached logits beside a step without distillation, and beside a live teacher."""
@@ -95,7 +95,7 @@ def rows(
     mine = seconds.pop("cached logits")
     for name, theirs in seconds.items():
         yield Row(
-            what="{} x {} x {}, {} units".format(*shape, student.units),
+            what="{} x {} x {}, {} units".format(*shape, student.hidden_size),
             ours="cached logits",
             peer=name,
             seconds=mine,

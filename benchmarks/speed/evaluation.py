@@ -14,16 +14,17 @@ import numpy as np
 
 from benchmarks.speed.files import CLIP_SECONDS, recordings
 from benchmarks.speed.turns import Call, Row, in_turns
-from qkd_jax.command import load_preset
-from qkd_jax.config import DataConfig, FeatureConfig, InputError, StudentConfig
+from qkd_jax.commands.cli import load_preset
+from qkd_jax.commands.evaluate_file import score_file
+from qkd_jax.config import DataConfig, FeatureConfig, LSTMConfig
+from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.data.features import cached_features
-from qkd_jax.data.source import read_clips
-from qkd_jax.deploy import artefact
+from qkd_jax.detector import file as artefact
 from qkd_jax.distill.tagger import tagger_logits
+from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.table import print_table
-from qkd_jax.train.score_file import score_file
 
 QUESTION = "From WAV files to the table"
 ABOUT = """600 clips of 10 s of noise, 16 bits at 16 kHz, a file each, and their labels, to AUC and EER of
@@ -53,7 +54,7 @@ def labelled(folder: Path, count: int) -> DataConfig:
     return DataConfig(root=str(folder))
 
 
-def student(path: Path, settings: StudentConfig) -> Path:
+def student(path: Path, settings: LSTMConfig) -> Path:
     """An untrained student at `path`, exported."""
     from benchmarks.runtimes import untrained  # which asks for one thread and no GPU if it comes before JAX
 
@@ -108,7 +109,7 @@ def anew(way: Callable[[DataConfig], Table], data: DataConfig, count: int) -> No
         check(way(data), count)
 
 
-def rows(rounds: int, count: int = CLIPS, settings: StudentConfig | None = None) -> Iterator[Row]:
+def rows(rounds: int, count: int = CLIPS, settings: LSTMConfig | None = None) -> Iterator[Row]:
     """A student of 4 bits, by default preset `small`'s, beside YAMNet if that is here."""
     settings = settings or load_preset("small", BENCHMARKS.parent / "configs").students["distilled-4"]
     with tempfile.TemporaryDirectory() as name:

@@ -13,9 +13,9 @@ import soundfile
 
 from benchmarks.speed.log_mel import CLOSE, FEATURES, in_librosa, noise
 from benchmarks.speed.turns import Row, agree, in_turns
-from qkd_jax.config import InputError
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import cached_features
+from qkd_jax.errors import InputError
 
 QUESTION = "From WAV files to features on disk"
 ABOUT = """3,000 clips of 10 s, 16 bits at 16 kHz, a file each, which the system has read before; for each a

@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.speed.page import time_text
 from benchmarks.speed.turns import Row, in_turns
-from qkd_jax.config import DataConfig, InputError, QuantConfig, StudentConfig
+from qkd_jax.config import DataConfig, LSTMConfig, QuantConfig
+from qkd_jax.errors import InputError
 
 if TYPE_CHECKING:
     from qkd_jax.data.dataset import Dataset
@@ -67,9 +68,9 @@ def measured(task: str, *sizes: object) -> Point:
 
 def heard(model: str, recording: str) -> list[float]:
     """Seconds to detect events in a recording of any length."""
-    from qkd_jax.audio.io import audio_blocks
-    from qkd_jax.deploy.artefact import load
-    from qkd_jax.deploy.events import detect
+    from qkd_jax.audio.reading import audio_blocks
+    from qkd_jax.detector.events import detect
+    from qkd_jax.detector.file import load
 
     detector = load(Path(model))
     begun = time.perf_counter()
@@ -84,7 +85,7 @@ def opened(root: Path, clips: int) -> "Dataset":
     from qkd_jax.data.clips import targets
     from qkd_jax.data.dataset import Dataset
     from qkd_jax.data.features import CachedFeatures
-    from qkd_jax.data.manifest import read_manifest
+    from qkd_jax.data.sources.manifest import read_manifest
 
     def compute(_: Path) -> np.ndarray:
         return np.ones((8, 8), np.float32)
@@ -113,7 +114,7 @@ def trained(batch: str, units: str, steps: str, rounds: str) -> list[float]:
 
     from benchmarks.speed.start import train_step
 
-    student = StudentConfig(units=int(units), quant=QuantConfig.paper(8))
+    student = LSTMConfig(units=int(units), quant=QuantConfig.paper(8))
     step, new_state, examples = train_step(student, (int(batch), int(steps), MELS))
     state, on_device = new_state(), jax.device_put(examples)
 
@@ -156,8 +157,8 @@ def sounds(folder: Path, seconds: Sequence[int]) -> Iterator[Point]:
     import soundfile
 
     from benchmarks.speed.start import untrained
-    from qkd_jax.command import load_preset
-    from qkd_jax.deploy import artefact
+    from qkd_jax.commands.cli import load_preset
+    from qkd_jax.detector import file as artefact
 
     rng = np.random.default_rng(0)
     student = load_preset("small", ROOT / "configs").students["distilled-4"]

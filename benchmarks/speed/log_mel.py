@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed.turns import Row, agree, in_turns
-from qkd_jax.audio.logmel import TILE, log_mel
+from qkd_jax.audio import log_mel_numpy as front_end
+from qkd_jax.audio.log_mel import TILE, log_mel
 from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
-from qkd_jax.deploy import front_end
 
 QUESTION = "Log-mel energies of an hour, on one core"
 ABOUT = """Noise at 16 kHz, now loud, now nearly silent, in blocks of 30 s, as recordings are read: 64 bands

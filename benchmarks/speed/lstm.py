@@ -13,8 +13,8 @@ from flax import linen as nn
 from benchmarks.speed.limit import lstm_work, shares
 from benchmarks.speed.parts import waited
 from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.nn.cell import Layer
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
+from qkd_jax.nn.lstm_cell import Layer
 
 QUESTION = "A train step of the float LSTM"
 ABOUT = """The mean square of all outputs and its gradient in the parameters: 64 sequences of 998 steps,

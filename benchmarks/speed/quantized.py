@@ -24,8 +24,8 @@ from benchmarks.speed.lstm import (
 from benchmarks.speed.parts import parts
 from benchmarks.speed.turns import Row, agree, in_turns
 from qkd_jax.config import QuantConfig
-from qkd_jax.nn.cell import Layer
 from qkd_jax.nn.lstm import lstm_scan
+from qkd_jax.nn.lstm_cell import Layer
 
 QUESTION = "A train step with every operand quantized"
 ABOUT = """The mean square of all outputs and its gradient in the parameters, 256 units. A loop in torch

@@ -21,12 +21,13 @@ import numpy as np
 
 from benchmarks.speed.start import untrained
 from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.config import QuantConfig, StudentConfig
-from qkd_jax.deploy import c, litert, onnx, reference
-from qkd_jax.deploy.detector import Detector
-from qkd_jax.deploy.jax_runtime import to_jax
-from qkd_jax.nn.codes import GRID
+from qkd_jax.config import LSTMConfig, QuantConfig
+from qkd_jax.detector import reference
+from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.detector import Detector
 from qkd_jax.nn.lstm import lstm_scan
+from qkd_jax.runtimes import c, litert, onnx
+from qkd_jax.runtimes.jax import to_jax
 
 QUESTION = "A detector on one core, a clip or a frame at a time"
 ABOUT = """From features to logits by an LSTM, 64 bands, 256 units, 3 events, untrained, on one thread;
@@ -193,7 +194,7 @@ def products(detector: Detector, frames: int) -> Call:
     bits = 4 if student.quant.weights <= 4 else 8
     library = compiled(
         detector,
-        PRODUCTS.replace("BITS", str(bits)).replace("UNITS", str(student.units)),
+        PRODUCTS.replace("BITS", str(bits)).replace("UNITS", str(student.hidden_size)),
         ("-O3", "-march=native"),
     )
     return partial(library.products, frames)
@@ -236,7 +237,7 @@ def in_litert(detector: Detector) -> Way:
 def in_onnx(detector: Detector) -> Way:
     """The two .onnx of integers, less their front ends."""
     clips, steps = (session(without_front_end(make(detector))) for make in (onnx.clip_model, onnx.step_model))
-    zeros = np.zeros(detector.student.units, np.int32)
+    zeros = np.zeros(detector.student.hidden_size, np.int32)
 
     def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         feeds = {"log_mel": frame, "h0": state[0], "c0": state[1]}
@@ -467,7 +468,7 @@ def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = RE
     """Each of ours beside ONNX Runtime's float LSTM, and C of 8 bits beside the other peers."""
     x, own, alone = features(frames), {}, {}
     for bits in (8, 4):
-        detector, params = untrained(StudentConfig(units=units, quant=QuantConfig.integer(bits)), x)
+        detector, params = untrained(LSTMConfig(units=units, quant=QuantConfig.integer(bits)), x)
         alone[f"{bits} bits"] = products(detector, frames)
         for name, way in ours(detector).items():
             own[name, bits] = way

@@ -17,22 +17,25 @@ import numpy as np
 import soundfile
 
 from benchmarks.speed.turns import Row, agree, in_turns
+from qkd_jax.audio import log_mel_numpy as front_end
 from qkd_jax.config import (
-    Config,
     DataConfig,
     DistillConfig,
-    InputError,
+    LSTMConfig,
     QuantConfig,
-    StudentConfig,
+    RunConfig,
     TeacherConfig,
     TrainConfig,
 )
-from qkd_jax.deploy import artefact, front_end, onnx, reference
-from qkd_jax.deploy.detector import Detector
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector import reference
+from qkd_jax.detector.detector import Detector
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
-from qkd_jax.models.integer import calibrate, to_detector
-from qkd_jax.train.state import TrainState, init_state, make_optimizer
-from qkd_jax.train.step import make_loss, make_train_step
+from qkd_jax.models.lstm_integer import calibrate, to_detector
+from qkd_jax.run_folder.state import TrainState, init_state, make_optimizer
+from qkd_jax.runtimes import onnx
+from qkd_jax.training.step import make_loss, make_train_step
 
 QUESTION = "Start-up and compilation"
 ABOUT = """From the start of a process to the first line of `detect.py`, when libraries and model are
@@ -47,8 +50,8 @@ FIRST_LINE = 1.0
 """Goal: seconds."""
 IMPORTS = {"import qkd_jax": 0.2, "from qkd_jax import lstm_scan": 0.2, "from qkd_jax import *": None}
 """What to import, and the goal: so many seconds more than JAX."""
-COMPILED: dict[str, tuple[StudentConfig | TeacherConfig, float | None]] = {
-    "the paper's student, 8 bits": (StudentConfig(quant=QuantConfig.paper(8)), 15.0),
+COMPILED: dict[str, tuple[LSTMConfig | TeacherConfig, float | None]] = {
+    "the paper's student, 8 bits": (LSTMConfig(quant=QuantConfig.paper(8)), 15.0),
     "DenseNet-63": (TeacherConfig(), None),
 }
 """Whose train steps to compile, and the goal: seconds."""
@@ -66,16 +69,16 @@ print(session.run(["logits"], {"waveform": waveform})[0][0], flush=True)
 """
 
 
-def untrained(student: StudentConfig, x: np.ndarray) -> tuple[Detector, Any]:
+def untrained(student: LSTMConfig, x: np.ndarray) -> tuple[Detector, Any]:
     """A detector calibrated on `x`, float32 [frames, mels], and its parameters in float."""
     variables = dict(jax.jit(build_model(student, len(EVENTS)).init)(jax.random.key(0), x[None]))
     exponents = calibrate(student, variables, [x[None]])
-    config = Config(data=DataConfig(events=EVENTS))
+    config = RunConfig(data=DataConfig(events=EVENTS))
     return to_detector(config, student, variables | {"exponents": exponents}), variables["params"]
 
 
 def train_step(
-    network: StudentConfig | TeacherConfig, shape: tuple[int, int, int]
+    network: LSTMConfig | TeacherConfig, shape: tuple[int, int, int]
 ) -> tuple[Any, Callable[[], TrainState], dict[str, np.ndarray]]:
     """The step of `network` for features [batch, frames, mels], what makes a state, and a batch."""
     batch, frames, mels = shape
@@ -131,7 +134,7 @@ def first_line(command: Sequence[str]) -> str:
 def starts(rounds: int) -> Iterator[Row]:
     """detect.py beside a script of ONNX Runtime."""
     rng = np.random.default_rng(0)
-    student = StudentConfig(quant=QuantConfig.integer(8))
+    student = LSTMConfig(quant=QuantConfig.integer(8))
     detector, _ = untrained(student, rng.normal(size=(100, 64)).astype(np.float32))
     rate, waveform = detector.features.sample_rate, rng.uniform(-0.5, 0.5, 16_000).astype(np.float32)
     with tempfile.TemporaryDirectory() as name:

@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.speed.limit import arithmetic
 from benchmarks.speed.parts import parts, waited
 from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.config import Config, TeacherConfig
-from qkd_jax.distill.losses import weighted_bce
+from qkd_jax.config import RunConfig, TeacherConfig
+from qkd_jax.distill.objectives import weighted_bce
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.models.build import build_model
 
@@ -26,7 +26,7 @@ batch 16, 998 x 64 features, no optimizer and no TF32 on either side. Torch's mo
 padding and batch-norm. Logits and gradients are compared; in bfloat16, whose roundings move the gradients of
 noise by half on either side, those of the last layer alone."""
 PACKAGES = ("torch",)
-CONFIG = Config()
+CONFIG = RunConfig()
 SHAPE = (16, CONFIG.frames, CONFIG.features.n_mels)
 TEACHER = CONFIG.teacher
 EVENTS = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 
 Call = Callable[[], Any]
 """What is timed; it returns when all is computed."""

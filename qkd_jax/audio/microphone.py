@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 
 _BLOCKS_PER_SECOND = 10
 

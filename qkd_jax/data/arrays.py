@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.config import InputError, first_line
+from qkd_jax.errors import InputError, first_line
 
 _MOST, _RATIO = 1 << 30, 100
 """Bytes that any archive may unpack to, and how many for each of its own where they are more."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.config import InputError
 from qkd_jax.data.clips import Clip
-from qkd_jax.files import whole_file
-from qkd_jax.mesh import shares, stop_all_if_asked
-from qkd_jax.progress import track
-from qkd_jax.stop import asked_to_stop
+from qkd_jax.errors import InputError
+from qkd_jax.system.devices import shares, stop_all_if_asked
+from qkd_jax.system.files import whole_file
+from qkd_jax.system.interrupt import asked_to_stop
+from qkd_jax.system.progress import track
 
 _HEADER = 128  # bytes of NumPy's for any matrix
 _PIECE = 256  # recordings handed to the threads at once

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qkd_jax.config import InputError, from_json, printable
-from qkd_jax.data.table import inside
-from qkd_jax.files import whole_file
+from qkd_jax.config import from_json
+from qkd_jax.data.tables import inside
+from qkd_jax.errors import InputError, printable
+from qkd_jax.system.files import whole_file
 
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.config import Config, DataConfig, InputError
-from qkd_jax.config_sed import SedConfig
+from qkd_jax.config import DataConfig, RunConfig
+from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
-from qkd_jax.data.source import list_bad
+from qkd_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Dataset:
     events: tuple[str, ...]
 
 
-def load_split(config: Config | SedConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
+def load_split(config: RunConfig | RunConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
     """The features, from `cache` or computed, and the targets of the labelled clips of one split.
 
     Raises InputError if a recording can't be used, if there are none, or if an event has no

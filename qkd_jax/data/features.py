@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from qkd_jax.audio.io import audio_blocks
-from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig, InputError, to_json
+from qkd_jax.audio.log_mel import log_mel
+from qkd_jax.audio.reading import audio_blocks
+from qkd_jax.config import FeatureConfig, to_json
 from qkd_jax.data.cache import Entries, cached, read_entry
 from qkd_jax.data.clips import Clip
+from qkd_jax.errors import InputError
 
 _FORMAT = 2  # to be raised when the same settings come to give other features
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.config import InputError
 from qkd_jax.data.arrays import read_npz
-from qkd_jax.files import whole_file
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
 
 _WHAT = "logits keyed by clip"
 _NUMBERS = "fiu"

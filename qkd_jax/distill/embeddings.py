@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.audio.io import read_audio
-from qkd_jax.config import InputError
+from qkd_jax.audio.reading import read_audio
 from qkd_jax.data.cache import Entries, cached
+from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.source import list_bad
 from qkd_jax.distill.tagger import read_tagger
 from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_inner
+from qkd_jax.errors import InputError
 
 _FORMAT = 1  # to be raised when the same settings come to give other embeddings
 

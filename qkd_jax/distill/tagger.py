@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.audio.io import read_audio
-from qkd_jax.config import InputError, TaggerConfig, from_json
+from qkd_jax.audio.reading import read_audio
+from qkd_jax.config import TaggerConfig, from_json
 from qkd_jax.data.cache import cached, read_entry
+from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.source import list_bad
-from qkd_jax.data.table import read_table
+from qkd_jax.data.tables import read_table
 from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_model
+from qkd_jax.errors import InputError
 
 _LONGEST, _DOTS = 1 << 20, 2000
 _FORMAT = 1  # to be raised when the same settings come to give other scores

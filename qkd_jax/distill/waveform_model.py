@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax import trial
-from qkd_jax.config import InputError, first_line
+from qkd_jax.errors import InputError, first_line
+from qkd_jax.system import isolation as trial
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]

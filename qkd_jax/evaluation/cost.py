@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from qkd_jax.config import OFF, QuantConfig
+from qkd_jax.config import QuantConfig
+from qkd_jax.config.fields import OFF
 from qkd_jax.models.build import Model
 
 

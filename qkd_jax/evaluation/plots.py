@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkd_jax.evaluation.sound_events import MAX_FALSE_POSITIVES, Rocs
-from qkd_jax.files import whole_file
+from qkd_jax.evaluation.timed_events import MAX_FALSE_POSITIVES, Rocs
+from qkd_jax.system.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

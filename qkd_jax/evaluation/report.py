@@ -21,9 +21,9 @@ from qkd_jax.evaluation.plots import (
     size_figure,
     to_svg,
 )
-from qkd_jax.evaluation.sound_events import Rocs
 from qkd_jax.evaluation.table import SOUNDS
-from qkd_jax.files import whole_file
+from qkd_jax.evaluation.timed_events import Rocs
+from qkd_jax.system.files import whole_file
 
 _WORST = 5
 

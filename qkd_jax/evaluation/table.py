@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from qkd_jax.config import printable
+from qkd_jax.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

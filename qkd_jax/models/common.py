@@ -13,11 +13,11 @@ _NAME = "normalize"
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-class Detections(NamedTuple):
+class Logits(NamedTuple):
     """What a model says of clips and of each of their steps: logits, and what EEFD guides, if anything."""
 
     clip: Float[Array, "batch event"]
-    frames: Float[Array, "batch step event"]
+    steps: Float[Array, "batch step event"]
     embedding: Float[Array, "batch step size"] | None = None
 
 

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qkd_jax.config import InputError, QuantConfig
-from qkd_jax.config_sed import CRNNConfig
-from qkd_jax.models.common import Detections, Linear, batch_norm, normalize
+from qkd_jax.config import CRNNConfig, QuantConfig
+from qkd_jax.models.common import Linear, Logits, batch_norm, normalize
 from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.dropout import dropout
 from qkd_jax.nn.gru import gru_init, gru_scan
@@ -32,7 +31,7 @@ class CRNN(nn.Module):
 
     In `config.quant`, the paper's scheme, are weights and inputs of convolutions, of products within a
     block and of the output layers, and the GRU (`qkd_jax.nn.gru`); batch-norms and sigmoids stay float.
-    Raises InputError where pools leave nothing of the features.
+    Raises ValueError where pools leave nothing of the features.
     """
 
     config: CRNNConfig
@@ -42,10 +41,10 @@ class CRNN(nn.Module):
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
-        return self.detect(features, train=train).clip
+        return self.step_logits(features, train=train).clip
 
     @nn.compact
-    def detect(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Detections:
+    def step_logits(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Logits:
         config = self.config
         x = _Front(config, name="front")(normalize(features), train=train)
         embedding = _Embedding(self.embedding, name="embedding")(x) if self.embedding else None
@@ -62,7 +61,7 @@ class CRNN(nn.Module):
         frames, attention = (
             Linear(self.events, config.quant.output, name=name)(x) for name in ("output", "attention")
         )
-        return Detections(clip_logits(frames, attention), frames, embedding)
+        return Logits(clip_logits(frames, attention), frames, embedding)
 
 
 def clip_logits(
@@ -81,7 +80,9 @@ def _gru_init(key: jax.Array, inputs: int, config: CRNNConfig) -> Any:
     """Parameters of each layer, and in it of each direction."""
     ways = 2 if config.bidirectional else 1
     return tuple(
-        tuple(gru_init(key, ways * config.units if index else inputs, config.units) for key in keys)
+        tuple(
+            gru_init(key, ways * config.hidden_size if index else inputs, config.hidden_size) for key in keys
+        )
         for index, keys in enumerate(jax.random.split(key, (config.layers, ways)))
     )
 
@@ -128,7 +129,7 @@ class _Front(nn.Module):
             x = _Dropout(config.dropout)(x, train=train)
             x = nn.avg_pool(x, pool, pool)
             if 0 in x.shape[1:]:
-                raise InputError(f"pools: nothing is left of {frames} x {mels} behind block {block + 1}")
+                raise ValueError(f"pools: nothing is left of {frames} x {mels} behind block {block + 1}")
         return x.reshape(*x.shape[:2], -1)
 
 

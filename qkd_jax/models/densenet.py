@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qkd_jax.config import InputError, TeacherConfig
+from qkd_jax.config import DenseNetConfig
 from qkd_jax.models.common import batch_norm, conv, pooled_logits, stem
 
 
@@ -16,7 +16,7 @@ class DenseNet(nn.Module):
     halve channels, time and frequency; mean over time and frequency; one linear layer.
     """
 
-    config: TeacherConfig
+    config: DenseNetConfig
     events: int
 
     @nn.compact
@@ -39,7 +39,7 @@ class DenseNet(nn.Module):
                 x = jnp.concatenate([x, new], axis=-1)
         if 0 in x.shape:
             frames, mels = features.shape[1:]
-            raise InputError(
-                f"teacher.blocks: {len(config.blocks)} blocks halve features of {frames} x {mels} to nothing"
+            raise ValueError(
+                f"blocks: {len(config.blocks)} blocks halve features of {frames} x {mels} to nothing"
             )
         return pooled_logits(norm_relu(x), self.events)

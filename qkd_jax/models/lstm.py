@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from qkd_jax.config import StudentConfig
-from qkd_jax.models.common import Detections, Linear, batch_norm, normalize
+from qkd_jax.config import LSTMConfig
+from qkd_jax.models.common import Linear, Logits, batch_norm, normalize
 from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 
 
-class LSTMStudent(nn.Module):
+class LSTM(nn.Module):
     """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's 256 units.
 
     The output layer reads the last hidden state (or, options, the mean over time, or every state,
@@ -18,30 +18,30 @@ class LSTMStudent(nn.Module):
     state too.
     """
 
-    config: StudentConfig
+    config: LSTMConfig
     events: int
 
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
     ) -> Float[Array, "batch event"]:
-        return self.detect(features, train=train).clip
+        return self.step_logits(features, train=train).clip
 
     @nn.compact
-    def detect(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Detections:
+    def step_logits(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Logits:
         config, x = self.config, normalize(features)
         if config.convolutions:
             x = _Front(config, name="front")(x, train=train)
         steps, inputs = x.shape[-2:]
         params = self.param(
-            "lstm", lambda key: lstm_init(key, inputs, config.units, config.layers, steps=steps)
+            "lstm", lambda key: lstm_init(key, inputs, config.hidden_size, config.layers, steps=steps)
         )
         outputs, state = lstm_scan(params, x, quant=config.quant)
         read = Linear(self.events, config.quant.output, name="output")
         frames = read(outputs)
         if config.pooling == "attention":
             attend = Linear(self.events, config.quant.output, name="attention")
-            return Detections((jax.nn.softmax(attend(outputs), axis=-2) * frames).sum(axis=-2), frames)
-        return Detections(read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), frames)
+            return Logits((jax.nn.softmax(attend(outputs), axis=-2) * frames).sum(axis=-2), frames)
+        return Logits(read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), frames)
 
 
 class _Front(nn.Module):
@@ -50,7 +50,7 @@ class _Front(nn.Module):
     Batch-norm stays float: two numbers a channel.
     """
 
-    config: StudentConfig
+    config: LSTMConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -61,7 +61,7 @@ class _Front(nn.Module):
             x = conv_frames(
                 w,
                 x,
-                strides=(2 if index < self.config.halvings else 1, 2),
+                strides=(2 if index < self.config.time_strides else 1, 2),
                 x_bits=quant.activations,
                 w_bits=quant.weights,
                 per_channel=quant.ranges == "channel",

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from qkd_jax.config import TeacherConfig
+from qkd_jax.config import ResNetConfig
 from qkd_jax.models.common import batch_norm, conv, pooled_logits, stem
 
 
@@ -18,7 +18,7 @@ class ResNet(nn.Module):
     that a block begins as its shortcut (Goyal et al. 2017).
     """
 
-    config: TeacherConfig
+    config: ResNetConfig
     events: int
 
     @nn.compact

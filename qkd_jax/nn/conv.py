@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qkd_jax.config import OFF
+from qkd_jax.config.fields import OFF
 from qkd_jax.quant.fake_quant import fake_quant
 
 

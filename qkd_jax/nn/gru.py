@@ -2,7 +2,7 @@
 
 The parameters of one layer in one direction are `{"w_h": [units, 3 · units], "w_x": [inputs, 3 · units],
 "b": [3 · units], "b_h": [units]}`, columns for the gates r, z, n.  Quantized it follows
-`qkd_jax.nn.cell`: for n-bit weights, activations, gates and cell, each with its own n,
+`qkd_jax.nn.lstm_cell`: for n-bit weights, activations, gates and cell, each with its own n,
 
     r, z = Qn(σ(z_r)), Qn(σ(z_z));   z_g = Qn(W_gh) · Qn(h) + Qn(W_gx) · Qn(x) + b_g
     n  = Qn(tanh(Qn(W_nx) · Qn(x) + b_n + r * (Qn(W_nh) · Qn(h) + b_h)))
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import QuantConfig
-from qkd_jax.nn.cell import Layer
+from qkd_jax.nn.lstm_cell import Layer
 from qkd_jax.nn.matmul import quantized_matmul
 from qkd_jax.quant.fake_quant import fake_quant
 

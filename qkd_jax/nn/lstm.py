@@ -1,4 +1,4 @@
-"""The LSTM of Shi et al. 2019 over time, float or quantized (`qkd_jax.nn.cell`, `qkd_jax.nn.integer`).
+"""The LSTM of Shi et al. 2019 over time, float or quantized (`qkd_jax.nn.lstm_cell`, `qkd_jax.nn.integer_only`).
 
 A layer's parameters are `{"w": [units + inputs, 4 · units], "b": [4 · units]}`: the rows of `w`
 are those of [h, x], its columns the gates f, i, c~, o; in the integer scheme they have its `exponents` too.
@@ -15,8 +15,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from qkd_jax.config import QuantConfig
-from qkd_jax.nn import cell, integer
-from qkd_jax.nn.cell import Layer, LSTMState
+from qkd_jax.nn import integer_only as integer
+from qkd_jax.nn import lstm_cell as cell
+from qkd_jax.nn.lstm_cell import Layer, LSTMState
 
 FLOAT = QuantConfig()
 

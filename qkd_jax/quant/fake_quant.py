@@ -5,7 +5,7 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
-from qkd_jax.config import OFF, check_bits
+from qkd_jax.config.fields import OFF, check_bits
 from qkd_jax.quant.qtensor import dequantize, quantize
 
 

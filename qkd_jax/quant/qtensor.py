@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
-from qkd_jax.config import MAX_BITS, MIN_BITS
+from qkd_jax.config.fields import MAX_BITS, MIN_BITS
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["codes", "scale", "offset"], meta_fields=["bits"])

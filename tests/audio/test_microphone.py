@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qkd_jax.audio.microphone import microphone_blocks
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 
 RATE = 8000
 

@@ -8,9 +8,9 @@ import soundfile
 
 from benchmarks import detection
 from benchmarks.detection import at_recall, detections, found_and_false, read_scenes
-from qkd_jax.command import run_command
-from qkd_jax.deploy import artefact
-from qkd_jax.deploy.events import Event, rule_of
+from qkd_jax.commands.cli import run_command
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector.events import Event, rule_of
 from tests.detectors import PLAIN, random_detector
 
 DOG = np.array([[10.0, 11.0], [20.0, 22.0], [30.0, 30.5], [40.0, 41.0]])

@@ -61,7 +61,7 @@ HARNESS = """
 import json, os, signal, sys, time
 from benchmarks.reliability import fuzz
 from benchmarks.reliability.fuzz_targets import Target
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 
 def die(folder):
     os.kill(os.getpid(), signal.SIGSEGV)

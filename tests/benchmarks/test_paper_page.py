@@ -16,7 +16,7 @@ from benchmarks.findings import verdict
 from benchmarks.paper_page import FINDINGS, TABLE_1, TABLE_3, main
 from benchmarks.scenes import DRAWS
 from benchmarks.standard import CELLS, EVENTS, Cell, cell_path, read_cells, write_cell
-from qkd_jax.command import run_command
+from qkd_jax.commands.cli import run_command
 from qkd_jax.evaluation.metrics import evaluate
 
 # Separation of positives from negatives, and bytes; seeds 0 and 1 of the distilled student.

@@ -15,31 +15,31 @@ from benchmarks import paper_tables
 from benchmarks.paper_tables import _distilled, _quantized, students, train_teacher
 from benchmarks.standard import cell_path, read_cells
 from benchmarks.students import Student, train_students
-from qkd_jax.command import run_command
+from qkd_jax.commands.cli import run_command
 from qkd_jax.config import (
-    Config,
     DataConfig,
     FeatureConfig,
+    LSTMConfig,
     QuantConfig,
-    StudentConfig,
+    RunConfig,
     TeacherConfig,
     TrainConfig,
 )
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
-from qkd_jax.data.demo import EVENTS, read_demo
 from qkd_jax.data.logits import read_logits
+from qkd_jax.data.sources.demo import EVENTS, read_demo
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.models.build import build_model
-from qkd_jax.train.checkpoint import open_checkpoints
-from qkd_jax.train.folder import load_run
-from qkd_jax.train.log import read_log
+from qkd_jax.run_folder.checkpoints import open_checkpoints
+from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.log import read_log
 
 
 def two_students(base):
     """One distilled, one plain."""
     teachers = (cell_path(Path(base.runs) / "cells", "teacher", 0).with_suffix(".npz"),)
-    return [_distilled(6, teachers), Student("plain-6", StudentConfig(units=6, distill=False), teachers)]
+    return [_distilled(6, teachers), Student("plain-6", LSTMConfig(hidden_size=6, distill=False), teachers)]
 
 
 NAMES = ["distilled-6", "distilled-6-pm4", "distilled-6-pm8", "plain-6", "teacher"]
@@ -50,7 +50,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     data = DataConfig(source="demo", root=str(folder / "data"), clip_seconds=0.4, demo_clips=(16, 16, 20))
     read_demo(data)
-    config = Config(
+    config = RunConfig(
         runs=str(folder / "runs"),
         features=FeatureConfig(n_mels=8),
         data=dataclasses.replace(data, source="manifest", events=EVENTS),
@@ -78,14 +78,14 @@ def test_the_students_are_those_of_the_paper():
     found = {student.name: student for student in students(teacher)}
     assert len(found) == 1 + 3 * 3 + 1 + 2 + 1
     assert list(found)[:3] == ["plain-256", "distilled-256", "distilled-256-4"]
-    assert found["plain-256"].settings == StudentConfig(distill=False)
-    eight = StudentConfig(units=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
+    assert found["plain-256"].settings == LSTMConfig(distill=False)
+    eight = LSTMConfig(hidden_size=64, quant=QuantConfig.paper(8), learning_rate=1e-3)
     assert found["distilled-64-8"] == Student(
         "distilled-64-8", eight, (teacher,), first=found["distilled-64"]
     )
-    integer = StudentConfig(quant=QuantConfig.integer(4), learning_rate=1e-3)
+    integer = LSTMConfig(quant=QuantConfig.integer(4), learning_rate=1e-3)
     assert found["distilled-256-integer-4"].settings == integer
-    assert found["plain-3x256"].settings == StudentConfig(layers=3, distill=False)
+    assert found["plain-3x256"].settings == LSTMConfig(layers=3, distill=False)
     assert {cell for student in found.values() for cell in student.also} == {
         f"distilled-{units}-pm{bits}" for units in (256, 128, 64) for bits in (8, 4)
     }
@@ -97,7 +97,7 @@ def test_each_model_leaves_a_cell_and_a_float_student_is_scored_quantized_too(ba
     for name, bits in (("distilled-6", 32), ("distilled-6-pm8", 8), ("distilled-6-pm4", 4)):
         run, data = split_of(base, "distilled-6-seed0", "test")
         quant = QuantConfig() if bits == 32 else QuantConfig.paper(bits)
-        model = build_model(StudentConfig(units=6, quant=quant), 3)
+        model = build_model(LSTMConfig(hidden_size=6, quant=quant), 3)
         expected = model.apply(run.best_variables("distilled-6"), jnp.stack(list(data.features)))
         np.testing.assert_allclose(kept_logits(base, name, data), expected, rtol=1e-4, atol=1e-4)
 
@@ -173,8 +173,7 @@ def test_a_quantized_student_goes_on_from_the_float_one(base, tmp_path):
 
 def test_it_says_what_is_left_and_how_long_it_may_take(base, tmp_path, monkeypatch, capsys):
     wanted = [
-        Student(f"plain-{units}", StudentConfig(units=units, distill=False), (Path("t"),))
-        for units in (24, 8)
+        Student(f"plain-{units}", LSTMConfig(units=units, distill=False), (Path("t"),)) for units in (24, 8)
     ]
     clock = [0.0]
 

@@ -12,17 +12,17 @@ from benchmarks import past_page, past_paper
 from benchmarks.past_paper import SIZES, first_student, students
 from benchmarks.standard import read_cells
 from benchmarks.students import train_students
-from qkd_jax.command import run_command
-from qkd_jax.config import Config, DataConfig, FeatureConfig, QuantConfig, StudentConfig, TrainConfig
+from qkd_jax.commands.cli import run_command
+from qkd_jax.config import DataConfig, FeatureConfig, LSTMConfig, QuantConfig, RunConfig, TrainConfig
 from qkd_jax.data.clips import targets
-from qkd_jax.data.demo import EVENTS, read_demo
 from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.data.sources.demo import EVENTS, read_demo
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.models.build import build_model
-from qkd_jax.train.folder import load_run
+from qkd_jax.run_folder.folder import load_run
 
 TAGGER = Path(benchmarks.students.__file__).parent / "yamnet.toml"
-TINY = StudentConfig(convolutions=(2, 2), halvings=1, units=4, pooling="attention")
+TINY = LSTMConfig(convolutions=(2, 2), time_strides=1, hidden_size=4, pooling="attention")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("past")
     data = DataConfig(source="demo", root=str(folder / "data"), clip_seconds=0.4, demo_clips=(16, 16, 20))
     clips = read_demo(data)
-    config = Config(
+    config = RunConfig(
         runs=str(folder / "runs"),
         features=FeatureConfig(n_mels=8),
         data=dataclasses.replace(data, source="manifest", events=EVENTS),

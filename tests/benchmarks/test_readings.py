@@ -8,18 +8,19 @@ import optax
 import pytest
 
 from benchmarks.readings import CHAIN, CHANGES, best_epoch, chain_gradient, chain_quant, changed, main, table
-from qkd_jax.command import load_preset, run_command
-from qkd_jax.config import InputError, QuantConfig, StudentConfig
+from qkd_jax.commands.cli import load_preset, run_command
+from qkd_jax.config import LSTMConfig, QuantConfig
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.quant.fake_quant import fake_quant
-from qkd_jax.train.folder import _fields
-from qkd_jax.train.log import open_log
+from qkd_jax.run_folder.folder import _fields
+from qkd_jax.run_folder.log import open_log
 
 
 @pytest.fixture
 def base():
     preset = load_preset("paper", Path(__file__).parents[2] / "configs")
-    return dataclasses.replace(preset, students={"student": StudentConfig()})
+    return dataclasses.replace(preset, students={"student": LSTMConfig()})
 
 
 def test_each_change_changes_what_it_names_and_nothing_else(base):
@@ -58,7 +59,7 @@ def test_the_chain_gradient_gives_the_extremes_their_share_of_the_rounding_error
 
 @pytest.mark.slow
 def test_the_chain_gradient_changes_the_slope_of_a_student_and_not_its_logits():
-    model = build_model(StudentConfig(units=4, quant=QuantConfig.paper(4)), 2)
+    model = build_model(LSTMConfig(hidden_size=4, quant=QuantConfig.paper(4)), 2)
     features = jax.random.normal(jax.random.key(0), (2, 9, 3))
     variables = model.init(jax.random.key(1), features)
 

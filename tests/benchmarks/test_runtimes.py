@@ -9,12 +9,16 @@ import pytest
 
 from benchmarks import runtimes
 from benchmarks.runtimes import Times, byte_row, c_memory, detectors, time_rows, timed, untrained, written
-from qkd_jax.command import run_command
-from qkd_jax.config import FeatureConfig, InputError, QuantConfig, StudentConfig
-from qkd_jax.deploy import artefact, front_end, onnx, reference
+from qkd_jax.audio import log_mel_numpy as front_end
+from qkd_jax.commands.cli import run_command
+from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector import reference
+from qkd_jax.errors import InputError
+from qkd_jax.runtimes import onnx
 from tests.detectors import FRONT, random_detector
 
-TINY = StudentConfig(units=6, pooling="mean", quant=QuantConfig.integer(4))
+TINY = LSTMConfig(hidden_size=6, pooling="mean", quant=QuantConfig.integer(4))
 
 
 def test_rows_of_times_by_hand():

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import sed_page, sed_tables
 from benchmarks.sed_page import DUAL, FIGURES, MULTI, page, read_cells
 from benchmarks.sed_tables import SE_TEACHER, SEVERAL, Model, Settings, models, sed_config
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from tests.tones import PITCHES, config_of, write_tones
 

@@ -7,13 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from tests.deploy.test_events import medians
 
 from benchmarks.reliability import soak
 from benchmarks.reliability.soak import Found, Sound, apart, by_block, heard, main, mixture, soaked
-from qkd_jax.config import DetectionConfig, InputError
-from qkd_jax.deploy import artefact
-from qkd_jax.deploy.stream import Clock
-from tests.deploy.test_events import medians
+from qkd_jax.config import EventConfig
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector.stream import Clock
+from qkd_jax.errors import InputError
 from tests.detectors import FRONT, random_detector
 
 CLOCK = Clock(0.5, 0.1)
@@ -117,7 +118,7 @@ def test_a_small_soak(tmp_path, capsys):
     lstm = tuple(layer._replace(multiplier_h=layer.multiplier_h / 4, cell=13) for layer in detector.lstm)
     detector = dataclasses.replace(detector, lstm=lstm)
     samples = np.frombuffer(mixture(60, 16_000, 0), "<i2").astype(np.float32) / 32768
-    detection = DetectionConfig(thresholds={"x": medians(detector, samples)}, use="x", end=1.0)
+    detection = EventConfig(thresholds={"x": medians(detector, samples)}, use="x", end=1.0)
     artefact.save(dataclasses.replace(detector, detection=detection), tmp_path / "model.safetensors")
     runtimes = ["numpy", *(["c"] if shutil.which("cc") else [])]
     asked = [

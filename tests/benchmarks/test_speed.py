@@ -13,7 +13,8 @@ from benchmarks.speed.__main__ import QUESTIONS, main
 from benchmarks.speed.page import page
 from benchmarks.speed.parts import operations, parts, waited
 from benchmarks.speed.turns import Row, agree, in_turns
-from qkd_jax.config import InputError, QuantConfig
+from qkd_jax.config import QuantConfig
+from qkd_jax.errors import InputError
 
 SHAPE, UNITS = (3, 12, 5), 4
 

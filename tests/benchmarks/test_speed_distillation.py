@@ -9,13 +9,14 @@ from jax.flatten_util import ravel_pytree
 
 from benchmarks.speed import distillation
 from benchmarks.speed.distillation import CONFIG, EVENTS, gradient, noise, rows, training
-from qkd_jax.config import InputError, QuantConfig, StudentConfig, TeacherConfig, TrainConfig
+from qkd_jax.config import LSTMConfig, QuantConfig, TeacherConfig, TrainConfig
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
-from qkd_jax.train.state import init_state, make_optimizer
-from qkd_jax.train.step import make_loss, make_train_step
+from qkd_jax.run_folder.state import init_state, make_optimizer
+from qkd_jax.training.step import make_loss, make_train_step
 
 SHAPE = (4, 20, 8)
-STUDENT, FLOAT = StudentConfig(units=6, quant=QuantConfig.paper(8)), StudentConfig(units=6)
+STUDENT, FLOAT = LSTMConfig(hidden_size=6, quant=QuantConfig.paper(8)), LSTMConfig(hidden_size=6)
 TEACHER = TeacherConfig(blocks=(1,), growth=3, stem=4, bottleneck=2)
 
 

@@ -6,11 +6,12 @@ import pytest
 from benchmarks import runtimes
 from benchmarks.speed import evaluation, files
 from benchmarks.speed.evaluation import EVENTS, by_tagger, check, labelled, rows, yamnet
-from qkd_jax.config import InputError, QuantConfig, StudentConfig
+from qkd_jax.config import LSTMConfig, QuantConfig
+from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import targets
-from qkd_jax.data.source import read_clips
+from qkd_jax.errors import InputError
 
-TINY = StudentConfig(units=4, pooling="mean", quant=QuantConfig.integer(4))
+TINY = LSTMConfig(hidden_size=4, pooling="mean", quant=QuantConfig.integer(4))
 
 
 @pytest.fixture(autouse=True)

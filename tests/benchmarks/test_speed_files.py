@@ -11,7 +11,7 @@ from benchmarks.speed import files
 from benchmarks.speed.files import librosa_loop, ours, recordings, rows
 from benchmarks.speed.log_mel import CLOSE, FEATURES, in_librosa, noise
 from benchmarks.speed.turns import agree
-from qkd_jax.config import InputError
+from qkd_jax.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import soundfile
 
 from benchmarks.speed import growth, start
 from benchmarks.speed.growth import Point, grown, slope
-from qkd_jax.config import InputError
-from qkd_jax.deploy import artefact, events
+from qkd_jax.detector import events
+from qkd_jax.detector import file as artefact
+from qkd_jax.errors import InputError
 from tests.detectors import FRONT, random_detector
 
 MB = 10**6

@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks.speed import single
 from benchmarks.speed.single import ORT, C, Weights, by_float, check, features
-from qkd_jax.config import InputError, QuantConfig, StudentConfig
-from qkd_jax.deploy import onnx
+from qkd_jax.config import LSTMConfig, QuantConfig
+from qkd_jax.errors import InputError
+from qkd_jax.runtimes import onnx
 from tests.detectors import PLAIN, random_detector
 
 UNITS = 6
@@ -114,6 +115,6 @@ def test_rows():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_products_are_all_taken(bits):
     x = single.features(20)
-    detector, _ = single.untrained(StudentConfig(units=40, quant=QuantConfig.integer(bits)), x)
+    detector, _ = single.untrained(LSTMConfig(hidden_size=40, quant=QuantConfig.integer(bits)), x)
     # Of inputs that are 0, in each frame two of each 64 rows or less: what is taken off, the frame's number.
     assert single.products(detector, 5)() == -(0 + 1 + 2 + 3 + 4) * 2 * 3

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import start
-from qkd_jax.config import InputError, QuantConfig, StudentConfig, TeacherConfig
-from qkd_jax.distill.losses import distillation_loss, weighted_bce
+from qkd_jax.config import LSTMConfig, QuantConfig, TeacherConfig
+from qkd_jax.distill.objectives import distillation_loss, weighted_bce
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from tests.detectors import PLAIN, random_detector
 
-TINY = StudentConfig(units=4, quant=QuantConfig.paper(8))
+TINY = LSTMConfig(hidden_size=4, quant=QuantConfig.paper(8))
 
 
 def test_the_first_line_is_not_awaited_to_the_end():

@@ -21,11 +21,12 @@ from benchmarks.speed.teacher import (
     torch_densenet,
     torch_step,
 )
-from qkd_jax.config import InputError, TeacherConfig
-from qkd_jax.distill.losses import weighted_bce
+from qkd_jax.config import TeacherConfig
+from qkd_jax.distill.objectives import weighted_bce
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
-from qkd_jax.train.state import init_state
-from qkd_jax.train.step import make_train_step
+from qkd_jax.run_folder.state import init_state
+from qkd_jax.training.step import make_train_step
 
 TINY = TeacherConfig(blocks=(1, 1), growth=3, stem=4, bottleneck=2)
 TINIER = dataclasses.replace(TINY, blocks=(1,))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.config import DataConfig, InputError
+from qkd_jax.config import DataConfig
 from qkd_jax.data.clips import (
     SPLITS,
     Clip,
@@ -20,7 +20,8 @@ from qkd_jax.data.clips import (
     with_splits,
     write_clips,
 )
-from qkd_jax.data.manifest import read_manifest
+from qkd_jax.data.sources.manifest import read_manifest
+from qkd_jax.errors import InputError
 
 
 def clip(name, labels=(), group=None):

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from qkd_jax.config import Config, DataConfig, FeatureConfig, InputError
+from qkd_jax.config import DataConfig, FeatureConfig, RunConfig
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import check_split, load_split
 from qkd_jax.data.features import recording_features
+from qkd_jax.errors import InputError
 
-CONFIG = Config(
+CONFIG = RunConfig(
     features=FeatureConfig(n_mels=16),
     data=DataConfig(root="recordings", clip_seconds=0.5, events=("bell", "knock")),
 )

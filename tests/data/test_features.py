@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import Config, FeatureConfig, InputError
+from qkd_jax.audio.log_mel import log_mel
+from qkd_jax.config import FeatureConfig, RunConfig
 from qkd_jax.data import features as features_module
 from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
-from qkd_jax.train.folder import Run
+from qkd_jax.errors import InputError
+from qkd_jax.run_folder.folder import Run
 
 CONFIG = FeatureConfig(n_mels=32)
 
@@ -287,7 +288,7 @@ def test_a_name_that_the_system_refuses_is_a_bad_recording(record, tmp_path):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 3e38])
 def test_features_of_which_there_is_no_mean_are_named(tmp_path, wrong):
-    run = Run(tmp_path, Config(features=CONFIG))
+    run = Run(tmp_path, RunConfig(features=CONFIG))
     features = np.zeros((98, 32), np.float32)
     features[50, 3] = wrong
     if wrong == 3e38:  # of which there is one

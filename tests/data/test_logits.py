@@ -3,15 +3,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from qkd_jax.config import InputError
 from qkd_jax.data import arrays
-from qkd_jax.data.logits import (
-    StepLogits,
-    read_logits,
-    read_step_logits,
-    write_logits,
-    write_step_logits,
-)
+from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
+from qkd_jax.errors import InputError
 
 NAMES, EVENTS = ["audio/a.wav", "b.wav", "ü.wav"], ("bell", "knock")
 LOGITS = np.random.default_rng(0).normal(0, 3, (3, 2)).astype(np.float32)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qkd_jax import trial
+from qkd_jax.system import isolation as trial
 
 
 @pytest.fixture

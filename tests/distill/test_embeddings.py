@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from qkd_jax.audio.io import read_audio
-from qkd_jax.config import InputError
+from qkd_jax.audio.reading import read_audio
 from qkd_jax.data.clips import Clip
 from qkd_jax.distill import embeddings as embeddings_module
 from qkd_jax.distill.embeddings import tagger_embeddings
+from qkd_jax.errors import InputError
 from tests.waveform_models import write_loudness
 
 

@@ -11,12 +11,13 @@ import pytest
 import soundfile
 from onnx import load, numpy_helper, save
 
-from qkd_jax.audio.io import read_audio
-from qkd_jax.audio.logmel import log_mel
-from qkd_jax.config import FeatureConfig, InputError, TeacherConfig
+from qkd_jax.audio.log_mel import log_mel
+from qkd_jax.audio.reading import read_audio
+from qkd_jax.config import FeatureConfig, TeacherConfig
 from qkd_jax.data.clips import Clip
 from qkd_jax.distill import tagger as tagger_module
 from qkd_jax.distill.tagger import tagger_logits
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.models.common import with_norm
 from tests.waveform_models import Graph, write_densenet, write_loudness

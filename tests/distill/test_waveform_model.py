@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from qkd_jax import trial
-from qkd_jax.config import InputError
 from qkd_jax.distill.waveform_model import open_inner, open_model
+from qkd_jax.errors import InputError
+from qkd_jax.system import isolation as trial
 from tests.waveform_models import Graph, write_loudness
 
 SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qkd_jax.config import QuantConfig, StudentConfig, TeacherConfig
-from qkd_jax.config_sed import CRNNConfig
+from qkd_jax.config import CRNNConfig, LSTMConfig, QuantConfig, TeacherConfig
 from qkd_jax.evaluation.cost import model_cost, multiply_adds, packed_bytes
 from qkd_jax.models.build import build_model
 
@@ -23,7 +22,7 @@ def cost(config, quant=None):
 
 
 def test_the_papers_student():
-    row, _ = cost(StudentConfig())
+    row, _ = cost(LSTMConfig())
     assert row == {"parameters": 329_475, "multiply_adds": 998 * 1024 * 320 + 768, "bytes": 1_317_900}
 
 
@@ -31,7 +30,7 @@ def test_the_papers_student():
 def test_bytes_of_packed_weights(bits, expected):
     """Biases and, by default, the output layer stay float32."""
     quant = QuantConfig(weights=bits, activations=bits)
-    row, _ = cost(StudentConfig(quant=quant), quant)
+    row, _ = cost(LSTMConfig(quant=quant), quant)
     assert row["bytes"] == expected
     # Codes are multiplied as often as floats.
     assert row["multiply_adds"] == 998 * 1024 * 320 + 768
@@ -41,10 +40,10 @@ def test_bytes_of_packed_weights(bits, expected):
 def test_convolutions_in_front_and_attention_behind(packed):
     quant = QuantConfig(weights=4, activations=4, gates=4, cell=16, output=8, ranges="channel")
     row, _ = cost(
-        StudentConfig(
+        LSTMConfig(
             convolutions=(16, 32, 64, 64),
-            halvings=3,
-            units=128,
+            time_strides=3,
+            hidden_size=128,
             pooling="attention",
             quant=quant if packed else QuantConfig(),
         ),
@@ -77,15 +76,15 @@ def test_convolutions_in_front_and_attention_behind(packed):
     ids=str,
 )
 def test_bytes_are_of_what_is_stored_at_few_bits(quant, expected):
-    assert cost(StudentConfig(quant=quant), quant)[0]["bytes"] == expected
+    assert cost(LSTMConfig(quant=quant), quant)[0]["bytes"] == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "attention"])
 @pytest.mark.parametrize("bits", [8, 3])
 def test_integer_students_have_a_multiplier_and_a_bias_for_each_column(bits, pooling):
-    shape = {"convolutions": (4, 6), "halvings": 1, "units": 8, "pooling": pooling}
+    shape = {"convolutions": (4, 6), "time_strides": 1, "units": 8, "pooling": pooling}
     quant = QuantConfig.integer(bits)
-    row, _ = cost(StudentConfig(**shape, quant=quant, start="a float one"), quant)
+    row, _ = cost(LSTMConfig(**shape, quant=quant, start="a float one"), quant)
     # 64 bands halved twice: 16 of 6 channels.
     weights = [9 * 1 * 4, 9 * 4 * 6, (8 + 16 * 6) * 32]
     heads = 2 if pooling == "attention" else 1
@@ -93,11 +92,11 @@ def test_integer_students_have_a_multiplier_and_a_bias_for_each_column(bits, poo
     # Of a convolution and of an output layer they are the batch-norm's, or few; the LSTM has two multipliers.
     assert row["bytes"] == packed + 4 * (2 * (4 + 6) + 3 * 32 + heads * 3)
     # A device does what the float student does, product by product.
-    assert row["multiply_adds"] == cost(StudentConfig(**shape))[0]["multiply_adds"]
+    assert row["multiply_adds"] == cost(LSTMConfig(**shape))[0]["multiply_adds"]
 
 
 def test_three_layers():
-    row, _ = cost(StudentConfig(layers=3))
+    row, _ = cost(LSTMConfig(layers=3))
     assert row["parameters"] == 1_380_099
     assert row["multiply_adds"] == 998 * 1024 * (320 + 512 + 512) + 768
 
@@ -111,7 +110,7 @@ def test_the_papers_teacher():
     assert 1.3e9 < row["multiply_adds"] < 1.4e9
 
 
-SMALL = CRNNConfig(channels=(4, 8), pools=((2, 2), (1, 2)), units=6, layers=1)
+SMALL = CRNNConfig(channels=(4, 8), pools=((2, 2), (1, 2)), hidden_size=6, layers=1)
 
 
 def crnn_cost(config, embedding=0, shape=(22, 12)):

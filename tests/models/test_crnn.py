@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
-from qkd_jax.config import InputError, QuantConfig
-from qkd_jax.config_sed import CRNNConfig
+from qkd_jax.config import CRNNConfig, QuantConfig
+from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.models.crnn import clip_logits
 from qkd_jax.nn.gru import gru_scan
@@ -19,7 +19,7 @@ from qkd_jax.nn.gru import gru_scan
 FLOAT, CHANNEL4 = QuantConfig(), QuantConfig.per_channel(4)
 # Weights and activations of different bits, one range a kernel.
 KERNEL = QuantConfig(weights=5, activations=6, gates=8, cell=16, output=7)
-TINY = CRNNConfig(channels=(5, 5), pools=((2, 2), (1, 2)), units=4, layers=1)
+TINY = CRNNConfig(channels=(5, 5), pools=((2, 2), (1, 2)), hidden_size=4, layers=1)
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (3, 13, 9)) - 5
 EVENTS, EMBEDDING = 3, 7
 
@@ -46,7 +46,7 @@ def model(config):
             value = draws.get(name, draws["b"])(leaf.shape)
         return jnp.asarray(value - 5 if path[0].key == "norm" and name == "mean" else value, jnp.float32)
 
-    detect = jax.jit(functools.partial(module.apply, method="detect"))
+    detect = jax.jit(functools.partial(module.apply, method="step_logits"))
     return detect, jax.tree.map_with_path(drawn, shapes)
 
 
@@ -77,7 +77,7 @@ def parameters(config, events=10, mels=128):
 )
 def test_parameters_are_those_published(config, published):
     # torch's GRU has a second bias for r and z, in two layers of two directions.
-    assert parameters(config) + 2 * 2 * 2 * config.units == published
+    assert parameters(config) + 2 * 2 * 2 * config.hidden_size == published
 
 
 def test_parameters_of_the_other_trunks_by_hand():
@@ -100,7 +100,7 @@ def test_parameters_of_the_other_trunks_by_hand():
 def test_steps_are_those_of_the_settings(config, frames, mels):
     module = build_model(config, EVENTS)
     made = jax.eval_shape(
-        functools.partial(module.init_with_output, method="detect"),
+        functools.partial(module.init_with_output, method="step_logits"),
         jax.random.key(0),
         jax.ShapeDtypeStruct((2, frames, mels), jnp.float32),
     )[0]
@@ -227,7 +227,7 @@ class Reference:
         y = (y - y.mean(axis=-1, keepdims=True)) / np.sqrt(y.var(axis=-1, keepdims=True) + 1e-6)
         return y * norm["scale"] + norm["bias"]
 
-    def detect(self, features):
+    def step_logits(self, features):
         x = self.front(features)
         states = self.gru(x)
         frames, attention = (self.linear(states, name) for name in ("output", "attention"))
@@ -370,7 +370,7 @@ def training(config):
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": key},
-                method="detect",
+                method="step_logits",
             )
             return sum((z**2).sum() + (z**3).sum() for z in found), (found, updated["batch_stats"])
 
@@ -395,7 +395,7 @@ def test_the_gradient_at_4_bits_is_finite_and_nowhere_zero():
 
 
 def test_training_drops_values_behind_blocks_and_around_the_gru():
-    module = build_model(tiny("gated", dropout=0.3, units=32, layers=1), EVENTS)
+    module = build_model(tiny("gated", dropout=0.3, hidden_size=32, layers=1), EVENTS)
     features = jnp.tile(FEATURES, (4, 2, 1))
     variables = jax.jit(module.init)(jax.random.key(0), features)
 

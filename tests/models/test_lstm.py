@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import QuantConfig, StudentConfig
+from qkd_jax.config import LSTMConfig, QuantConfig
 from qkd_jax.models import lstm as module
 from qkd_jax.models.build import build_model
 from qkd_jax.nn.conv import conv_frames
@@ -21,9 +21,9 @@ fast_scan = jax.jit(lstm_scan, static_argnames="quant")
 
 
 @functools.cache
-def variables_of(layers, convolutions, halvings):
+def variables_of(layers, convolutions, time_strides):
     """Those of every student of such a shape: quantization adds none, pooling by attention some."""
-    config = StudentConfig(units=8, layers=layers, convolutions=convolutions, halvings=halvings)
+    config = LSTMConfig(hidden_size=8, layers=layers, convolutions=convolutions, time_strides=time_strides)
     variables = jax.jit(build_model(config, events=3).init)(jax.random.key(1), FEATURES)
     rng = np.random.default_rng(0)
 
@@ -34,10 +34,10 @@ def variables_of(layers, convolutions, halvings):
     return jax.tree.map_with_path(moved, variables) | {"norm": NORM}
 
 
-def student(layers=1, convolutions=(), halvings=0, **settings):
-    shape = {"layers": layers, "convolutions": convolutions, "halvings": halvings}
-    model = build_model(StudentConfig(units=8, **shape, **settings), events=3)
-    return jax.jit(model.apply), variables_of(layers, convolutions, halvings)
+def student(layers=1, convolutions=(), time_strides=0, **settings):
+    shape = {"layers": layers, "convolutions": convolutions, "time_strides": time_strides}
+    model = build_model(LSTMConfig(hidden_size=8, **shape, **settings), events=3)
+    return jax.jit(model.apply), variables_of(layers, convolutions, time_strides)
 
 
 def oracle(v, bits, axis):
@@ -102,10 +102,10 @@ def test_detections_are_the_clips_logits_and_the_readings_of_every_state(pooling
     output = variables["params"]["output"]
     params = {**variables["params"], "attention": {"w": 3 * output["w"], "b": -output["b"]}}
     variables = {"params": params, "norm": NORM}
-    model = build_model(StudentConfig(units=8, pooling=pooling, quant=quant), events=3)
-    found = jax.jit(functools.partial(model.apply, method="detect"))(variables, FEATURES)
+    model = build_model(LSTMConfig(hidden_size=8, pooling=pooling, quant=quant), events=3)
+    found = jax.jit(functools.partial(model.apply, method="step_logits"))(variables, FEATURES)
     states, _ = fast_scan(params["lstm"], NORMALIZED, quant=quant)
-    np.testing.assert_allclose(found.frames, linear(states, output, quant.output), atol=1e-5)
+    np.testing.assert_allclose(found.steps, linear(states, output, quant.output), atol=1e-5)
     np.testing.assert_allclose(found.clip, apply(variables, FEATURES), atol=1e-6)
     assert found.embedding is None
 
@@ -131,8 +131,8 @@ def front(variables, quant, *, train):
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("quant", [FLOAT, PAPER8, CHANNEL4], ids=["float", "8 bits", "4 bits a channel"])
 def test_convolutions_and_batch_norms_come_before_the_scan(quant, train):
-    _, variables = student(convolutions=(3, 5), halvings=1)
-    config = StudentConfig(units=8, convolutions=(3, 5), halvings=1, quant=quant)
+    _, variables = student(convolutions=(3, 5), time_strides=1)
+    config = LSTMConfig(hidden_size=8, convolutions=(3, 5), time_strides=1, quant=quant)
     apply = jax.jit(functools.partial(build_model(config, 3).apply, train=train, mutable=["batch_stats"]))
     logits, changed = apply(variables, FEATURES)
 
@@ -148,10 +148,10 @@ def test_convolutions_and_batch_norms_come_before_the_scan(quant, train):
 
 
 @pytest.mark.parametrize(
-    ("frames", "convolutions", "halvings"), [(998, 4, 3), (998, 4, 0), (97, 2, 1), (98, 2, 2), (7, 3, 0)]
+    ("frames", "convolutions", "time_strides"), [(998, 4, 3), (998, 4, 0), (97, 2, 1), (98, 2, 2), (7, 3, 0)]
 )
-def test_steps_are_those_that_the_model_makes(frames, convolutions, halvings, monkeypatch):
-    config, made = StudentConfig(units=2, convolutions=(1,) * convolutions, halvings=halvings), []
+def test_steps_are_those_that_the_model_makes(frames, convolutions, time_strides, monkeypatch):
+    config, made = LSTMConfig(hidden_size=2, convolutions=(1,) * convolutions, time_strides=time_strides), []
 
     def scan(params, x, **settings):
         made.append(x.shape[-2])
@@ -181,7 +181,7 @@ def test_batch_mates_do_not_matter(quant, convolutions):
 
 def test_the_forget_bias_is_chosen_for_the_length_of_the_clips():
     """Chrono initialization: log U[1, steps - 1], so that the last state can remember the whole clip."""
-    model = build_model(StudentConfig(units=64), events=3)
+    model = build_model(LSTMConfig(hidden_size=64), events=3)
     bias = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 100, 6)))["params"]["lstm"][0]["b"][:64]
     assert bias.min() >= 0
     # The largest of 64 draws is above half the range, but for odds of 2^-64.

@@ -743,7 +743,7 @@ def test_wrong_inputs_are_refused():
 
 
 def test_layers_that_do_not_fit_each_other_are_refused():
-    params = (*parameters(units=4), *parameters(inputs=5))
+    params = (*parameters(hidden_size=4), *parameters(inputs=5))
     message = r"layer 1: expected w of shape \(10, 24\) for 4 inputs and 6 units, got \(11, 24\)"
     with pytest.raises(ValueError, match=message):
         lstm_scan(params, sequence(2, 4))

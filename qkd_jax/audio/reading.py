@@ -1,0 +1,80 @@
+"""Reading recordings: any file libsndfile reads, any rate, any number of channels, any length."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qkd_jax.errors import InputError
+
+_BLOCK_SECONDS = 30
+_BLOCK = 1 << 23
+"""Values of all channels in a block at most, whatever rate a header has."""
+_RATIO = 64
+"""Of the rate that is wanted to that of a file at most, so that no second becomes an hour."""
+_UNKNOWN = 0x7F000000  # what writes to a pipe can't know the length and puts the largest there
+
+
+def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
+    """The recording at `path` as float32 [samples]: `audio_blocks`, joined."""
+    return np.concatenate(list(audio_blocks(path, sample_rate)))
+
+
+def audio_blocks(
+    path: str | Path, sample_rate: int = 16_000, *, silent: bool = False
+) -> Iterator[np.ndarray]:
+    """The recording at `path`, float32 [samples] each, in blocks of at most about 30 s.
+
+    Mono (mean of the channels) at `sample_rate` Hz, resampled by soxr's high-quality filter; how
+    a recording is cut into blocks changes no sample.  Raises InputError, at the latest after
+    the last block, if the file can't be read or is cut off, if its rate is below 1/64 of
+    `sample_rate`, or if it holds no samples, NaN or infinity, or, unless it may be `silent`, one
+    constant value.  (A cut-off Ogg file can't be told from a shorter one.)
+    """
+    import soundfile
+    import soxr
+
+    count, low, high = 0, np.inf, -np.inf
+    try:
+        with soundfile.SoundFile(path) as file:
+            _check_whole(path, file.extra_info)
+            if _RATIO * file.samplerate < sample_rate:
+                raise InputError(
+                    f"{path}: expected at least {sample_rate / _RATIO:g} samples a second, "
+                    f"found {file.samplerate}"
+                )
+            frames = min(_BLOCK_SECONDS * file.samplerate, _BLOCK // file.channels)
+            resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+            # To the same floats, which libsndfile takes three times as long to make.
+            dtype = "int16" if file.subtype == "PCM_16" else "float32"
+            while len(block := file.read(frames, dtype, always_2d=True)):
+                if dtype == "int16":
+                    block = block * np.float32(2**-15)
+                with np.errstate(over="ignore", invalid="ignore"):  # named below
+                    mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
+                count += len(mono)
+                low, high = min(low, mono.min()), max(high, mono.max())
+                if not (np.isfinite(low) and np.isfinite(high)):
+                    raise InputError(f"{path}: expected finite samples, found NaN or infinity")
+                yield mono if file.samplerate == sample_rate else resample.resample_chunk(mono)
+            if file.samplerate != sample_rate:
+                yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
+            promised = file.frames
+    except (OSError, RuntimeError, TypeError) as error:
+        raise InputError(f"{path}: expected a recording that libsndfile reads: {error}") from None
+    if not count:
+        raise InputError(f"{path}: expected samples, found none")
+    if count < promised:
+        raise InputError(f"{path}: cut off: expected {promised} samples, found {count}")
+    if low == high and not silent:
+        raise InputError(f"{path}: silent: all {count} samples are {low:g}")
+
+
+def _check_whole(path: str | Path, log: str) -> None:
+    """Raise InputError where libsndfile's log says that samples end beyond the file."""
+    # In the words for WAV, AIFF, W64, RF64 and AU.
+    sizes = r"^ *(?:data|SSND|riff|Riff size|Data Size) *: (\d+) \(should be (\d+)\)"
+    for promised, found in re.findall(sizes, log, re.MULTILINE):
+        if int(found) < int(promised) < _UNKNOWN:
+            raise InputError(f"{path}: cut off: expected {promised} bytes, found {found}")

@@ -1,0 +1,36 @@
+"""Types of single settings, and the strictness that all settings share."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""No unknown fields, and no conversions: the text "3" is not the number 3."""
+
+MIN_BITS, MAX_BITS, OFF = 2, 16, 32
+
+
+def check_bits(bits: int) -> int:
+    """Return `bits` if a quantizer supports it (2 to 16, or 32 for off); else raise ValueError.
+
+    >>> check_bits(4)
+    4
+    """
+    if not (MIN_BITS <= bits <= MAX_BITS or bits == OFF):
+        raise ValueError(f"bits: expected {MIN_BITS} to {MAX_BITS}, or {OFF} for off, got {bits}")
+    return bits
+
+
+Bits = Annotated[int, AfterValidator(check_bits)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[int, Field(ge=1, le=1 << 20)]
+Length = Annotated[float, Field(gt=0, le=24 * 3600)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+RuntimeName = Literal["numpy", "jax", "onnx", "litert", "c"]

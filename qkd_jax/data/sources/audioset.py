@@ -1,0 +1,116 @@
+"""The source for AudioSet (Gemmeke et al. 2017): published segments, recordings from any downloader."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Container
+from pathlib import Path
+
+from qkd_jax.config import DataConfig
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.tables import data_root, read_table
+from qkd_jax.errors import InputError
+
+_SEGMENTS = ("balanced_train_segments.csv", "unbalanced_train_segments.csv", "eval_segments.csv")
+_COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
+_LABELS = "class_labels_indices.csv"
+# What libsndfile reads.  Video's .m4a and .webm are not among it.
+AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
+_TIMES = re.compile(r"(_\d.*)?")
+
+
+def read_audioset(config: DataConfig) -> list[Clip]:
+    """The clips of AudioSet whose recordings are in `config.root`, without splits.
+
+    In the root lie `class_labels_indices.csv` and one or more of the published tables of
+    segments: `balanced_train_segments.csv`, `unbalanced_train_segments.csv`, `eval_segments.csv`.
+    Recordings may be in any folder below it, links to folders followed, in any format that
+    libsndfile reads.  They are named by the YouTube id, with or without Y before it, and with or
+    without times after it: `ID.wav`, `YID.wav`, `ID_30000_40000.flac`.
+
+    Labels are display names; a segment that comes twice is one clip with the labels of both; the
+    group is the id.  Segments without a recording are left out: a printed line says how many,
+    of them all and of each of `config.events`.  Of several recordings of one segment the first
+    in the order of their paths is taken.
+
+    Raises InputError that names the file, and the row or the column; also if there is no table
+    of segments, or no segment has a recording.
+    """
+    root = data_root(config, _LABELS)
+    labels = _read_labels(root)
+    recordings = _find_recordings(root, labels)
+    if not recordings:
+        raise InputError(f"data.root: expected recordings named by YouTube ids under {root}, found none")
+    if len(recordings) < len(labels):
+        print(_left_out(root, labels, recordings, config.events), flush=True)
+    return [
+        Clip(name=recordings[ytid], root=root, labels=labels[ytid], group=ytid)
+        for ytid in labels
+        if ytid in recordings
+    ]
+
+
+def _read_labels(root: Path) -> dict[str, frozenset[str]]:
+    """The labels of each segment, by YouTube id."""
+    index = read_table(root / _LABELS, ("mid", "display_name"), setting="data.root")
+    display_names = {row["mid"]: row["display_name"] for _, row in index}
+    paths = [root / name for name in _SEGMENTS if (root / name).is_file()]
+    if not paths:
+        raise InputError(f"data.root: expected one of {', '.join(_SEGMENTS)} in {root}, found none")
+    labels: dict[str, frozenset[str]] = {}
+    sets: dict[frozenset[str], frozenset[str]] = {}  # one for all segments of the same labels
+    for path in paths:
+        for line, row in read_table(path, _COLUMNS, setting="data.root", header=False):
+            mids = row["positive_labels"].split(",")
+            for mid in mids:
+                if mid not in display_names:
+                    raise InputError(
+                        f"{path}: row {line}: positive_labels: expected MIDs of {_LABELS}, got {mid!r}"
+                    )
+            known = labels.get(row["YTID"], frozenset()).union(display_names[mid] for mid in mids)
+            labels[row["YTID"]] = sets.setdefault(known, known)
+    return labels
+
+
+def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
+    """The path of a recording of each id that has one, relative to `root`."""
+    found: dict[str, str] = {}
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # Links that lead back would lead on for ever.
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()  # the same names on each machine
+        relative = Path(folder).relative_to(root)
+        for file in files:
+            stem, extension = os.path.splitext(file)
+            ytid = _ytid(stem, ytids)
+            if ytid is not None and extension.lower() in AUDIO:
+                name = (relative / file).as_posix()
+                found[ytid] = min(name, found.get(ytid, name))
+    return found
+
+
+def _ytid(stem: str, ytids: Container[str]) -> str | None:
+    """The one of `ytids` that a file of this name is a recording of."""
+    # An id may itself begin with Y: only the ids tell which Y is the downloader's.
+    for start in (0, 1) if stem.startswith("Y") else (0,):
+        ytid, times = stem[start : start + 11], stem[start + 11 :]
+        if ytid in ytids and _TIMES.fullmatch(times):
+            return ytid
+    return None
+
+
+def _left_out(
+    root: Path, labels: dict[str, frozenset[str]], recordings: Container[str], events: tuple[str, ...]
+) -> str:
+    """The line that reports segments without a recording."""
+    missing = [ytid for ytid in labels if ytid not in recordings]
+    of_all = Counter(label for kinds in labels.values() for label in kinds)
+    of_missing = Counter(label for ytid in missing for label in labels[ytid])
+    each = "; ".join(f"{event} {of_missing[event]:,} of {of_all[event]:,}" for event in events)
+    line = f"audioset: {len(missing):,} of {len(labels):,} segments have no recording under {root}"
+    return f"{line} and are left out" + (f" ({each})" if each else "")

@@ -1,0 +1,51 @@
+"""The source for one's own recordings: a folder and a table of its files."""
+
+import functools
+import sys
+
+from qkd_jax.config import DataConfig
+from qkd_jax.data.clips import SPLITS, Clip
+from qkd_jax.data.tables import data_root, inside, read_table
+from qkd_jax.errors import InputError
+
+
+def read_manifest(config: DataConfig) -> list[Clip]:
+    """The clips that the manifest in `config.root` lists; without a split column theirs is None.
+
+    Columns, label separator and manifest are `config`'s.  Whether the recordings are there is not
+    looked at.  Raises InputError that names the file, the row or the column.
+    """
+    root = data_root(config, config.manifest)
+    path = root / config.manifest
+    columns = (config.filename_column, config.labels_column)
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    clips: list[Clip] = []
+
+    @functools.cache  # one set for all recordings of the same labels
+    def labels_of(text: str) -> frozenset[str]:
+        labels = (label.strip() for label in text.split(config.label_separator))
+        return frozenset(label for label in labels if label)
+
+    lines: dict[str, int] = {}
+    hint = "; data.filename_column and data.labels_column say which to read"
+    for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter, hint=hint):
+        where = f"{path}: row {line}: {config.filename_column}"
+        name = inside(row[config.filename_column], where)
+        if name in lines:
+            raise InputError(f"{where}: {name} is listed already, in row {lines[name]}")
+        lines[name] = line
+        split = row.get(config.split_column)
+        if split not in (None, *SPLITS):
+            raise InputError(
+                f"{path}: row {line}: {config.split_column}: expected {', '.join(SPLITS)}, got {split!r}"
+            )
+        clips.append(
+            Clip(
+                name=name,
+                root=root,
+                labels=labels_of(row[config.labels_column]),
+                group=row.get(config.group_column) or name,
+                split=split and sys.intern(split),
+            )
+        )
+    return clips

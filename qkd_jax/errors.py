@@ -1,0 +1,80 @@
+"""Invalid user input, as one printable line each, and what a library's exception says of it."""
+
+import contextlib
+import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_LINE, _MAX_VALUE, _MAX_FAULTS = 1000, 200, 10
+"""Limits on error messages: characters of a line, characters of a quoted value, faults listed."""
+_LINE_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
+_TEXT_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class InputError(ValueError):
+    """Invalid user input.  The message names the file or field, what was expected, and what was found.
+
+    Each of `lines` is made printable and cut to 1000 characters, whatever a hostile file holds.
+
+    >>> str(InputError("gate.wav: expected samples, found none"))
+    'gate.wav: expected samples, found none'
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(map(_shortened, lines)))
+
+
+def _shortened(line: str) -> str:
+    # The beginning says where the fault is, the end says what it is.
+    half = _MAX_LINE // 2
+    return printable(line if len(line) <= _MAX_LINE else f"{line[: half - 1]}…{line[-half:]}")
+
+
+def printable(text: str) -> str:
+    """`text` with `?` for every character that would break a line or disturb a terminal.
+
+    >>> printable("dog\\nbark")
+    'dog?bark'
+    """
+    return "".join(
+        "?" if unicodedata.category(letter) in _LINE_BREAKS or letter in _TEXT_DIRECTION else letter
+        for letter in text
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or the name of its class if it has none.
+
+    >>> first_line(ValueError())
+    'ValueError'
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def naming(where: object, expected: str) -> Iterator[None]:
+    """Turn any exception within the block into an InputError: `where`: expected `expected`: its message.
+
+    InputErrors pass unchanged.  For libraries whose exceptions have no common class.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: expected {expected}: {first_line(error)}") from None
+
+
+def explain(error: "ValidationError") -> str:
+    """One line for pydantic's faults: the field, what was expected, and what was found."""
+
+    def line(item: Any) -> str:
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        found = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r:.{_MAX_VALUE}}"
+        return f"{place}: {message}{found}" if place else message + found
+
+    return "; ".join(line(item) for item in error.errors()[:_MAX_FAULTS])

@@ -1,0 +1,218 @@
+"""The student in the integer scheme: its Flax module, its calibration, and the detector that it becomes."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
+from qkd_jax.detector.codes import CELL
+from qkd_jax.detector.detector import Detector
+from qkd_jax.models.common import Logits, Normalize
+from qkd_jax.models.lstm import LSTM
+from qkd_jax.nn.integer_only import (
+    conv_codes,
+    integer_conv,
+    integer_linear,
+    linear_codes,
+    lstm_codes,
+    normalized,
+)
+from qkd_jax.nn.lstm import lstm_scan, lstm_step, lstm_zeros
+from qkd_jax.quant.static import on_grid, signed
+
+_EXPONENTS = np.arange(-8, 16)
+_CELL_EXPONENTS = (6, 13)
+_EPSILON = 1e-5  # Flax's, of batch-norm
+
+
+class IntegerLSTM(nn.Module):
+    """Log-mel energies to the logits that a device computes, by the parameters of an `LSTM`.
+
+    Also in training batch-norms are by the running statistics, folded into the product before them.
+    The collection `exponents` holds the units of activations (`calibrate`): 2^-`input` of the features,
+    2^-`convolutions` of each convolution's output, 2^-`cell` of each layer's cell.
+    """
+
+    config: LSTMConfig
+    events: int
+
+    def setup(self) -> None:
+        self.floats = LSTM(_in_float(self.config), self.events)
+        nn.share_scope(self, self.floats)
+        self.variable("exponents", "input", jnp.zeros, (), jnp.int32)
+        if self.config.convolutions:  # Orbax keeps no array of no size
+            self.variable("exponents", "convolutions", jnp.zeros, len(self.config.convolutions), jnp.int32)
+        self.variable("exponents", "cell", jnp.full, self.config.layers, _CELL_EXPONENTS[0], jnp.int32)
+
+    def __call__(
+        self, features: Float[Array, "batch time mel"], *, train: bool = False
+    ) -> Float[Array, "batch event"]:
+        return self.step_logits(features, train=train).clip
+
+    def step_logits(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Logits:
+        if self.is_initializing():
+            return self.floats.step_logits(features)
+        return _logits(self.config, self.variables, features)
+
+
+def _in_float(config: LSTMConfig) -> LSTMConfig:
+    return dataclasses.replace(config, quant=QuantConfig())
+
+
+def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> Logits:
+    params, exponents, quant = variables["params"], variables["exponents"], config.quant
+    norm = variables["norm"]["normalize"]
+    x = normalized(features, norm["mean"], norm["std"])
+    x = on_grid(x, exponents["input"], *signed(quant.activations))
+    if config.convolutions:
+        x = x[..., None]
+        for index, (w, gain, shift, before, after) in enumerate(_front(config, variables)):
+            x = integer_conv(w, gain, shift, x, before, after, stride=config.conv_stride(index), quant=quant)
+        x = x.reshape(*x.shape[:2], -1)
+    outputs, _ = lstm_scan(_layers(config, variables), x, quant=quant)
+
+    def read(name: str, outputs: jax.Array) -> jax.Array:
+        return integer_linear(params[name]["w"], params[name]["b"], outputs, quant)
+
+    frames = read("output", outputs)
+    if config.pooling == "attention":
+        clip = (jax.nn.softmax(read("attention", outputs), axis=-2) * frames).sum(axis=-2)
+    else:
+        clip = read("output", outputs[:, -1]) if config.pooling == "last" else frames.mean(axis=-2)
+    return Logits(clip, frames)
+
+
+def _front(config: LSTMConfig, variables: Any) -> Iterable[tuple[Any, Any, Any, Any, Any]]:
+    """Of each convolution: w, gain, shift, and the exponents of what it reads and gives."""
+    exponents, before = variables["exponents"], variables["exponents"]["input"]
+    for index in range(len(config.convolutions)):
+        params, name = variables["params"]["front"], f"BatchNorm_{index}"
+        norm, statistics = params[name], variables["batch_stats"]["front"][name]
+        gain, moved = _folded(norm["scale"], statistics["mean"], statistics["var"])
+        yield params[f"w{index}"], gain, norm["bias"] - moved, before, exponents["convolutions"][index]
+        before = exponents["convolutions"][index]
+
+
+def _folded(scale: jax.Array, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Barriers, so that no program makes one multiplication of two, or a reciprocal root of a root.
+    gain = scale / jax.lax.optimization_barrier(jnp.sqrt(variance + _EPSILON))
+    return gain, jax.lax.optimization_barrier(mean * gain)
+
+
+def _layers(config: LSTMConfig, variables: Any) -> list[dict[str, jax.Array]]:
+    """The LSTM's layers with their exponents."""
+    exponents = variables["exponents"]
+    x = exponents["convolutions"][-1] if config.convolutions else exponents["input"]
+    layers = []
+    for layer, cell in zip(variables["params"]["lstm"], exponents["cell"]):
+        layers.append({**layer, "exponents": jnp.stack([x, cell])})
+        x = jnp.int32(config.quant.activations - 1)
+    return layers
+
+
+def calibrate(config: LSTMConfig, variables: Any, batches: Iterable[Any]) -> dict[str, jax.Array]:
+    """The collection `exponents`, from what a float student of `variables` computes on `batches` of features.
+
+    Of the powers of two each activation gets the one of least squared error, and each layer's cell
+    the finest in which it may grow to twice what it reached.
+    """
+    model = LSTM(_in_float(config), variables["params"]["output"]["b"].shape[0])
+    bits = config.quant.activations
+
+    @jax.jit
+    def measured(features):
+        _, captured = model.apply(
+            variables,
+            features,
+            capture_intermediates=lambda module, _: isinstance(module, Normalize | nn.BatchNorm),
+            mutable=["intermediates"],
+        )
+        found = captured["intermediates"]
+        x = found["normalize"]["__call__"][0]
+        errors = {"input": _errors(x, *signed(bits))}
+        if config.convolutions:
+            front = [
+                nn.relu(found["front"][f"BatchNorm_{index}"]["__call__"][0])
+                for index in range(len(config.convolutions))
+            ]
+            errors["convolutions"] = jnp.stack([_errors(y, 0, 2**bits - 1) for y in front])
+            x = front[-1].reshape(*front[-1].shape[:2], -1)
+
+        def body(carry, x):
+            state, largest = carry
+            state = lstm_step(variables["params"]["lstm"], state, x)
+            return (state, jnp.maximum(largest, jnp.stack([abs(layer.c).max() for layer in state]))), None
+
+        state = lstm_zeros(variables["params"]["lstm"], x.shape[:1])
+        (_, largest), _ = jax.lax.scan(body, (state, jnp.zeros(config.layers)), jnp.moveaxis(x, 1, 0))
+        return errors, largest
+
+    measures = [measured(features) for features in batches]
+    errors = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *(errors for errors, _ in measures))
+    largest = np.max([largest for _, largest in measures], axis=0)
+    room = np.floor(np.log2(2 ** (CELL - 1) / (2 * np.maximum(largest, 1e-6))))
+    found = {site: _EXPONENTS[error.argmin(axis=-1)] for site, error in errors.items()}
+    cell = np.clip(room, *_CELL_EXPONENTS)
+    return {site: jnp.asarray(value, jnp.int32) for site, value in (*found.items(), ("cell", cell))}
+
+
+def _errors(x: jax.Array, low: int, high: int) -> jax.Array:
+    """The mean squared error of `x` in the codes `low` to `high`, for each of _EXPONENTS."""
+    return jnp.stack(
+        [
+            jnp.square(jnp.clip(jnp.round(x * 2.0**exponent), low, high) * 2.0**-exponent - x).mean()
+            for exponent in map(float, _EXPONENTS)
+        ]
+    )
+
+
+def to_detector(
+    network: LSTMConfig,
+    variables: Any,
+    *,
+    features: FeatureConfig,
+    events: tuple[str, ...],
+    clip_seconds: float,
+) -> Detector:
+    """The detector of `network`, which is of the integer-only scheme, with `variables`."""
+    quant, norm = network.quant, variables["norm"]["normalize"]
+
+    @jax.jit
+    def codes(variables):
+        return (
+            tuple(conv_codes(*parts, bits=quant.weights) for parts in _front(network, variables)),
+            tuple(lstm_codes(layer, quant) for layer in _layers(network, variables)),
+            {
+                name: linear_codes(variables["params"][name]["w"], variables["params"][name]["b"], quant)
+                for name in ("output", "attention")
+                if name in variables["params"]
+            },
+        )
+
+    front, lstm, linear = jax.tree.map(np.asarray, codes(variables))
+    return Detector(
+        features=features,
+        network=network,
+        events=events,
+        clip_seconds=clip_seconds,
+        mean=np.asarray(norm["mean"]),
+        std=np.asarray(norm["std"]),
+        input=int(variables["exponents"]["input"]),
+        front=tuple(_held(conv) for conv in front),
+        lstm=tuple(_held(layer)._replace(cell=int(layer.cell)) for layer in lstm),
+        output=_held(linear["output"]),
+        attention=_held(linear["attention"]) if "attention" in linear else None,
+    )
+
+
+def _held(codes: Any) -> Any:
+    """Codes of weights as int8."""
+    return codes._replace(
+        **{name: getattr(codes, name).astype(np.int8) for name in codes._fields if name.startswith("w")}
+    )

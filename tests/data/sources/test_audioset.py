@@ -1,0 +1,185 @@
+import pytest
+
+from qkd_jax.config import DataConfig
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.sources.audioset import read_audioset
+from qkd_jax.errors import InputError
+
+LABELS = """\
+index,mid,display_name
+0,/m/09x0r,Speech
+23,/t/dd00002,"Baby cry, infant cry"
+74,/m/0bt9lr,Dog
+"""
+HEADER = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=22160, num_segs=22160, num_unique_labels=527, num_positive_labels=52882
+# YTID, start_seconds, end_seconds, positive_labels
+"""
+BALANCED = (
+    HEADER + '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00002"\n_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr"\n'
+)
+EVALUATION = HEADER + 'Y0123456789, 420.000, 430.000, "/m/09x0r"\n'
+TABLES = {"balanced_train_segments.csv": BALANCED, "eval_segments.csv": EVALUATION}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads AudioSet with the given tables of segments and empty recordings."""
+
+    def read(tables=TABLES, recordings=("--PJHxphWEs.wav",), labels=LABELS, encoding="utf-8", events=()):
+        for name, text in {"class_labels_indices.csv": labels, **tables}.items():
+            (tmp_path / name).write_text(text, encoding=encoding)
+        for name in recordings:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        return read_audioset(DataConfig(root=str(tmp_path), source="audioset", events=events))
+
+    return read
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_published_layout(read, tmp_path, capsys, encoding):
+    names = ["a/b/--PJHxphWEs.wav", "a/_aBcDeFgHiA.flac", "Y0123456789.mp3"]
+    labels = [{"Speech", "Baby cry, infant cry"}, {"Dog"}, {"Speech"}]
+    ids = ["--PJHxphWEs", "_aBcDeFgHiA", "Y0123456789"]
+    assert read(recordings=names, encoding=encoding) == [
+        Clip(name=name, root=tmp_path, labels=frozenset(kinds), group=ytid, split=None)
+        for name, kinds, ytid in zip(names, labels, ids)
+    ]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("ytid", ["0a-b_c-d_eA", "-a-b_c-d_eA", "_a-b_c-d_eA", "Ya-b_c-d_eA", "YYa-b_c-d_A"])
+@pytest.mark.parametrize("prefix", ["", "Y"])
+@pytest.mark.parametrize("times", ["", "_30000", "_30000_40000", "_30.000", "_30.000_40.000", "_30s_40s"])
+@pytest.mark.parametrize("extension", [".wav", ".FLAC"])
+def test_names_that_downloaders_give(read, ytid, prefix, times, extension):
+    tables = {"eval_segments.csv": f"{ytid}, 30.000, 40.000, /m/0bt9lr\n"}
+    name = f"eval/{prefix}{ytid}{times}{extension}"
+    assert [(clip.name, clip.group) for clip in read(tables, [name])] == [(name, ytid)]
+
+
+def test_the_segments_say_which_y_belongs_to_an_id(read):
+    # One id is the other behind a Y, less its last character.
+    tables = {"eval_segments.csv": "YabcdefghiA, 0, 10, /m/0bt9lr\nabcdefghiAQ, 0, 10, /m/09x0r\n"}
+    clips = read(tables, ["YabcdefghiA.wav", "YabcdefghiAQ.wav"])
+    assert [(clip.name, clip.group) for clip in clips] == [
+        ("YabcdefghiA.wav", "YabcdefghiA"),
+        ("YabcdefghiAQ.wav", "abcdefghiAQ"),
+    ]
+
+
+def test_other_files_are_no_recordings(read):
+    others = ["--PJHxphWEs.m4a", "--PJHxphWEs.json", "--PJHxphWEsx.wav", "--PJHxphWE.wav", "x--PJHxphWEs.wav"]
+    others += ["--PJHxphWEs_vocals.wav", "--PJHxphWEs.wav.part", "._--PJHxphWEs.wav", "--pjhxphwes.wav"]
+    assert [clip.name for clip in read(recordings=[*others, "_aBcDeFgHiA.wav"])] == ["_aBcDeFgHiA.wav"]
+
+
+def test_of_several_recordings_the_first_path_is_taken(read):
+    names = ["b/--PJHxphWEs.wav", "a/Y--PJHxphWEs.wav", "a/Y--PJHxphWEs.ogg", "c/--PJHxphWEs_30000.wav"]
+    assert [clip.name for clip in read(recordings=names)] == ["a/Y--PJHxphWEs.ogg"]
+
+
+def test_linked_folders_are_followed(read, tmp_path, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    (disk / "--PJHxphWEs.wav").touch()
+    (tmp_path / "audio").symlink_to(disk)
+    assert [clip.name for clip in read(recordings=())] == ["audio/--PJHxphWEs.wav"]
+
+
+def test_a_segment_that_comes_twice_has_the_labels_of_both(read):
+    again = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/m/0bt9lr"\n'
+    clips = read({**TABLES, "unbalanced_train_segments.csv": again})
+    assert [(clip.group, set(clip.labels)) for clip in clips] == [
+        ("--PJHxphWEs", {"Speech", "Baby cry, infant cry", "Dog"})
+    ]
+
+
+def test_segments_without_a_recording_are_reported(read, tmp_path, capsys):
+    read(recordings=["_aBcDeFgHiA.wav"], events=("Dog", "Baby cry, infant cry"))
+    assert capsys.readouterr().out == (
+        f"audioset: 2 of 3 segments have no recording under {tmp_path} and are left out "
+        "(Dog 0 of 1; Baby cry, infant cry 1 of 1)\n"
+    )
+    read(recordings=["_aBcDeFgHiA.wav"])
+    assert capsys.readouterr().out.endswith("and are left out\n")
+
+
+def test_large_numbers_are_readable(read, capsys):
+    rows = "".join(f"{number:011}, 0, 10, /m/0bt9lr\n" for number in range(2000))
+    read({"unbalanced_train_segments.csv": rows}, ["00000000000.wav"], events=("Dog",))
+    line = capsys.readouterr().out
+    assert "1,999 of 2,000 segments" in line and line.endswith("(Dog 1,999 of 2,000)\n")
+
+
+def test_no_segment_has_a_recording(read, tmp_path):
+    with pytest.raises(InputError) as error:
+        read(recordings=["x.wav"])
+    assert str(error.value) == (
+        f"data.root: expected recordings named by YouTube ids under {tmp_path}, found none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("_aBcDeFgHiA, 0.000, 9.000, /m/0bt9lr,/m/09x0r", "expected 4 fields, got 5"),
+        ("_aBcDeFgHiA, 0.000, 9.000", "expected 4 fields, got 3"),
+        (
+            '_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr,/m/none"',
+            "positive_labels: expected MIDs of class_labels_indices.csv, got '/m/none'",
+        ),
+        (
+            '_aBcDeFgHiA, 0.000, 9.000, ""',
+            "positive_labels: expected MIDs of class_labels_indices.csv, got ''",
+        ),
+        ('_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr', "expected a row of a table: unexpected end of data"),
+    ],
+)
+def test_a_bad_segment_is_named(read, tmp_path, row, message):
+    with pytest.raises(InputError) as error:
+        read({"eval_segments.csv": EVALUATION + row + "\n"})
+    assert str(error.value) == f"{tmp_path / 'eval_segments.csv'}: row 5: {message}"
+
+
+def test_a_table_without_segments(read):
+    with pytest.raises(InputError, match=r"eval_segments\.csv: expected rows, found none$"):
+        read({"eval_segments.csv": HEADER})
+
+
+def test_labels_without_a_column(read, tmp_path):
+    with pytest.raises(InputError) as error:
+        read(labels="index,mid\n0,/m/09x0r\n")
+    path = tmp_path / "class_labels_indices.csv"
+    assert str(error.value) == f"{path}: expected columns mid, display_name; found index, mid"
+
+
+@pytest.mark.parametrize("file", ["class_labels_indices.csv", "eval_segments.csv"])
+def test_another_encoding_is_named(read, tmp_path, file):
+    read()
+    (tmp_path / file).write_bytes("index,mid,display_name\n0,/m/0,bébé\n".encode("latin-1"))
+    with pytest.raises(InputError, match=rf"{file}: expected a table in UTF-8"):
+        read_audioset(DataConfig(root=str(tmp_path)))
+
+
+def test_no_root_and_no_tables(read, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^data\.root: expected the folder that holds class_labels_indices\.csv, got none$"
+    ):
+        read_audioset(DataConfig())
+    with pytest.raises(
+        InputError, match=r"^data\.root: expected a table at .*/class_labels_indices\.csv, found none$"
+    ):
+        read_audioset(DataConfig(root=str(tmp_path)))
+    with pytest.raises(
+        InputError, match=rf"^data\.root: expected one of balanced_.*, eval_.* in {tmp_path}, found none$"
+    ):
+        read({})
+
+
+def test_links_that_lead_back_are_followed_once(read, tmp_path):
+    (tmp_path / "--PJHxphWEs.wav").touch()
+    for name in ("a", "b", "c"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert [clip.name for clip in read(recordings=())] == ["--PJHxphWEs.wav"]

@@ -1,0 +1,151 @@
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkd_jax.config import DataConfig
+from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.sources.manifest import read_manifest
+from qkd_jax.errors import InputError
+
+SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
+REAL = SHARED / "data" / "aed-real"
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a manifest of the given text."""
+
+    def read(text, encoding="utf-8", **fields):
+        config = DataConfig(root=str(tmp_path), **fields)
+        (tmp_path / config.manifest).write_text(text, encoding=encoding)
+        return read_manifest(config)
+
+    return read
+
+
+def test_a_comma_separated_manifest(read, tmp_path):
+    clips = read(
+        "filename,labels,split,group\na.wav,dog; cat ;,train,s1\nb.wav,,valid,s1\nc/d.wav,cat,test,\n"
+    )
+    assert [clip.name for clip in clips] == ["a.wav", "b.wav", "c/d.wav"]
+    assert clips[2].path == tmp_path / "c/d.wav"
+    # Blanks around a label don't count, nothing is no label.
+    assert [set(clip.labels) for clip in clips] == [{"dog", "cat"}, set(), {"cat"}]
+    assert [clip.split for clip in clips] == ["train", "valid", "test"]
+    # A clip without a group is one of its own.
+    assert [clip.group for clip in clips] == ["s1", "s1", "c/d.wav"]
+
+
+def test_a_tab_separated_manifest_with_other_columns_and_separator(read):
+    clips = read(
+        "path\ttags\tfold\tspeaker\na.wav\tdog, loud|cat\ttest\tann\n",
+        manifest="list.tsv",
+        filename_column="path",
+        labels_column="tags",
+        label_separator="|",
+        split_column="fold",
+        group_column="speaker",
+    )
+    assert [(c.name, c.labels, c.split, c.group) for c in clips] == [
+        ("a.wav", {"dog, loud", "cat"}, "test", "ann")
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(read):
+    assert read("filename,labels,split\na.wav,dog,train\n", encoding="utf-8-sig")[0].name == "a.wav"
+
+
+def test_labels_beyond_ascii(read):
+    assert read("filename,labels,split\na.wav,bébé;犬,train\n")[0].labels == {"bébé", "犬"}
+
+
+def test_without_a_split_column_there_are_no_splits(read):
+    assert [clip.split for clip in read("filename,labels\na.wav,dog\nb.wav,\n")] == [None, None]
+
+
+def test_one_file_has_one_name(read, tmp_path):
+    clips = read("filename,labels\n./a.wav,dog\nc//d.wav,\nc/../b.wav,\n")
+    assert [clip.name for clip in clips] == ["a.wav", "c/d.wav", "b.wav"]
+    assert clips[1].path == tmp_path / "c/d.wav"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected columns filename, labels; found none"),
+        ("name,labels\na.wav,dog\n", "expected columns filename, labels; found name, labels"),
+        ("filename,tags\na.wav,dog\n", "expected columns filename, labels; found filename, tags"),
+        ("filename,labels\n", "expected rows, found none"),
+        (
+            "filename,labels,split\na.wav,,train\nb.wav,,dev\n",
+            "row 3: split: expected train, valid, test, got 'dev'",
+        ),
+        ("filename,labels,split\na.wav,,train\nb.wav,,\n", "row 3: split: expected train.*, got ''"),
+        ("filename,labels\na.wav,\n./a.wav,dog\n", r"row 3: filename: a\.wav is listed already, in row 2"),
+        (
+            "filename,labels\n../a.wav,\n",
+            r"row 2: filename: expected a path within data\.root, got '\.\./a\.wav'",
+        ),
+        ("filename,labels\nc/../../a.wav,\n", r"row 2: filename: expected a path within"),
+        (
+            "filename,labels\n/etc/passwd,\n",
+            r"row 2: filename: expected a path within data\.root, got '/etc/passwd'",
+        ),
+        ("filename,labels\n,dog\n", "row 2: filename: expected a path within .*, got ''"),
+        ("filename,labels\na.wav\n", "row 2: expected 2 fields, got 1"),
+        ('filename,labels\n"a.wav,dog\n', "row 2: expected a row of a table"),
+    ],
+)
+def test_errors_say_where_and_what_was_found(read, text, message):
+    with pytest.raises(InputError, match=rf"metadata\.csv: .*{message}") as caught:
+        read(text)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="ab./", min_size=1, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_no_name_leads_out_of_the_root(name):
+    root = Path("/data/root")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "metadata.csv").write_text(f"filename,labels\n{name},\n")
+        try:
+            clip = read_manifest(DataConfig(root=folder))[0]
+        except InputError:
+            assert not Path(os.path.normpath(root / name)).is_relative_to(root) or name.startswith("/")
+        else:
+            assert Path(os.path.normpath(root / clip.name)).is_relative_to(root)
+
+
+def test_a_manifest_in_another_encoding_is_named(read):
+    for encoding in ("latin-1", "utf-16"):
+        with pytest.raises(InputError, match=r"metadata\.csv: expected a table in UTF-8"):
+            read("filename,labels,split\na.wav,bébé,train\n", encoding=encoding)
+
+
+def test_no_root_and_no_manifest(tmp_path):
+    with pytest.raises(InputError, match=r"data\.root: expected the folder that holds metadata\.csv"):
+        read_manifest(DataConfig())
+    with pytest.raises(InputError, match=r"data\.root: expected a table at .*list\.tsv, found none"):
+        read_manifest(DataConfig(root=str(tmp_path), manifest="list.tsv"))
+
+
+def test_the_real_recordings():
+    if not (REAL / "metadata.csv").is_file():
+        pytest.skip(f"needs the recordings in {REAL}; set QKD_SHARED to the folder that holds data/aed-real")
+    clips = read_manifest(DataConfig(root=str(REAL), group_column="source_id"))
+
+    assert len(clips) == 4838
+    counts = Counter((clip.split, label) for clip in clips for label in clip.labels or {"negatives"})
+    kinds = ("dog", "baby_cry", "gunshot", "negatives")
+    # The table of the recordings' README.
+    assert {split: [counts[split, kind] for kind in kinds] for split in SPLITS} == {
+        "train": [382, 319, 338, 2670],
+        "valid": [55, 53, 84, 387],
+        "test": [55, 42, 90, 363],
+    }
+    assert len({(clip.group, clip.split) for clip in clips}) == len({clip.group for clip in clips})

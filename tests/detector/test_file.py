@@ -1,0 +1,530 @@
+"""A detector in a file: the same when it is read, and what isn't one is refused in a line that says why."""
+
+import dataclasses
+import hashlib
+import os
+import re
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkd_jax.config import EventConfig, FeatureConfig, LSTMConfig, QuantConfig
+from qkd_jax.detector import file as artefact
+from qkd_jax.detector import reference
+from qkd_jax.detector.codes import LinearCodes
+from qkd_jax.detector.detector import Detector
+from qkd_jax.detector.file import FORMAT, MAX_FILE, check, load, load_provenance, save
+from qkd_jax.errors import InputError
+from tests.artefacts import joined, with_array, with_document, with_header
+from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
+
+DETECTION = EventConfig(
+    thresholds={"eer": {"dog": 0.25, "baby_cry": 0.1, "gunshot": 0.7}}, use="eer", history_seconds=8.0
+)
+
+
+def assert_same(one, other):
+    """Equal to the last bit, and of the same types."""
+    assert type(one) is type(other)
+    if isinstance(one, np.ndarray):
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    elif isinstance(one, tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other):
+            assert_same(left, right)
+    elif isinstance(one, Detector):
+        for field in dataclasses.fields(Detector):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    else:
+        assert one == other
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The bytes of a small detector's file, in which all parts are."""
+    save(random_detector(FRONT, mels=8), tmp_path / "saved.safetensors", {"run": "a"})
+    return (tmp_path / "saved.safetensors").read_bytes()
+
+
+def refusal(folder, data):
+    """What `load` says of a file of these bytes."""
+    path = folder / "given.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    message = str(caught.value).removeprefix(f"{path}: ")
+    assert message.isprintable() and len(message) <= 1000
+    return message
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path, detector):
+    detector = dataclasses.replace(detector, event_config=DETECTION)
+    path, provenance = tmp_path / "new" / "a.safetensors", {"run": "runs/é\n", "jax": "0.10"}
+    save(detector, path, provenance)
+    loaded = load(path)
+    assert_same(loaded, detector)
+    assert load_provenance(path) == provenance
+    codes = random_codes(detector, 60)
+    for one, other in zip(
+        *(reference.advance(of, reference.start(of), codes)[1:] for of in (loaded, detector))
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+BITS = st.integers(2, 8)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    st.sampled_from([PLAIN, FRONT, DEEP]),
+    st.tuples(BITS, BITS, BITS),
+    st.integers(0, 2**32),
+    st.integers(1, 9),
+    st.integers(1, 4),
+)
+def test_all_bits_and_sizes_come_back(tmp_path_factory, network, bits, seed, mels, events):
+    weights, activations, output = bits
+    network = with_bits(network, weights, activations)
+    network = dataclasses.replace(network, quant=dataclasses.replace(network.quant, output=output))
+    detector = random_detector(network, seed=seed, mels=mels, events=events)
+
+    def fewer(linear):
+        largest = 2 ** (output - 1) - 1
+        return linear and linear._replace(w=np.clip(linear.w, -largest, largest))
+
+    detector = dataclasses.replace(
+        detector, output=fewer(detector.output), attention=fewer(detector.attention)
+    )
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    save(detector, path)
+    assert_same(load(path), detector)
+
+
+def test_the_same_detector_is_the_same_bytes(tmp_path, detector):
+    provenance = {str(index): "0" * 64 for index in range(9)}
+    for name in "ab":
+        save(detector, tmp_path / name, provenance)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert load_provenance(tmp_path / "a") == provenance
+
+
+def test_the_papers_student_at_4_bits_fits(tmp_path):
+    network = LSTMConfig(hidden_size=256, quant=QuantConfig.integer(4))
+    save(random_detector(network, mels=64), tmp_path / "a", {"run": "runs/paper", "jax": "0.10.2"})
+    assert (tmp_path / "a").stat().st_size <= 182_000
+
+
+def test_the_file_is_what_its_description_says(tmp_path):
+    # As another program would read it.
+    detector, path = random_detector(FRONT, mels=8), tmp_path / "a.safetensors"
+    save(detector, path)
+    tensors = safetensors.numpy.load_file(path)
+    w_h = detector.lstm[0].w_h
+    nibbles = np.stack([tensors["lstm.0.w_h"] & 15, tensors["lstm.0.w_h"] >> 4], axis=1)
+    np.testing.assert_array_equal(nibbles.reshape(w_h.shape).astype(int) - 8, w_h)
+    np.testing.assert_array_equal(
+        tensors["attention.w"].reshape(-1, 3).astype(int) - 128, detector.attention.w
+    )
+    np.testing.assert_array_equal(tensors["front.2.multiplier"], detector.front[2].multiplier)
+    with safetensors.safe_open(path, "numpy") as file:
+        (text,) = file.metadata().values()
+    digits = text.split('"sha256": "')[1][:64]
+    zeros = path.read_bytes().replace(digits.encode(), b"0" * 64)
+    assert hashlib.sha256(zeros).hexdigest() == digits
+
+
+def test_no_field_of_a_detector_is_left_out():
+    # A field with a default would come back as that.
+    arrays = {"mean", "std", "front", "lstm", "output", "attention"}
+    stored = {field.name for field in dataclasses.fields(artefact._Settings)} - {"cell"}
+    assert {field.name for field in dataclasses.fields(Detector)} == stored | arrays
+
+
+def test_arrays_may_lie_anyhow_in_memory(tmp_path):
+    detector = random_detector(PLAIN, mels=8)
+    scattered = dataclasses.replace(
+        detector,
+        mean=np.repeat(detector.mean, 2)[::2],
+        std=detector.std[::-1].copy()[::-1],
+        lstm=(detector.lstm[0]._replace(w_x=np.asfortranarray(detector.lstm[0].w_x)),),
+    )
+    save(scattered, tmp_path / "a")
+    assert_same(load(tmp_path / "a"), detector)
+
+
+def test_it_needs_no_jax():
+    code = "import sys, qkd_jax.detector.file; print({'jax', 'flax', 'librosa', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_no_byte_changes_unnoticed_and_no_end_lacks(tmp_path, saved):
+    rng = np.random.default_rng(0)
+    for at in [*range(100), *rng.choice(len(saved), 300, replace=False)]:
+        refusal(tmp_path, saved[:at] + bytes([saved[at] ^ 1 << rng.integers(8)]) + saved[at + 1 :])
+    for end in [*range(100), *rng.choice(len(saved), 100, replace=False), len(saved) - 1]:
+        refusal(tmp_path, saved[:end])
+
+
+def test_places_without_a_file_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", tmp_path / "no" / "folder"):
+        with pytest.raises(InputError, match=f"^{path}: expected a detector's file, found none$"):
+            load(path)
+    with pytest.raises(InputError, match="could not be read: File name too long"):
+        load(tmp_path / ("a" * 1000))
+
+
+def test_the_largest_file_is_not_read_on(tmp_path, saved):
+    path = tmp_path / "sparse.safetensors"
+    path.write_bytes(saved)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match=f"expected a detector of at most {MAX_FILE} bytes, found more"):
+        load(path)
+
+
+OTHER_VERSION = FORMAT.replace("1", "2")
+BOMB = 20_000 * '{"a":'
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", r"expected a \.safetensors file, .* length of its header, found 0 in a file of 0 bytes"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), r"\.safetensors file, .* found \d+ in a file of 107 bytes"),
+        (struct.pack("<Q", 1 << 60) + b"{}", rf"found {1 << 60} in a file of 10 bytes"),
+        (struct.pack("<Q", 1 << 19) + bytes(1 << 20), "metadata of at most 262144 bytes, found 524288"),
+        (bytes(99), r"expected a \.safetensors file: "),
+        (joined(BOMB[:60_000], b""), r"expected a \.safetensors file: .*recursion"),
+        (joined("[]", b""), r"expected a \.safetensors file: .*"),
+        (safetensors.numpy.save({"a": np.zeros(3)}), rf"expected metadata \['{FORMAT}'\], found \[\]"),
+        (safetensors.numpy.save({}, {"a\n": "{}"}), rf"expected metadata \['{FORMAT}'\], found \['a\\n'\]"),
+        (safetensors.numpy.save({}, {OTHER_VERSION: ""}), rf"'{FORMAT}'\], found \['{OTHER_VERSION}'\]"),
+        (safetensors.numpy.save({}, {FORMAT: "", "a": ""}), rf"expected metadata \['{FORMAT}'\], found \["),
+        (safetensors.numpy.save({}, {FORMAT: "{"}), "metadata: Invalid JSON"),
+        (safetensors.numpy.save({}, {FORMAT: "[" * 9999}), "metadata: Invalid JSON: recursion limit"),
+        (safetensors.numpy.save({}, {FORMAT: "{}"}), "metadata: detector: Field required"),
+    ],
+    ids=range(14),  # safetensors orders metadata at random
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path, data, said):
+    assert re.search(said, refusal(tmp_path, data))
+
+
+def deep_in(tree, path, value):
+    """`tree` with `value` at the end of the dotted `path`; nothing for None."""
+    *way, last = path.split(".")
+    for step in way:
+        tree = tree[int(step) if step.isdigit() else step]
+    if value is None:
+        del tree[last]
+    else:
+        tree[int(last) if last.isdigit() else last] = value
+
+
+HUGE = 10**4000
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("detector.network.hidden_size", 10**9, r"metadata: detector: network\.units: expected at most 4096"),
+        ("detector.network.hidden_size", HUGE, r"network\.units: expected at most 4096, got 10000"),
+        ("detector.network.hidden_size", 17, r"attention\.w: expected uint8 \[51\], got uint8 \[48\]"),
+        ("detector.network.hidden_size", 0, r"network\.units: Input should be greater than or equal to 1, got 0"),
+        ("detector.network.convolutions.0", HUGE, r"network\.convolutions: expected at most 4096"),
+        ("detector.network.convolutions", [4, 6], r"front\.2\.bias: expected none, got int32 \[8\]"),
+        ("detector.network.convolutions", [1] * 9999, r"clip_seconds: expected enough for one step, got 2$"),
+        ("detector.network.layers", 10**9, r"cell: expected 1000000000, one for each layer, got 1"),
+        ("detector.network.pooling", "mean", r"attention\.bias: expected none, got int32 \[3\]"),
+        ("detector.network.quant.scheme", "paper", r"network\.quant\.scheme: expected integer, got paper"),
+        ("detector.network.quant.weights", 16, r"scheme: integer takes weights, .* of at most 8 bits"),
+        ("detector.network.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
+        ("detector.network.quant.bits", 4, r"quant\.bits: Unexpected keyword argument"),
+        ("detector.features.n_mels", 10**9, r"features\.n_mels: Input should be less than .* 1024"),
+        ("detector.features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
+        ("detector.features.n_fft", 10**9, r"features\.n_fft: Input should be less than .* 32768"),
+        ("detector.features.hop_length", HUGE, r"features\.hop_length: Input should be less than .* 1048576"),
+        ("detector.features.sample_rate", HUGE, r"sample_rate: Input should be less than .* 1048576"),
+        ("detector.features.fmax", HUGE, r"features\.fmax: Input should be a finite number, got 10000"),
+        ("detector.features.sample_rate", 10**9, r"sample_rate: Input should be less than .* 1048576"),
+        ("detector.features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
+        ("detector.features.fmin", float("nan"), r"fmin: "),
+        ("detector.events", [], r"events: Tuple should have at least 1 item"),
+        ("detector.events", ["a", "b"], r"attention\.bias: expected int32 \[2\], got int32 \[3\]"),
+        ("detector.events", ["a", "b", "b"], r"events: expected each once, got a, b, b"),
+        ("detector.events", ["a", "b", ""], r"events\.2: String should have at least 1 character"),
+        ("detector.events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
+        ("detector.events", [1] * 9999, r"events\.0: Input should be a valid string, got 1; .{200,1000}$"),
+        ("detector.clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
+        ("detector.clip_seconds", 1e308, r"clip_seconds: expected at most 86400, got 1e\+308"),
+        ("detector.clip_seconds", "10", r"clip_seconds: Input should be a valid number, got '10'"),
+        ("detector.input", 17, r"input: Input should be less than or equal to 16, got 17"),
+        ("detector.input", -17, r"input: Input should be greater than or equal to -16, got -17"),
+        ("detector.cell.0", 5, r"cell\.0: Input should be greater than or equal to 6, got 5"),
+        ("detector.cell.0", 14, r"cell\.0: Input should be less than or equal to 13, got 14"),
+        ("detector.cell", [], r"cell: expected 1, one for each layer, got 0"),
+        ("detector.event_config.median_seconds", 1e99, r"detection\.median_seconds: expected at most 86400"),
+        ("detector.event_config.gap_seconds", 86400.5, r"detection\.gap_seconds: expected at most 86400"),
+        ("detector.event_config.shortest_seconds", 86401.0, r"detection\.shortest_seconds: expected at most"),
+        ("detector.event_config.history_seconds", 1e99, r"detection\.history_seconds: expected at most 86400"),
+        ("detector.event_config.thresholds", {"eer": {"cat": 0.5}}, r"eer: expected one for .*, got cat"),
+        ("detector.event_config", None, r"detector\.event_config: Field required"),
+        ("detector", None, r"detector: Field required"),
+        ("detector.x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: Unexpected keyword argument"),
+        ("provenance", None, r"provenance: Field required"),
+        ("provenance.run", 1, r"provenance\.run: Input should be a valid string, got 1"),
+        ("sha256", "F" * 65, r"sha256: String should match pattern"),
+        ("version", 2, r"version: Unexpected keyword argument"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(tmp_path, saved, path, value, said):
+    assert re.search(said, refusal(tmp_path, with_document(saved, lambda tree: deep_in(tree, path, value))))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("detector.network.start", None),  # it has a default
+        ("detector.clip_seconds", 0.165),  # one step of three convolutions
+        ("detector.clip_seconds", 86400),
+        ("detector.event_config.gap_seconds", 86400),
+        ("detector.features.n_fft", 1 << 15),
+        ("detector.input", -16),
+        ("detector.input", 16),
+        ("detector.cell.0", 6),
+        ("detector.cell.0", 13),
+        ("provenance", {}),
+    ],
+)
+def test_settings_at_their_ends_are_taken(tmp_path, saved, path, value):
+    (tmp_path / "a").write_bytes(with_document(saved, lambda tree: deep_in(tree, path, value)))
+    reference.clip_logits(load(tmp_path / "a"), np.full((15, 8), -8, np.int32))
+
+
+def test_numbers_of_more_digits_than_python_reads_are_refused(tmp_path):
+    digits = "1" + 9999 * "0"
+    document = f'{{"sha256": {digits}}}'
+    assert "metadata: " in refusal(tmp_path, safetensors.numpy.save({}, {FORMAT: document}))
+    tensor = f'{{"dtype": "U8", "shape": [1], "data_offsets": [0, 1], "more": {digits}}}'
+    assert "a .safetensors file: " in refusal(tmp_path, joined(f'{{"a": {tensor}}}', b"a"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header.pop("mean"), r"expected a \.safetensors file: .*offset"),
+        (lambda header: deep_in(header, "x", header.pop("std")), r"std: expected float32 \[8\], got none"),
+        (
+            lambda header: deep_in(header, "x", {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
+            r"^x: expected none, got uint8 \[0\]",
+        ),
+        (lambda header: header["std"].update(dtype="I32"), r"std: expected float32 \[8\], got int32 \[8\]"),
+        (lambda header: header["std"].update(shape=[2, 4]), r"std: expected .* got float32 \[2, 4\]"),
+        (
+            lambda header: header["std"].update(dtype="BF16", shape=[16]),
+            r"std: expected float32 \[8\], got BF16 \[16\]",
+        ),
+        (lambda header: header["std"].update(dtype="F99"), r"expected a \.safetensors file: .*F99"),
+        (lambda header: header["std"].update(shape=[2**60, 2**60]), r"expected a \.safetensors file: "),
+        (lambda header: header["std"].update(shape=[1 << 62]), r"expected a \.safetensors file: "),
+        (lambda header: header["std"].update(shape=[-8]), r"expected a \.safetensors file: "),
+        (lambda header: header["std"].update(data_offsets=[0, 1 << 60]), r"expected a \.safetensors file: "),
+        (lambda header: header["__metadata__"].update(more="1"), r"expected metadata \['[^']*'\], found \['"),
+    ],
+)  # fmt: skip
+def test_tensors_that_cannot_be_are_refused(tmp_path, saved, change, said):
+    assert re.search(said, refusal(tmp_path, with_header(saved, change)))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        ("mean", np.float32("nan"), "mean: expected finite numbers, got nan"),
+        ("mean", np.float32("-inf"), "mean: expected finite numbers, got -inf"),
+        ("std", np.float32("inf"), "std: expected finite numbers, got inf"),
+        ("std", np.float32(0), "std: expected positive normal numbers, got 0.0"),
+        ("std", np.float32(-1), "std: expected positive normal numbers, got -1.0"),
+        ("std", np.float32(1e-40), "std: expected positive normal numbers, got 9.9"),
+        ("front.1.multiplier", np.float32("nan"), "front.1.multiplier: expected finite numbers, got nan"),
+        ("lstm.0.multiplier_h", np.float32("inf"), "lstm.0.multiplier_h: expected finite numbers, got inf"),
+        ("lstm.0.multiplier_x", np.float32(1e30), "lstm.0: expected values below 2^29, but they may reach "),
+        ("output.bias", np.int32(-(2**31)), "output: expected values below 2^29, but they may reach 2147"),
+        ("attention.bias", np.int32(2**29), "attention: expected values below 2^29, but they may reach 536"),
+        ("lstm.0.w_h", np.uint8(0xF0), "lstm.0.w_h: expected codes from -7 to 7, got -8 to "),
+        ("output.w", np.uint8(0), "output.w: expected codes from -127 to 127, got -128 to "),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tmp_path, saved, name, number, said):
+    assert refusal(tmp_path, with_array(saved, name, number)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("mean", np.float32(-3e38)),
+        ("std", np.finfo(np.float32).tiny),
+        ("front.1.multiplier", np.float32(-1e-40)),
+        ("lstm.0.w_h", np.uint8(0xF1)),
+    ],
+)
+def test_numbers_at_their_ends_are_taken(tmp_path, saved, name, number):
+    (tmp_path / "a").write_bytes(with_array(saved, name, number))
+    array = artefact._arrays(load(tmp_path / "a"))[name].reshape(-1)
+    assert array[0] == (number if array.dtype == np.float32 else -7)
+
+
+def wide():
+    """A detector of 1033 units whose weights are all 0: enough to add up to 2^24."""
+    network = LSTMConfig(convolutions=(58, 1), hidden_size=1033, layers=2, pooling="attention")
+    network = dataclasses.replace(network, quant=QuantConfig.integer(8))
+    detector = random_detector(network, mels=1, events=1)
+
+    def still(codes):
+        return codes._replace(
+            **{name: np.zeros_like(array) for name, array in codes._asdict().items() if name != "cell"}
+        )
+
+    return dataclasses.replace(
+        detector,
+        front=tuple(map(still, detector.front)),
+        lstm=tuple(map(still, detector.lstm)),
+        output=still(detector.output),
+        attention=still(detector.attention),
+    )
+
+
+def with_part(detector, part, **arrays):
+    name, *index = part.split(".")
+    parts = list(getattr(detector, name)) if index else [getattr(detector, name)]
+    parts[int(*index)] = parts[int(*index)]._replace(**arrays)
+    return dataclasses.replace(detector, **{name: tuple(parts) if index else parts[0]})
+
+
+def column_of(w, total):
+    """`w` with a last column whose absolute values, of either sign, sum to `total`."""
+    flat = np.zeros((w.size // w.shape[-1], w.shape[-1]), np.int8)
+    left = np.clip(total - 127 * np.arange(len(flat)), 0, 127)
+    assert left.sum() == total
+    flat[:, -1] = np.where(np.arange(len(flat)) % 2, left, -left)
+    return flat.reshape(w.shape)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "x_max"),
+    [
+        ("front.1", "w", 255),
+        ("lstm.0", "w_h", 128),
+        ("lstm.1", "w_h", 128),
+        ("lstm.1", "w_x", 128),
+        ("output", "w", 128),
+        ("attention", "w", 128),
+    ],
+)
+def test_accumulators_stay_below_2_to_the_24(part, name, x_max):
+    detector = wide()
+    holder, *index = part.split(".")
+    codes = getattr(detector, holder)[int(index[0])] if index else getattr(detector, holder)
+    most = (2**24 - 1) // x_max
+    w = getattr(codes, name)
+    check(with_part(detector, part, **{name: column_of(w, most)}))
+    reached = (most + 1) * x_max
+    assert reached >= 2**24
+    with pytest.raises(InputError, match=f"^{part}: expected accumulators .* may reach {reached}$"):
+        check(with_part(detector, part, **{name: column_of(w, most + 1)}))
+
+
+@pytest.mark.parametrize(("activations", "signed", "unsigned"), [(8, 128, 255), (5, 16, 31)])
+def test_values_stay_below_2_to_the_29(activations, signed, unsigned):
+    network = dataclasses.replace(FRONT, layers=2, quant=QuantConfig.integer(8, activations))
+    detector = random_detector(network, mels=8)
+    # What each part's product may reach beside a bias of 0, as weights of 100 meet the largest x alone.
+    for part, products in {
+        "front.0": {"w": signed},
+        "front.1": {"w": unsigned},
+        "lstm.0": {"w_h": signed, "w_x": unsigned},
+        "lstm.1": {"w_h": signed, "w_x": signed},
+        "output": {"w": signed},
+        "attention": {"w": signed},
+    }.items():
+        name, *index = part.split(".")
+        codes = getattr(detector, name)[int(index[0])] if index else getattr(detector, name)
+        arrays = {"bias": np.zeros_like(codes.bias)}
+        for w in products:
+            arrays[w] = column_of(getattr(codes, w), 100)
+            arrays[w.replace("w", "multiplier")] = np.full(codes.bias.shape, -1024, np.float32)
+        left = 2**29 - 1024 * 100 * sum(products.values())
+        for bias, fits in ((left - 1, True), (1 - left, True), (left, False), (-left, False)):
+            arrays["bias"][-1] = bias
+            changed = with_part(detector, part, **arrays)
+            if fits:
+                check(changed)
+                continue
+            with pytest.raises(InputError, match=f"^{part}: expected values .* may reach {2**29}$"):
+                check(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: {"events": ("a", "b")}, r"^attention\.bias: expected int32 \[2\], got int32 \[3\]"),
+        (lambda d: {"events": ("a", "a", "b")}, r"^events: expected each once, got a, a, b"),
+        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: Input should be a valid string"),
+        (lambda d: {"mean": d.mean.astype(np.float64)}, r"^mean: expected float32 \[8\], got float64 \[8\]"),
+        (lambda d: {"std": -d.std}, r"^std: expected positive normal numbers, got -"),
+        (lambda d: {"input": 17}, r"^input: Input should be less than or equal to 16, got 17"),
+        (lambda d: {"front": d.front[:2]}, r"^front\.2\.bias: expected int32 \[8\], got none"),
+        (lambda d: {"attention": None}, r"^attention\.bias: expected int32 \[3\], got none"),
+        (lambda d: {"lstm": (d.lstm[0]._replace(cell=14),)}, r"^cell\.0: Input should be less .* 13, got 14"),
+        (lambda d: {"lstm": d.lstm * 2}, r"^cell: expected 1, one for each layer, got 2"),
+        (
+            lambda d: {"lstm": (d.lstm[0]._replace(w_x=np.abs(d.lstm[0].w_x) + np.int8(1)),)},
+            r"^lstm\.0\.w_x: expected codes from -7 to 7, got 1 to 8",
+        ),
+        (
+            lambda d: {"output": LinearCodes(*(np.float32(array) for array in d.output))},
+            r"^output\.bias: expected int32 \[3\], got float32 \[3\]",
+        ),
+        (
+            lambda d: {"network": dataclasses.replace(d.network, quant=QuantConfig.paper(4))},
+            r"^network\.quant\.scheme: expected integer, got paper",
+        ),
+        (lambda d: {"features": FeatureConfig(n_mels=9)}, r"^lstm\.0\.w_x: expected int8 \[16, 64\]"),
+    ],
+)  # fmt: skip
+def test_what_is_no_detector_is_not_saved(tmp_path, change, said):
+    detector, path = random_detector(FRONT, mels=8), tmp_path / "a.safetensors"
+    path.write_bytes(b"before")
+    with pytest.raises(InputError, match=said):
+        save(dataclasses.replace(detector, **change(detector)), path)
+    assert path.read_bytes() == b"before"
+
+
+def test_what_could_not_be_read_is_not_saved(tmp_path, monkeypatch):
+    detector, path = random_detector(PLAIN, mels=8), tmp_path / "a.safetensors"
+    with pytest.raises(InputError, match=r"metadata of at most 262144 bytes, found \d+"):
+        save(detector, path, {"log": "x" * (1 << 18)})
+    with pytest.raises(InputError, match=r"can't encode character .*surrogates not allowed"):
+        save(detector, path, {"path": "\udc80"})
+    monkeypatch.setattr(artefact, "MAX_FILE", 4000)
+    with pytest.raises(InputError, match="expected a detector of at most 4000 bytes, found more"):
+        save(detector, path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/a\.safetensors: could not be written: "):
+        save(detector, tmp_path / "file" / "a.safetensors")
+
+
+def test_a_path_may_be_a_string(tmp_path, detector):
+    save(detector, tmp_path / "a.safetensors", {"run": "yard"})
+    assert load(str(tmp_path / "a.safetensors")).events == detector.events
+    assert load_provenance(str(tmp_path / "a.safetensors")) == {"run": "yard"}

@@ -1,0 +1,202 @@
+"""A stream that is stopped and gone on with, as if it had not been, and from no state but its own."""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.deploy.test_events import medians, sound
+
+from qkd_jax.config import EventConfig
+from qkd_jax.detector import events, stream
+from qkd_jax.detector import resume as kept
+from qkd_jax.detector.file import save
+from qkd_jax.errors import InputError
+from tests.artefacts import joined, sealed, split
+from tests.detectors import DEEP, FRONT, PLAIN, random_detector
+
+SAMPLES = 30_000
+
+
+@functools.cache
+def runtime_of(network=PLAIN, **fields):
+    """A random detector, whose events begin where half of the readings are above."""
+    detector = random_detector(network)
+    thresholds = {"x": medians(detector, sound(SAMPLES))}
+    given = {"thresholds": thresholds, "use": "x", "end": 1.0, "median_seconds": 0.05, "gap_seconds": 0.03}
+    return stream.in_numpy(dataclasses.replace(detector, event_config=EventConfig(**given | fields)))
+
+
+def owner_of(of, **fields):
+    given = {"model": "0" * 64, "runtime": "numpy", "detection": of.detector.event_config}
+    return kept.Owner(**given | fields)
+
+
+def heard_of(runtime, samples):
+    rule = events.rule_of(runtime.detector)
+    return events.hear(runtime, rule, events.begin(runtime, rule), samples)[0]
+
+
+def loaded(path, runtime, of=None):
+    return kept.load(path, of or owner_of(runtime), runtime)
+
+
+def detect_on(path, runtime, blocks):
+    where = path, owner_of(runtime), runtime
+    return kept.detect_on(*where, kept.go_on(*where), blocks)
+
+
+def leaves(heard):
+    """All that is in a state, in its order."""
+    if isinstance(heard, tuple):
+        return [leaf for part in heard for leaf in leaves(part)]
+    return [(np.asarray(heard).dtype, np.asarray(heard).shape, np.asarray(heard).tolist())]
+
+
+@pytest.mark.parametrize("network", [PLAIN, FRONT, DEEP], ids=["plain", "front", "deep"])
+@pytest.mark.parametrize("history", [None, 0.2])
+def test_a_state_is_kept_to_the_last_bit(tmp_path, network, history):
+    runtime = runtime_of(network, history_seconds=history)
+    for samples in (0, 100, 1000, SAMPLES):
+        heard = heard_of(runtime, sound(samples))
+        kept.save(tmp_path / "state", owner_of(runtime), heard)
+        assert leaves(loaded(tmp_path / "state", runtime)) == leaves(heard)
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
+
+
+@settings(deadline=None, max_examples=6)
+@given(cuts=st.lists(st.integers(0, SAMPLES), max_size=6), history=st.sampled_from([None, 0.2]))
+def test_in_pieces_a_stream_says_what_it_says_in_one(tmp_path_factory, cuts, history):
+    path, runtime = tmp_path_factory.mktemp("state") / "state", runtime_of(history_seconds=history)
+    whole, said = list(events.detect_in(runtime, [sound(SAMPLES)])), []
+    for piece in np.split(sound(SAMPLES), sorted(cuts)):
+        said += detect_on(path, runtime, [piece])
+    rest = events.finish(events.rule_of(runtime.detector), loaded(path, runtime).spans)
+    assert said + rest == whole and len(said) > 5
+
+
+def test_a_block_whose_events_are_not_all_said_is_not_heard(tmp_path):
+    runtime, path, halves = runtime_of(), tmp_path / "state", np.split(sound(SAMPLES), 2)
+    first = list(detect_on(tmp_path / "other", runtime, halves[:1]))
+    second = detect_on(path, runtime, halves)
+    assert [next(second) for _ in range(len(first) + 1)][:-1] == first
+    second.close()
+    assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, halves[0]))
+
+
+def test_what_goes_wrong_leaves_what_was_heard(tmp_path):
+    runtime, path = runtime_of(), tmp_path / "state"
+
+    def blocks():
+        yield sound(SAMPLES)
+        raise InputError("mic: gone")
+
+    with pytest.raises(InputError, match="mic: gone"):
+        list(detect_on(path, runtime, blocks()))
+    assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, sound(SAMPLES)))
+
+
+def test_it_is_kept_after_events_and_each_minute(tmp_path, monkeypatch):
+    runtime, written = runtime_of(), []
+    said = iter([[], [], [], [], ["event"], [], []])
+
+    def hear(runtime, rule, heard, block):
+        after = heard.stream._replace(steps=heard.stream.steps + 100 * 20)
+        return heard._replace(stream=after), next(said)
+
+    monkeypatch.setattr(kept, "hear", hear)
+    monkeypatch.setattr(kept, "save", lambda path, of, heard: written.append(heard.stream.steps // 100))
+    blocks = [sound(0)] * 7
+    assert list(detect_on(tmp_path / "state", runtime, blocks)) == ["event"]
+    assert written == [0, 60, 100, 140]
+
+
+def test_another_ones_state_is_refused(tmp_path):
+    runtime, path = runtime_of(), tmp_path / "state"
+    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    limited = runtime_of(history_seconds=2.0)
+    for of, fields, said in (
+        (runtime, {"model": "1" * 64}, f"expected a state with model {'1' * 64}, found one with {'0' * 64}"),
+        (runtime, {"runtime": "c"}, "expected a state with runtime c, found one with numpy"),
+        (limited, {}, r"expected a state with history_seconds 2\.0, found one with None"),
+    ):
+        with pytest.raises(InputError, match=rf"^{path}: {said}$"):
+            loaded(path, of, owner_of(of, **fields))
+
+
+def test_what_is_no_state_is_refused(tmp_path):
+    runtime, path = runtime_of(), tmp_path / "state"
+    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    data = path.read_bytes()
+
+    def refused(content, said):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=said) as caught:
+            loaded(path, runtime)
+        assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
+
+    for place in range(0, len(data), 13):
+        refused(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], "expected|metadata")
+    for length in (0, 7, 100, len(data) - 1):
+        refused(data[:length], r"expected a \.safetensors file")
+    save(random_detector(PLAIN), path)
+    refused(path.read_bytes(), r"expected metadata \['qkd_jax state, version 1'\]")
+    with pytest.raises(InputError, match=r"state/x: could not be written: (Not a directory|File exists)"):
+        next(detect_on(path / "x", runtime, []), None)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"state: expected a state's file, found none"):
+        loaded(path, runtime)
+
+
+def changed(data, arrays=(), **numbers):
+    """`data` sealed anew, once numbers of its document, and the arrays that are named, are others."""
+    header, tensors = split(data)
+    ((form, text),) = header.pop("__metadata__").items()
+    document, tensors = json.loads(text) | numbers, bytearray(tensors)
+    for name, value in dict(arrays).items():
+        begin, end = header[name]["data_offsets"]
+        tensors[begin:end] = (np.zeros(end - begin, np.uint8).view(value.dtype) + value).tobytes()
+    return sealed(joined(header | {"__metadata__": {form: json.dumps(document, indent=2)}}, bytes(tensors)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "arrays", "said"),
+    [
+        ({"steps": -1}, {}, "steps: Input should be greater than or equal to 0, got -1"),
+        ({"steps": 1 << 60}, {}, "steps: Input should be less than"),
+        ({"steps": 1.5}, {}, "steps: Input should be a valid integer"),
+        ({"steps": 0}, {}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
+        ({"steps": 3}, {}, r"(first|last): expected what a stream leaves"),
+        ({"unread": 10**9}, {}, "unread, skip: expected fewer than 400 samples"),
+        ({"unread": 3}, {}, r"samples: expected float32 \[3\]"),
+        ({"skip": 1}, {}, "unread, skip: expected fewer than 400 samples to read, or up to 160 to pass over"),
+        ({}, {"samples": np.float32(np.nan)}, "samples: expected what a stream leaves, found other numbers"),
+        ({}, {"samples": np.float32(3e38)}, "samples: expected what a stream leaves, found other numbers"),
+        ({}, {"recent": np.float32(np.inf)}, "recent: "),
+        ({}, {"cells.0.0": np.int32(128)}, r"cells\.0\.0: "),
+        ({}, {"cells.0.0": np.int32(-129)}, r"cells\.0\.0: "),
+        ({}, {"cells.0.1": np.int32(1 << 15)}, r"cells\.0\.1: "),
+        ({}, {"first": np.int64(-2)}, "first: "),
+        ({}, {"first": np.int64(1 << 40)}, "first: "),
+        ({}, {"last": np.int64(-3)}, "last: "),
+        ({}, {"last": np.int64(1 << 62)}, "last: "),
+        ({}, {"peak": np.float64(np.nan)}, "peak: "),
+        ({}, {"first": np.int64(-1), "peak": np.float64(1)}, "peak: "),
+        ({}, {"first": np.int64(-1), "peak": np.float64(np.inf)}, "peak: "),
+        ({}, {"first": np.int64(100), "last": np.int64(99), "peak": np.float64(1)}, "last: "),
+    ],
+)
+def test_a_hostile_state_is_refused(tmp_path, numbers, arrays, said):
+    runtime, path = runtime_of(), tmp_path / "state"
+    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    good = path.read_bytes()
+    path.write_bytes(changed(good))
+    loaded(path, runtime)
+    path.write_bytes(changed(good, arrays, **numbers))
+    with pytest.raises(InputError, match=said) as caught:
+        loaded(path, runtime)
+    assert str(caught.value).isprintable()

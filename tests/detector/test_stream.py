@@ -1,0 +1,140 @@
+"""A detector on a stream: the definition's steps however it is cut, when they are, what they have heard."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qkd_jax.audio.log_mel_numpy import log_mel
+from qkd_jax.config import EventConfig
+from qkd_jax.detector import reference
+from qkd_jax.detector.stream import in_numpy, push, raw_blocks, start
+from qkd_jax.errors import InputError
+from tests.detectors import DEEP, FRONT, PLAIN, random_detector
+
+SAMPLES = 8000
+CUTS = st.lists(st.integers(0, SAMPLES), max_size=8)
+EACH = pytest.mark.parametrize(
+    "detector", [random_detector(network) for network in (PLAIN, FRONT, DEEP)], ids=["plain", "front", "deep"]
+)
+
+
+def sound(samples=SAMPLES, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(0, 0.2, samples) * np.sin(np.arange(samples) / 900) ** 4).astype(np.float32)
+
+
+def with_history(detector, seconds):
+    return dataclasses.replace(detector, event_config=EventConfig(history_seconds=seconds))
+
+
+def steps_of(detector, samples, cuts=()):
+    runtime, logits = in_numpy(detector), []
+    state = start(runtime)
+    for piece in np.split(samples, sorted(cuts)):
+        state, new = push(runtime, state, piece)
+        logits.append(new)
+    return np.concatenate(logits)
+
+
+@EACH
+def test_steps_are_those_of_the_definition(detector):
+    logits = steps_of(detector, sound())
+    codes = reference.input_codes(detector, log_mel(detector.features, sound()))
+    _, outputs, _ = reference.advance(detector, reference.start(detector), codes)
+    np.testing.assert_array_equal(logits, outputs / 512)
+    assert logits.dtype == np.float32 and logits.std(axis=0).min() > 0
+
+
+@EACH
+@pytest.mark.parametrize("history", [None, 0.2, 0.13])
+def test_steps_are_the_same_however_the_stream_is_cut(detector, history):
+    detector = with_history(detector, history)
+    whole = steps_of(detector, sound())
+
+    @settings(deadline=None, max_examples=10)
+    @example(cuts=range(0, SAMPLES, 70))
+    @given(cuts=CUTS)
+    def check(cuts):
+        np.testing.assert_array_equal(steps_of(detector, sound(), cuts), whole)
+
+    check()
+
+
+@EACH
+def test_a_step_is_at_the_centre_of_the_samples_that_it_covers(detector):
+    """They end where it comes out; the first's begin with the stream, and all are of one length."""
+    runtime, ends = in_numpy(detector), []
+    state = start(runtime)
+    for end, sample in enumerate(np.split(sound(4500), 4500), 1):
+        state, logits = push(runtime, state, sample)
+        ends += [end] * len(logits)
+    begins = np.array(ends) - ends[0]
+    assert len(ends) > 2
+    first, step = step_clock(detector.features, detector.network)
+    np.testing.assert_allclose(first + step * np.arange(len(ends)), (begins + ends) / 2 / 16_000)
+
+
+@EACH
+@pytest.mark.parametrize("seconds", [0.2, 0.13])
+def test_with_a_history_a_reading_is_of_an_lstm_that_began_a_half_to_a_whole_of_it_ago(detector, seconds):
+    logits = steps_of(with_history(detector, seconds), sound())
+    codes = reference.input_codes(detector, log_mel(detector.features, sound()))
+    half, fresh, expected = round(seconds / 2 / 0.01), reference.start(detector), []
+    for begin in range(0, len(codes), half):
+        # What is read from here on began half a history ago; its convolutions are those of the stream.
+        born = max(begin - half, 0)
+        heard, *_ = reference.advance(detector, fresh, codes[:born])
+        heard, *_ = reference.advance(detector, heard._replace(cells=fresh.cells), codes[born:begin])
+        expected.append(reference.advance(detector, heard, codes[begin : begin + half])[1])
+    np.testing.assert_array_equal(logits, np.concatenate(expected) / 512)
+
+
+@EACH
+def test_with_a_history_what_is_older_is_forgotten_and_what_is_newer_is_not(detector):
+    other, at = sound(12_000), 3000
+    other[:at] = sound(at, seed=1)
+    limited = with_history(detector, 0.4)
+    differs = (steps_of(limited, sound(12_000)) != steps_of(limited, other)).any(axis=1)
+    first, step = step_clock(detector.features, detector.network)
+    ago = first + step * np.arange(len(differs)) - at / 16_000
+    assert not differs[ago > 0.4 + 0.05].any()
+    assert differs[(ago > 0) & (ago < 0.2 - 0.05)].all()
+    endless = (steps_of(detector, sound(12_000)) != steps_of(detector, other)).any(axis=1)
+    assert endless[ago > 0.45].any()
+
+
+@EACH
+def test_a_history_shorter_than_a_frame_is_one_frame(detector):
+    logits = steps_of(with_history(detector, 1e-4), sound(4000))
+    assert len(logits) == detector.network.steps(detector.features.frames(4000))
+
+
+def test_samples_without_a_header_come_as_they_are_written():
+    class Slow(io.RawIOBase):
+        """Gives the bytes in pieces of odd lengths."""
+
+        def __init__(self, data):
+            self.rest = data
+
+        def readable(self):
+            return True
+
+        def readinto(self, into):
+            size = min(7, len(into))
+            part, self.rest = self.rest[:size], self.rest[size:]
+            into[: len(part)] = part
+            return len(part)
+
+    samples = np.array([0, 1, -1, 32767, -32768, *range(30)], "<i2")
+    for data in (samples.tobytes(), samples.tobytes() + b"x"):
+        blocks = list(raw_blocks(Slow(data)))
+        assert len(blocks) > 5
+        np.testing.assert_array_equal(np.concatenate(blocks), samples / np.float32(32768))
+    # What a header looks like, later on.
+    assert sum(map(len, raw_blocks(Slow(b"1234567RIFF567")))) == 7
+    with pytest.raises(InputError, match=r"expected samples without a header, found one.*ffmpeg"):
+        next(raw_blocks(Slow(b"RIFF\x24\x80\x00\x00WAVE")))

@@ -1,0 +1,60 @@
+"""Thresholds and what they lead to, counted by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkd_jax.evaluation.operating_points import operating_points
+
+
+def logit(probability):
+    return np.log(probability / (1 - probability))
+
+
+def test_each_point_by_hand():
+    # 10 clips in an hour: 4 with the event, 6 without, which last 0.6 of it.
+    peaks = np.array([5.0, 4, 3, -1, 4.5, 2, 1, 0, -2, -3])[:, None]
+    targets = np.array([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
+    points = operating_points(targets, peaks, ["dog"], 1.0)
+    found = {point: float(logit(of["dog"])) for point, of in points.items()}
+    # 3 of 4 found and 1 of 6 taken, between 2 and 3; one false alarm an hour would be 0.6 of a clip.
+    assert found == pytest.approx({"eer": found["eer"], "f1": 2.5, "60/h": -3.5, "10/h": -3.5})
+    assert 1 < found["eer"] <= 3
+
+    points = operating_points(targets, peaks, ["dog"], 10.0)
+    found = {point: float(logit(of["dog"])) for point, of in points.items()}
+    # 6 clips in 6 hours, all without the event, are at most one an hour.
+    assert found["1/h"] == pytest.approx(-3.5)
+    points = operating_points(targets, peaks, ["dog"], 2.0)
+    assert logit(points["1/h"]["dog"]) == pytest.approx((2 + 3) / 2)  # one of those in 1.2 hours: that at 4.5
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 200))
+def test_false_alarms_keep_to_their_budget_and_no_lower_threshold_does(seed, hours):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 2, (60, 2)).astype(np.float32)
+    targets[:2] = [[0, 1], [1, 0]]
+    peaks = np.round(rng.normal(0, 2, (60, 2)) + targets, 1)  # with ties
+    points = operating_points(targets, peaks, ["a", "b"], hours)
+    for rate in (60, 10, 1):
+        for column, event in enumerate(["a", "b"]):
+            negative = peaks[targets[:, column] == 0, column]
+            allowed = rate * hours * len(negative) / 60
+            if f"{rate}/h" not in points:
+                assert any(rate * hours * (targets[:, k] == 0).sum() / 60 < 1 for k in (0, 1))
+                continue
+            threshold = logit(points[f"{rate}/h"][event])
+            assert (negative >= threshold).sum() <= allowed
+            below = peaks[peaks[:, column] < threshold, column]
+            if len(below):
+                assert (negative >= below.max()).sum() > allowed or below.max() not in negative
+
+
+def test_a_point_that_not_every_event_has_is_left_out():
+    targets = np.zeros((20, 2), np.float32)
+    targets[:10, 0], targets[:19, 1] = 1, 1
+    points = operating_points(targets, np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"], 2.0)
+    assert "1/h" not in points  # of b there is a tenth of an hour without it
+    assert all(set(chosen) == {"a", "b"} for chosen in points.values())

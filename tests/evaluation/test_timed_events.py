@@ -1,0 +1,435 @@
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from qkd_jax.detector.stream import Clock
+from qkd_jax.errors import InputError
+from qkd_jax.evaluation.plots import model_styles, psd_roc_figures
+from qkd_jax.evaluation.timed_events import evaluate_sound_events, smooth
+
+TICKS = 20  # a second: all times below are whole ticks, so that counts are exact
+STEP = 5  # ticks
+EVENTS = ("bell", "knock", "alarm")
+QUARTERS = Clock(0.125, 0.25)
+"""Steps of a quarter of a second from the beginning on."""
+
+
+def runs(on):
+    """Begin and end of each run of true."""
+    return np.flatnonzero(np.diff(np.pad(on.astype(int), 1))).reshape(-1, 2)
+
+
+def covered(ticks, tenths, spans):
+    """Which of `spans` are true in at least so many `tenths` of their `ticks`."""
+    return np.array([10 * ticks[a:b].sum() >= tenths * (b - a) for a, b in spans], bool)
+
+
+def filled(spans, length):
+    ticks = np.zeros(length, bool)
+    for a, b in spans:
+        ticks[a:b] = True
+    return ticks
+
+
+def f1(hits, false, spans):
+    return 200 * hits / (hits + false + spans) if hits else 0.0
+
+
+def intersections(found, truth, event, dtc, gtc, cttc=11):
+    """True and false positives, and cross-triggers with each event (Bilen et al. 2020).
+
+    `found` is [ticks] and `truth` [events, ticks], each a clip's; `cttc` of 11 tenths: none.
+    """
+    hits, false, cross = 0, 0, np.zeros(len(truth[0]))
+    for on, true in zip(found, truth):
+        detections = runs(on)
+        good = covered(true[event], dtc, detections)
+        hits += covered(filled(detections[good], len(on)), gtc, runs(true[event])).sum()
+        false += (~good).sum()
+        cross += [covered(other, cttc, detections[~good]).sum() for other in true]
+    return hits, false, np.delete(cross, event)
+
+
+def direct_psds(ticks, truth, seconds, dtc, gtc, cttc, alpha_ct):
+    """PSDS of each event and of all by definition: everything counted anew at every threshold.
+
+    `ticks`: scores of each clip, [events, ticks]; `truth`: where events are, alike.
+    """
+    curves = []
+    for event in range(len(truth[0])):
+        others = [sum(true[other].sum() for true in truth) / TICKS for other in range(len(truth[0]))]
+        points = [(0.0, 0.0)]
+        spans = sum(len(runs(true[event])) for true in truth)
+        for threshold in np.unique(np.concatenate([clip[event] for clip in ticks])):
+            found = [clip[event] >= threshold for clip in ticks]
+            hits, false, cross = intersections(found, truth, event, dtc, gtc, cttc)
+            rate = false / seconds + alpha_ct * np.mean(cross / np.delete(others, event))
+            points.append((3600 * rate, hits / spans))
+        curves.append(points)
+    edges = np.unique([rate for points in curves for rate, _ in points if rate < 100] + [100.0])
+    heights = np.array([[max(y for x, y in points if x <= edge) for edge in edges[:-1]] for points in curves])
+    all_events = np.maximum(heights.mean(0) - heights.std(0), 0)
+    return [float(row @ np.diff(edges)) for row in (*heights, all_events)]
+
+
+def direct_event_f1(found, truth, event):
+    hits = detections = spans = 0
+    for on, true in zip(found, truth):
+        ours, theirs = runs(on), runs(true[event])
+        onset, offset = np.abs(ours[:, None] - theirs).transpose(2, 0, 1)
+        collar = np.maximum(0.2 * TICKS, 0.2 * (theirs[:, 1] - theirs[:, 0]))
+        near = (onset <= 0.2 * TICKS) & (offset <= collar + 1e-9)
+        hits += near[linear_sum_assignment(near, maximize=True)].sum()
+        detections, spans = detections + len(ours), spans + len(theirs)
+    return f1(hits, detections - hits, spans)
+
+
+def direct_segment_f1(found, truth, event):
+    on = np.concatenate([clip.reshape(-1, TICKS).any(1) for clip in found])
+    true = np.concatenate([clip[event].reshape(-1, TICKS).any(1) for clip in truth])
+    return f1((on & true).sum(), (on & ~true).sum(), true.sum())
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_the_figures_are_those_of_direct_counts(seed):
+    """Scores that know the truth, mix up events and tie often; spans that overlap, touch or pass the end."""
+    rng = np.random.default_rng(seed)
+    lengths = {"a": 60, "b": 80, "c": 100, "d": 3000}  # d, without events, makes a false positive 22 an hour
+    spans, scores, truth, ticks = {}, {}, [], []
+    for clip, length in lengths.items():
+        true = np.zeros((3, length), bool)
+        spans[clip] = []
+        for event in range(3) if clip != "d" else ():
+            for onset in rng.integers(0, length - 10, rng.integers(1, 4)):
+                offset = onset + rng.integers(1, 50)
+                true[event, onset:offset] = True
+                spans[clip].append((EVENTS[event], onset / TICKS, offset / TICKS))
+        there = true[:, STEP // 2 :: STEP]
+        values = 2 * there + rng.integers(0, 3) * there[[1, 2, 0]] + rng.integers(0, 3, there.shape)
+        if clip == "d":
+            values = np.zeros_like(values)
+            values[rng.integers(3), 10:14] = 2
+        scores[clip] = values.T.astype(np.float32)
+        truth.append(true)
+        ticks.append(np.repeat(values, STEP, axis=1))
+    seconds = {clip: length / TICKS for clip, length in lengths.items()}
+    table, _ = evaluate_sound_events(spans, scores, seconds, EVENTS, QUARTERS, threshold=1.5, median=1)
+
+    total = sum(seconds.values())
+    psds1 = direct_psds(ticks, truth, total, 7, 7, 11, 0)
+    psds2 = direct_psds(ticks, truth, total, 1, 1, 3, 0.5)
+    expected = {}
+    for index, event in enumerate(EVENTS):
+        found = [clip[index] > 1.5 for clip in ticks]
+        hits, false, _ = intersections(found, truth, index, 5, 5)
+        expected[event] = {
+            "psds1": psds1[index],
+            "psds2": psds2[index],
+            "event_f1": direct_event_f1(found, truth, index),
+            "segment_f1": direct_segment_f1(found, truth, index),
+            "intersection_f1": f1(hits, false, sum(len(runs(true[index])) for true in truth)),
+        }
+    means = {key: np.mean([expected[event][key] for event in EVENTS]) for key in expected["bell"]}
+    expected["average"] = means | {"psds1": psds1[-1], "psds2": psds2[-1]}
+    assert table.keys() == expected.keys()
+    for row, figures in expected.items():
+        assert table[row] == pytest.approx(figures, abs=1e-6), row
+    options = {"threshold": 1.5, "median": 1, "f1": False}
+    without, _ = evaluate_sound_events(spans, scores, seconds, EVENTS, QUARTERS, **options)
+    assert without == {
+        row: {key: figures[key] for key in ("psds1", "psds2")} for row, figures in table.items()
+    }
+
+
+def spoken(spans, seconds, events=EVENTS, clock=QUARTERS):
+    """Scores of 0.9 where `spans` (event, onset, offset) are, and of 0.1 elsewhere."""
+    times = clock.first + clock.step * np.arange(round(seconds / clock.step))
+    scores = np.full((len(times), len(events)), 0.1, np.float32)
+    for event, onset, offset in spans:
+        scores[(onset < times) & (times < offset), events.index(event)] = 0.9
+    return scores
+
+
+def measured(truth, scores, seconds, events=EVENTS, clock=QUARTERS, **options):
+    """The table, for clips of equal length."""
+    durations = dict.fromkeys(truth, float(seconds))
+    return evaluate_sound_events(truth, scores, durations, events, clock, **{"median": 1} | options)[0]
+
+
+def test_who_is_always_right_has_a_hundred():
+    truth = {
+        "a": [("bell", 0.0, 2.5), ("knock", 1.0, 4.0), ("bell", 3.0, 3.5)],
+        "b": [("alarm", 0.0, 5.0)],
+        "c": [],
+    }
+    table = measured(truth, {clip: spoken(spans, 5) for clip, spans in truth.items()}, 5)
+    assert list(table) == [*EVENTS, "average"]
+    figures = ("psds1", "psds2", "event_f1", "segment_f1", "intersection_f1")
+    for row in table.values():
+        assert row == pytest.approx(dict.fromkeys(figures, 100))
+        assert all(type(figure) is float for figure in row.values())
+
+
+@pytest.mark.parametrize(
+    ("span", "found", "counts"),
+    [
+        ((2.0, 4.0), (2.15, 4), True),
+        ((2.0, 4.0), (1.85, 4), True),
+        ((2.0, 4.0), (2.2, 4), True),
+        ((2.0, 4.0), (2.25, 4), False),
+        ((2.0, 4.0), (1.75, 4), False),
+        # A fifth of 2 s.
+        ((2.0, 4.0), (2, 4.4), True),
+        ((2.0, 4.0), (2, 3.6), True),
+        ((2.0, 4.0), (2, 4.45), False),
+        ((2.0, 4.0), (2, 3.55), False),
+        # A fifth of half a second is less than 0.2 s.
+        ((2.0, 2.5), (2, 2.7), True),
+        ((2.0, 2.5), (2, 2.75), False),
+    ],
+)
+def test_collars_of_event_f1(span, found, counts):
+    events, clock = ("bell",), Clock(0.025, 0.05)
+    scores = {"a": spoken([("bell", *found)], 6, events, clock)}
+    table = measured({"a": [("bell", *span)]}, scores, 6, events, clock)
+    assert table["bell"]["event_f1"] == pytest.approx(100 * counts)
+
+
+@pytest.mark.parametrize(
+    ("found", "psds1", "psds2", "intersection"),
+    [
+        ((2, 9), 100, 100, 100),  # 0.7 of the span
+        ((2, 8.75), 0, 100, 100),
+        ((0, 7), 0, 100, 100),  # half of it, and 5/7 of the detection
+        ((0, 6.75), 0, 100, 0),
+        ((0, 3), 0, 100, 0),  # a tenth
+        ((0, 2.75), 0, 0, 0),
+        ((2, 16.25), 100, 100, 100),  # 0.702 of the detection
+        ((2, 16.5), 0, 100, 100),
+        ((2, 22), 0, 100, 100),
+        ((2, 22.25), 0, 100, 0),
+        ((2, 102), 0, 100, 0),
+        ((2, 102.25), 0, 0, 0),
+    ],
+)
+def test_how_much_of_each_other_detections_and_spans_cover(found, psds1, psds2, intersection):
+    """In a clip so long that all of it, as it is found at the lowest threshold, is no hit."""
+    events = ("bell",)
+    scores = {"a": spoken([("bell", *found)], 120, events)}
+    table = measured({"a": [("bell", 2.0, 12.0)]}, scores, 120, events)
+    assert table["bell"]["intersection_f1"] == pytest.approx(intersection)
+    assert table["bell"]["psds1"] == pytest.approx(psds1)
+    assert table["bell"]["psds2"] == pytest.approx(psds2)
+
+
+def test_segment_f1_by_hand():
+    """Heard in seconds 1 to 3, there in 2 to 4: two hits, a false alarm, a miss.  Never heard: 0."""
+    truth, events = {"a": [("bell", 2.0, 4.5), ("knock", 0.0, 1.0)], "b": []}, ("bell", "knock")
+    scores = {"a": spoken([("bell", 1.75, 4)], 6, events), "b": spoken([], 6, events)}
+    table = measured(truth, scores, 6, events)
+    assert table["bell"]["segment_f1"] == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))
+    assert table["knock"]["segment_f1"] == 0
+    assert table["average"]["segment_f1"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize(
+    ("false", "crosses"),
+    [((20, 21), True), ((21.25, 23.75), True), ((21, 24.5), False)],
+    ids=["inside", "0.3 of it", "0.29 of it"],
+)
+@pytest.mark.parametrize("empty", [0, 2])
+def test_psds_by_hand(empty, false, crosses):
+    """A bell for sure, then a false one, then another bell; and knocks as they are, 36 s in all.
+
+    The false positive in 72 s is 50 an hour; with as much again of clips without events, it is 25.
+    """
+    events = ("bell", "knock")
+    truth = {
+        "a": [("bell", 1.0, 2.0), ("knock", 4.0, 22.0)],
+        "b": [("bell", 30.0, 31.0), ("knock", 4.0, 22.0)],
+    }
+    scores = {clip: spoken(spans, 36, events) for clip, spans in truth.items()}
+    scores["a"][round(4 * false[0]) : round(4 * false[1]), 0] = 0.8
+    scores["b"][120:124, 0] = 0.7
+    silence = spoken([], 36, events)
+    truth |= {f"empty {index}": [] for index in range(empty)}
+    scores |= {f"empty {index}": silence for index in range(empty)}
+    rate = 3600 / (36 * (2 + empty))
+    table = measured(truth, scores, 36, events)
+
+    # Half of the bells up to the false positive, all of them from there on.
+    assert table["bell"]["psds1"] == pytest.approx(100 - rate / 2)
+    assert table["knock"]["psds1"] == pytest.approx(100)
+    # Up to the false positive, the mean is 3/4 and the deviation 1/4.
+    assert table["average"]["psds1"] == pytest.approx(100 - rate / 2)
+    # A cross-trigger in 36 s of knocks is 100 an hour, however long it is silent besides.
+    crossed = min(rate + 0.5 * crosses * 3600 / 36, 100)
+    assert table["bell"]["psds2"] == pytest.approx(100 - crossed / 2)
+
+    # A bell alone has no cross-triggers.
+    alone = {clip: [span for span in spans if span[0] == "bell"] for clip, spans in truth.items()}
+    table = measured(alone, {clip: values[:, :1] for clip, values in scores.items()}, 36, events[:1])
+    assert table["bell"]["psds1"] == table["bell"]["psds2"] == pytest.approx(100 - rate / 2)
+    assert table["average"] == table["bell"]
+
+
+def noisy_case():
+    """Ten clips of 20 s, and logits that know much of them."""
+    rng = np.random.default_rng(0)
+    truth = {
+        f"{clip}.wav": [(event, t, t + 1.5) for event, t in zip(EVENTS, rng.integers(0, 15, 3).astype(float))]
+        for clip in range(10)
+    }
+    logits = {
+        clip: (5 * spoken(spans, 20) - 2.5 + rng.normal(0, 1.4, (80, 3))).astype(np.float32)
+        for clip, spans in truth.items()
+    }
+    return truth, logits
+
+
+def test_psds_knows_only_the_order_of_scores():
+    truth, logits = noisy_case()
+    expected = measured(truth, logits, 20, threshold=0.0)
+    assert 0 < expected["average"]["psds1"] < expected["average"]["psds2"] < 100
+    for other in (lambda x: 3 * x - 7, lambda x: x**3, np.exp):
+        table = measured(truth, {clip: other(values.astype(float)) for clip, values in logits.items()}, 20)
+        for row, figures in expected.items():
+            for psds in ("psds1", "psds2"):
+                assert table[row][psds] == pytest.approx(figures[psds], abs=1e-9)
+
+
+def test_logits_at_0_are_probabilities_at_a_half():
+    truth, logits = noisy_case()
+    probabilities = {clip: 1 / (1 + np.exp(-values.astype(float))) for clip, values in logits.items()}
+    expected = measured(truth, logits, 20, threshold=0.0)
+    table = measured(truth, probabilities, 20)
+    for row, figures in expected.items():
+        assert table[row] == pytest.approx(figures, abs=1e-9)
+    assert measured(truth, probabilities, 20, threshold=0.9) != table
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 4))
+@settings(max_examples=100, deadline=None)
+def test_the_median_of_each_step_and_its_neighbours(seed, steps, half):
+    scores = np.random.default_rng(seed).normal(size=(steps, 2)).astype(np.float32)
+    expected = np.empty_like(scores)
+    mirrored = np.concatenate([scores, scores[::-1]])
+    for step in range(steps):
+        for event in range(2):
+            window = [mirrored[index % (2 * steps), event] for index in range(step - half, step + half + 1)]
+            expected[step, event] = sorted(window)[half]
+    np.testing.assert_array_equal(smooth(scores, 2 * half + 1), expected)
+
+
+def test_scores_are_smoothed_within_each_clip():
+    truth, logits = noisy_case()
+    smoothed = {clip: smooth(values, 7) for clip, values in logits.items()}
+    expected = measured(truth, smoothed, 20, threshold=0.0)
+    durations = dict.fromkeys(truth, 20.0)
+    table, _ = evaluate_sound_events(truth, logits, durations, EVENTS, QUARTERS, threshold=0.0)
+    assert table == expected
+    assert measured(truth, logits, 20, threshold=0.0) != expected
+
+
+def test_the_first_and_the_last_step_reach_to_the_edges_of_the_clip():
+    """Steps from 0.3 to 3.3 s; the clip is of 4 s, and so is the bell: else its edges miss the collars."""
+    scores = {"a": np.full((12, 1), 0.9, np.float32)}
+    table = measured({"a": [("bell", 0.0, 4.0)]}, scores, 4, ("bell",), Clock(0.425, 0.25))
+    assert table["bell"]["event_f1"] == 100
+    # Where the span ends with the last step, the detection goes on for 0.7 s.
+    table = measured({"a": [("bell", 0.0, 3.3)]}, scores, 4, ("bell",), Clock(0.425, 0.25))
+    assert table["bell"]["event_f1"] == 0
+
+
+@pytest.mark.parametrize(("first", "onset"), [(0.125, 2.0), (0.125 + 0.5, 2.5), (0.0, 1.875)])
+def test_the_clock_says_where_steps_are(first, onset):
+    """Step 8 begins at `first` + 7.5 / 4 s: an onset is found up to 0.2 s before and after."""
+    scores = np.full((24, 1), 0.1, np.float32)
+    scores[8:12] = 0.9
+    for shift, counts in ((0.0, 100), (0.19, 100), (-0.19, 100), (0.21, 0), (-0.21, 0)):
+        truth = {"a": [("bell", onset + shift, onset + 1)]}
+        table = measured(truth, {"a": scores}, 6, ("bell",), Clock(first, 0.25))
+        assert table["bell"]["event_f1"] == counts
+
+
+def test_what_lies_beyond_the_clip_is_left_out():
+    """Steps of padding, even for the median; ends of spans; and what overlaps or touches is one."""
+    truth, logits = noisy_case()
+    expected = measured(truth, logits, 20, median=7, threshold=0.0)
+    padded = {
+        clip: np.concatenate([values, np.full((9, 3), 99, np.float32)]) for clip, values in logits.items()
+    }
+    assert measured(truth, padded, 20, median=7, threshold=0.0) == expected
+
+    whole = {clip: [*spans, ("bell", 17.5, 20.0)] for clip, spans in truth.items()}
+    parts = {
+        clip: [("bell", 17.5, 19.0), *spans, ("bell", 19.0, 19.5), ("bell", 18.0, 20.25)]
+        for clip, spans in truth.items()
+    }
+    expected = measured(whole, logits, 20, threshold=0.0)
+    assert measured(parts, logits, 20, threshold=0.0) == expected
+
+
+def test_psd_rocs_are_drawn_as_the_staircases_that_psds_measures():
+    truth, logits = noisy_case()
+    rocs, averages = {}, {}
+    for name, values in {"good": logits, "bad": {clip: -x for clip, x in logits.items()}}.items():
+        table, rocs[name] = evaluate_sound_events(
+            truth, values, dict.fromkeys(truth, 20.0), EVENTS, QUARTERS, threshold=0.0, median=1
+        )
+        averages[name] = table["average"]
+    assert averages["good"] != averages["bad"]
+    styles = model_styles(["good", "bad"])
+    for scenario, figure in zip(("psds1", "psds2"), psd_roc_figures(rocs, styles)):
+        (axis,) = figure.axes
+        assert axis.get_xlim() == (0, 100)
+        assert axis.get_ylim() == (0, 100)
+        for name, line in zip(("good", "bad"), axis.lines):
+            x, y = line.get_xdata(), line.get_ydata()
+            assert line.get_drawstyle() == "steps-post"
+            assert line.get_color() == styles[name]["color"]
+            assert np.diff(x) @ y[:-1] / 100 == pytest.approx(averages[name][scenario])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"scores": {}}, "scores: expected the 2 clips of the truth, got 0; 'a' is only in one"),
+        ({"durations": {"a": 2.0, "b": 2.0, "c": 2.0}}, "durations: expected the 2 .* got 3; 'c' is only"),
+        ({"durations": {"a": 2.0, "b": 0.0}}, "b: expected a duration above 0 s, got 0"),
+        ({"durations": {"a": 2.0, "b": float("nan")}}, "b: expected a duration above 0 s, got nan"),
+        ({"truth": {"a": [("bell", 1.0, 1.0)], "b": []}}, "a: expected bell with an onset.* got 1 to 1"),
+        ({"truth": {"a": [("bell", 1.5, 1.0)], "b": []}}, "a: expected bell with an onset.* got 1.5 to 1"),
+        ({"truth": {"a": [("bell", 2.0, 2.5)], "b": []}}, "in 2 s, got 2 to 2.5"),
+        ({"truth": {"a": [("bell", -0.5, 2.5)], "b": []}}, "got -0.5 to 2.5"),
+        ({"truth": {"a": [("bell", float("nan"), 1.0)], "b": []}}, "got nan to 1"),
+        ({"truth": {"a": [("knock", 1.0, 2.0)], "b": []}}, "a: expected spans of bell, got knock"),
+        ({"truth": {"a": [], "b": []}}, "truth: expected spans of every event, got none of bell"),
+        ({"scores": {"a": np.zeros((8, 2)), "b": np.zeros((8, 1))}}, r"a: .* \[steps, 1\], got \[8, 2\]"),
+        ({"scores": {"a": np.zeros(8), "b": np.zeros((8, 1))}}, r"a: .* \[steps, 1\], got \[8\]"),
+        ({"scores": {"a": np.zeros((8, 1)), "b": np.zeros((0, 1))}}, r"b: .* \[steps, 1\], got \[0, 1\]"),
+        ({"scores": {"a": np.zeros((8, 1)), "b": np.full((8, 1), np.nan)}}, "b: .* with NaN or infinity"),
+        ({"median": 4}, "median: expected an odd number of steps, got 4"),
+        ({"median": -1}, "median: expected an odd number of steps, got -1"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(change, error):
+    given = {
+        "truth": {"a": [("bell", 0.5, 1.0)], "b": []},
+        "scores": {"a": np.zeros((8, 1)), "b": np.zeros((8, 1))},
+        "durations": {"a": 2.0, "b": 2.0},
+    }
+    evaluate_sound_events(**given, events=("bell",), clock=QUARTERS)
+    with pytest.raises(ValueError, match=error):
+        evaluate_sound_events(**given | change, events=("bell",), clock=QUARTERS)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sed_scores_eval", None)
+    with pytest.raises(InputError, match=r"expected sed_scores_eval: pip install -e '\.\[sed\]'"):
+        measured(*noisy_case(), 20)

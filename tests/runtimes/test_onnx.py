@@ -1,0 +1,257 @@
+"""ONNX models against the definition: codes with tolerance zero, the energies before them nearly so."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkd_jax.audio.log_mel import log_mel
+from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
+from qkd_jax.detector import reference
+from qkd_jax.detector.codes import GRID
+from qkd_jax.distill.waveform_model import open_model
+from qkd_jax.errors import InputError
+from qkd_jax.runtimes import onnx as module
+from qkd_jax.runtimes.onnx import clip_model, load, save, sizes, step_model
+from tests import onnx_codes
+from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
+from tests.onnx_codes import giving, opened, reference_codes, stream
+
+FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
+
+
+def assert_same(detector, codes):
+    """That the clip form, and a stream of steps, compute what the reference does."""
+    onnx_codes.assert_same(detector, clip_model(detector), step_model(detector), codes)
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("weights", [8, 4, 3, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_are_the_references(form, weights):
+    detector = random_detector(with_bits(FORMS[form], weights), seed=weights)
+    assert_same(detector, random_codes(detector, 60))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([*FORMS]), st.integers(2, 8), st.integers(2, 8), st.integers(6, 13), st.integers(0, 99)
+)
+def test_codes_are_the_references_at_any_bits(form, weights, activations, cell, seed):
+    network = with_bits(FORMS[form], weights, activations)
+    detector = random_detector(network, seed=seed, mels=9, events=2)
+    lstm = tuple(layer._replace(cell=cell) for layer in detector.lstm)
+    detector = dataclasses.replace(detector, input=1, lstm=lstm)
+    assert_same(detector, random_codes(detector, 30, seed=seed))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_codes_are_the_references_at_the_ends_of_every_range(form, sign):
+    """Gates, cells, h and convolutions that saturate, from inputs at their limits."""
+    detector = random_detector(with_bits(FORMS[form], 8), seed=5, mels=8)
+    pushed = []
+    for layer in detector.lstm:
+        gates = np.repeat([9, 9, sign * 9, 9], len(layer.w_h)).astype(np.int32) << GRID
+        pushed.append(layer._replace(bias=gates, multiplier_x=layer.multiplier_x * np.float32(9), cell=13))
+    detector = dataclasses.replace(detector, lstm=tuple(pushed))
+    half = 2**7
+    codes = np.where(np.arange(80)[:, None] // 20 % 2, half - 1, -half) * np.ones((1, 8), int)
+    cells = reference_codes(detector, codes)[2]
+    h, c = cells[:, ::2], cells[:, 1::2]
+    assert (c == (2**15 - 1 if sign > 0 else -(2**15))).any()
+    assert (h == (half - 1 if sign > 0 else -half)).any()
+    assert_same(detector, codes)
+
+
+@pytest.mark.parametrize("largest", [7, 8])
+def test_codes_are_the_references_where_4_bits_end(largest):
+    detector = random_detector(with_bits(FRONT, 8))
+    front = tuple(conv._replace(w=conv.w.clip(-largest, largest)) for conv in detector.front)
+    lstm = tuple(layer._replace(w_h=layer.w_h.clip(-largest, largest)) for layer in detector.lstm)
+    assert_same(dataclasses.replace(detector, front=front, lstm=lstm), random_codes(detector, 40))
+
+
+def test_convolutions_are_exact_before_they_are_rescaled():
+    """Hundreds that cancel to 1 or so, whose multiple is just above a half: in float32 it might be below."""
+    detector = random_detector(with_bits(FRONT, 2))
+    first = detector.front[0]
+    w = first.w * np.array([1, 0, 0], np.int8)[:, None, None]
+    multiplier, bias = np.full_like(first.multiplier, 2559.5003), np.full_like(first.bias, 128)
+    first = first._replace(w=w - w[:, ::-1], multiplier=multiplier, bias=bias)
+    codes = 100 + np.random.default_rng(0).integers(2, size=(80, 32))
+    assert_same(dataclasses.replace(detector, front=(first, *detector.front[1:])), codes)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stream_is_the_clip_from_the_waveform_on(form):
+    detector = random_detector(FORMS[form], seed=3)
+    model, waveform = step_model(detector), noise(16_000)
+    about = {item.key: item.value for item in model.metadata_props}
+    window, hop = int(about["window_samples"]), int(about["hop_samples"])
+    pieces = np.lib.stride_tricks.sliding_window_view(waveform, window)[::hop]
+    clip = opened(giving(clip_model(detector), "output_codes"))
+    expected = clip.run(["output_codes"], {"waveform": waveform})[0]
+    np.testing.assert_array_equal(stream(detector, model, pieces)[0], expected)
+
+
+def test_energies_of_a_frame_are_those_of_the_clip_bit_for_bit():
+    session = opened(giving(clip_model(random_detector(PLAIN, mels=64)), "log_mel"))
+    waveform = noise(8000)
+    expected = session.run(["log_mel"], {"waveform": waveform})[0]
+    for frame, row in enumerate(expected):
+        alone = session.run(["log_mel"], {"waveform": waveform[160 * frame :][:400]})[0]
+        np.testing.assert_array_equal(alone[0], row)
+
+
+def test_a_step_reads_what_it_needs():
+    def reads(network):
+        about = {item.key: item.value for item in step_model(random_detector(network)).metadata_props}
+        return int(about["window_samples"]), int(about["hop_samples"])
+
+    assert reads(PLAIN) == (400, 160)
+    assert reads(DEEP) == (400 + 2 * 160, 160)
+    assert reads(FRONT) == (400 + 14 * 160, 4 * 160)
+
+
+SOUNDS = {
+    "noise": noise(8000),
+    "quiet": 1e-4 * noise(8000),
+    "silence": np.zeros(8000, np.float32),
+    "tone": np.sin(2 * np.pi * 0.137 * np.arange(8000)).astype(np.float32),
+    "click": np.eye(1, 8000, 4321, dtype=np.float32)[0],
+    "one frame": noise(400 + 159),
+}
+
+
+@pytest.mark.parametrize("sound", SOUNDS)
+def test_the_front_end_is_the_trainings(sound):
+    detector, waveform = dataclasses.replace(random_detector(PLAIN, mels=64), input=6), SOUNDS[sound]
+    _, logits, energies, codes = opened(giving(clip_model(detector), "log_mel", "codes")).run(
+        None, {"waveform": waveform}
+    )
+    expected = np.asarray(log_mel(jnp.asarray(waveform)))
+    np.testing.assert_allclose(energies, expected, atol=1e-3)
+    assert {"noise": 127, "silence": -128}.get(sound, codes[0, 0]) in codes  # they are cut
+    # Codes are those of these energies, and those of the training's but where rounding was close.
+    np.testing.assert_array_equal(codes, reference.input_codes(detector, energies))
+    apart = codes - reference.input_codes(detector, expected)
+    assert abs(apart).max() <= 1 and np.count_nonzero(apart) <= 1e-3 * apart.size
+    exact = reference.clip_logits(detector, codes.astype(np.int32))
+    np.testing.assert_allclose(logits, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        FeatureConfig(sample_rate=8000, win_length=200, hop_length=80, n_fft=256, n_mels=20, fmax=4000.0),
+        FeatureConfig(win_length=512, hop_length=600, n_mels=40, fmin=0.0, floor=1e-3),
+        FeatureConfig(win_length=300, n_fft=300, n_mels=12, fmin=100.0, fmax=7000.0),
+    ],
+)
+def test_the_front_end_is_the_trainings_with_other_settings(features):
+    detector = dataclasses.replace(random_detector(PLAIN, mels=features.n_mels), features=features)
+    *_, energies = opened(giving(clip_model(detector), "log_mel")).run(None, {"waveform": noise(6000)})
+    np.testing.assert_allclose(energies, log_mel(jnp.asarray(noise(6000)), features), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_runtime_of_the_standard_takes_it(form):
+    def domains(graph):
+        for node in graph.node:
+            yield node.domain
+            for attribute in node.attribute:
+                yield from domains(attribute.g)
+
+    for make in (clip_model, step_model):
+        model = make(random_detector(FORMS[form]))
+        onnx.checker.check_model(model, full_check=True)
+        assert {*domains(model.graph)} == {""}
+        assert [(item.domain, item.version) for item in model.opset_import] == [("", 21)]
+
+
+def test_it_is_small(tmp_path):
+    sizes_of = {}
+    for weights in (4, 8):
+        network = LSTMConfig(hidden_size=256, quant=QuantConfig.integer(weights))
+        model = clip_model(random_detector(network, mels=64))
+        save(model, tmp_path / "model.onnx")
+        sizes_of[weights] = sizes(model)
+        assert sum(sizes_of[weights].values()) == (tmp_path / "model.onnx").stat().st_size
+    codes, others = 1024 * 320, 3 * 4 * 1024 + 3 * 256 + 2 * 3 * 4
+    assert sizes_of[4]["weights"] == pytest.approx(codes / 2 + others, abs=200)
+    assert sizes_of[8]["weights"] == pytest.approx(codes + others, abs=200)
+    assert sizes_of[4]["front_end"] < 2500 and sizes_of[4]["graph"] < 12_000
+
+
+def test_a_tagger_may_be_made_of_it(tmp_path):
+    detector = random_detector(FRONT)
+    model = clip_model(detector)
+    save(model, tmp_path / "model.onnx")
+    samples, run = open_model(tmp_path / "model.onnx")
+    probabilities, logits = run(noise(9000))
+    assert samples is None and logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, opened(model).run(["logits"], {"waveform": noise(9000)})[0])
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    with pytest.raises(InputError, match="failed on 100 samples"):
+        run(noise(100))
+
+
+def test_a_file_says_what_it_is(tmp_path):
+    detector = random_detector(FRONT)
+    for make, form in ((clip_model, "clip"), (step_model, "step")):
+        save(make(detector), tmp_path / "model.onnx")
+        about = opened(load(tmp_path / "model.onnx")).get_modelmeta().custom_metadata_map
+        assert FeatureConfig(**json.loads(about["features"])) == detector.features
+        assert tuple(json.loads(about["events"])) == detector.events
+        assert float(about["clip_seconds"]) == detector.clip_seconds
+        assert (about["form"], about["pooling"]) == (form, "attention")
+        assert about["format"] == "qkd_jax ONNX, version 1"
+        assert len(about["sha256"]) == 64
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "model.onnx"
+    save(clip_model(random_detector(PLAIN)), path)
+    data = load(path)
+    assert data == path.read_bytes()
+    onnx.checker.check_model(onnx.load_from_string(data))
+
+    def refused(damaged):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"model\.onnx: expected an ONNX model as exported, found a dam"):
+            load(path)
+
+    for place in [*range(0, len(data), 499), *range(len(data) - 80, len(data))]:
+        refused(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for length in (0, 10, 76, len(data) - 1):
+        refused(data[:length])
+    refused(data + b"\0")
+    refused(onnx.load_from_string(data).SerializeToString()[:-1])
+    with pytest.raises(InputError, match=r"gone\.onnx: expected an exported ONNX model: No such file"):
+        load(tmp_path / "gone.onnx")
+
+
+def test_what_no_runtime_computes_alike_is_refused():
+    detector = random_detector(PLAIN)
+    layer = detector.lstm[0]._replace(multiplier_x=np.full(96, 1e9, np.float32))
+    for make in (clip_model, step_model):
+        with pytest.raises(InputError, match=r"lstm\.0: expected values below 2\^29"):
+            make(dataclasses.replace(detector, lstm=(layer,)))
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(module.importlib, "import_module", missing)
+    with pytest.raises(InputError, match=r"need onnx: pip install 'qkd_jax\[export\]'"):
+        clip_model(random_detector(PLAIN))

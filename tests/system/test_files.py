@@ -1,0 +1,29 @@
+import pytest
+
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
+
+
+def test_a_file_appears_whole_in_folders_that_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    with whole_file(path, "w") as file:
+        file.write("bébé\n")
+        assert not path.exists()
+    assert path.read_bytes() == "bébé\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "c.bin"
+    path.write_bytes(b"before")
+    context = whole_file(path)
+    context.__enter__().write(b"half")
+    assert not context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/c\.bin: could not be written: (Not a directory|File exists)"):
+        whole_file(tmp_path / "file" / "c.bin").__enter__()

@@ -1,0 +1,44 @@
+"""Signals are noted, not raised, and forgotten when the block ends."""
+
+import signal
+import threading
+
+import pytest
+
+from qkd_jax.system.interrupt import asked_to_stop, stop_if_asked, stop_requests
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
+    before = signal.getsignal(number)
+    with stop_requests():
+        assert not asked_to_stop()
+        stop_if_asked()
+        signal.raise_signal(number)
+        assert asked_to_stop()
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(number) is before and not asked_to_stop()
+    assert capfd.readouterr().err == "stopping as soon as all is saved; once more to stop at once\n"
+
+
+def test_a_block_within_a_block_shares_its_requests():
+    with stop_requests():
+        with stop_requests():
+            signal.raise_signal(signal.SIGTERM)
+        assert asked_to_stop()
+
+
+def test_outside_the_main_thread_nothing_changes():
+    before, noted = signal.getsignal(signal.SIGINT), []
+
+    def run():
+        with stop_requests():
+            noted.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert noted == [before]

@@ -1,0 +1,196 @@
+"""What may befall a run: full and read-only disks, closed files, a clock set back, values beyond reason."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.train.test_resume import assert_same_end, run
+
+from qkd_jax.config import to_json
+from qkd_jax.data.dataset import load_split
+from qkd_jax.errors import InputError
+from qkd_jax.run_folder.folder import load_run
+from qkd_jax.training.run import train
+
+ROOT = Path(__file__).parents[2]
+mounts = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None,
+    reason="mounting a file system takes root",
+)
+
+
+@contextlib.contextmanager
+def mounted(folder):
+    """A file system of its own at `folder`; yields what changes its options."""
+
+    def mount(*options):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True)
+
+    folder.mkdir()
+    try:
+        mount("size=100k")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    try:
+        yield lambda *options: mount("remount", *options)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def command(name, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, ROOT / name, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.fixture
+def settings(tiny_config, tmp_path):
+    """A file with the settings of a run on the file system that `mounted` makes."""
+    path = tmp_path / "settings.json"
+    path.write_text(to_json(tiny_config(tmp_path / "disk")))
+    return path
+
+
+@mounts
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again_loses_nothing(finished, settings, tmp_path):
+    disk, full = tmp_path / "disk", []
+    with mounted(disk) as remount:
+        for size in range(300, 6000, 200):
+            remount(f"size={size}k")
+            done = run(settings)
+            if done.returncode == 0:
+                break
+            assert done.returncode == 2
+            said = re.search(rf"^error: {disk}/(.*): could not be written: .*\n\Z", done.stderr, re.MULTILINE)
+            assert said, done.stderr
+            full.append(Path(said[1]))
+        assert done.returncode == 0
+        assert not list(disk.rglob("*.part"))
+        assert_same_end(disk / "tiny", finished)
+    # In recordings, features, checkpoints and the report, or whatever else is as large.
+    assert {".wav", ".npy"} <= {path.suffix for path in full}
+    assert any("checkpoints" in path.parts for path in full)
+
+
+@mounts
+@pytest.mark.slow
+def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
+    disk = tmp_path / "disk"
+    with mounted(disk) as remount:
+        remount("size=50m")
+        assert run(settings).returncode == 0
+        remount("ro")
+        done = run(settings)
+        assert (done.returncode, done.stderr) == (2, f"error: {disk}/tiny/.lock: Read-only file system\n")
+        figures = tmp_path / "figures.json"
+        done = command("eval.py", disk / "tiny", "--json", figures)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{disk}/tiny: read-only, so nothing is kept there"
+        assert figures.read_text() == (disk / "tiny" / "results.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="no permission stops root, without setpriv"
+)
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ("tiny/config.json", "expected a run's settings: .*Permission denied.*"),
+        ("tiny/clips.jsonl", "expected the list of a run's recordings: .*Permission denied.*"),
+        ("tiny/norm.npz", "expected mean and deviation .*Permission denied.*"),
+        ("tiny/plain/checkpoints", "could not be read: Permission denied"),
+        ("tiny/data/audio/train-00003.wav", "expected a recording that libsndfile reads: .*"),
+        (".features", ".*could not be written: Permission denied"),
+    ],
+)
+def test_what_may_not_be_read_is_named(finished, tiny_config, tmp_path, closed, said):
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    settings = tmp_path / "settings.json"
+    settings.write_text(to_json(tiny_config(tmp_path)))
+    (tmp_path / closed).chmod(0)
+    powers = "-dac_override,-dac_read_search"
+    dropped = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if os.geteuid() == 0 else []
+    done = run(settings, before=dropped)
+    (tmp_path / closed).chmod(0o755)
+    assert done.returncode == 2
+    assert re.search(rf"^(error: | +){tmp_path}/{closed}(/.*)?: {said}$", done.stderr, re.MULTILINE), (
+        done.stderr
+    )
+    assert run(settings).returncode == 0  # nothing is lost
+
+
+@pytest.mark.slow
+def test_a_clock_set_back_changes_nothing(finished, tiny_config, settings, tmp_path):
+    # All that a stopped run has left is of a year to come.
+    folder = tmp_path / "disk" / "tiny"
+    assert run(settings, int(signal.SIGTERM), "four", 2).returncode == 130
+    for path in folder.rglob("*"):
+        if "data" not in path.parts:
+            os.utime(path, (4e9, 4e9))
+    assert run(settings).returncode == 0
+    assert_same_end(folder, finished)
+
+
+@pytest.mark.slow
+def test_interrupted_twice_a_run_stops_at_once_and_goes_on(finished, settings, tmp_path):
+    done = run(settings, int(signal.SIGINT), "twice", "plain", 5)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        130,
+        "stopped; the same command goes on from there",
+    )
+    folder = tmp_path / "disk" / "tiny"
+    assert not (folder / "plain" / "checkpoints" / "5").exists()
+    assert run(settings).returncode == 0
+    assert_same_end(folder, finished)
+
+
+@pytest.mark.slow
+def test_of_two_that_begin_one_run_at_once_one_is_refused(finished, settings, tmp_path):
+    both = [run(settings, wait=False) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    assert any("another process trains this run; give another --name" in each for each in said)
+    assert_same_end(tmp_path / "disk" / "tiny", finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path, split):
+    shutil.copytree(finished, tmp_path / "tiny")
+    for name in ("plain", "four"):
+        shutil.rmtree(tmp_path / "tiny" / name)
+    config = tiny_config(tmp_path)
+    loaded = load_run(tmp_path / "tiny")
+    entry = load_split(loaded.config, loaded.clips, split, loaded.cache).features.entries[5]
+    spoilt = np.load(entry)
+    spoilt[3, 2] = np.nan
+    np.save(entry, spoilt)
+    with pytest.raises(
+        InputError, match=rf"{entry}: expected finite log-mel .*; delete the file, and they are"
+    ):
+        train(config)
+    entry.unlink()
+    train(config)
+    assert_same_end(tmp_path / "tiny", finished)
+
+
+def test_logits_of_a_teacher_that_are_not_finite_are_named(finished, tiny_config, tmp_path):
+    shutil.copytree(finished, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "four")
+    path = tmp_path / "tiny" / "teacher" / "teaching.npz"
+    with np.load(path) as kept:
+        arrays = dict(kept)
+    arrays["logits"][7, 1] = np.inf
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=f"{path}: expected finite logits"):
+        train(tiny_config(tmp_path))

@@ -1,0 +1,191 @@
+"""The jitted update: donation, one compilation, lowering for every platform, and one golden step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qkd_jax.config import LSTMConfig, QuantConfig, TeacherConfig, TrainConfig
+from qkd_jax.distill.objectives import distillation_loss, weighted_bce
+from qkd_jax.models.build import build_model
+from qkd_jax.run_folder.state import init_state, make_optimizer
+from qkd_jax.training.step import make_train_step
+
+MODELS = {
+    "teacher": TeacherConfig(blocks=(1, 1), growth=4, stem=4),
+    "float": LSTMConfig(hidden_size=6),
+    "4-bit": LSTMConfig(hidden_size=6, quant=QuantConfig.paper(4)),
+    "convolutions": LSTMConfig(
+        convolutions=(3, 4),
+        time_strides=1,
+        hidden_size=6,
+        quant=QuantConfig(weights=8, activations=8, output=8),
+    ),
+}
+NORM = (np.full(8, 0.5, np.float32), np.full(8, 2.0, np.float32))
+
+
+def loss(logits, batch):
+    return distillation_loss(logits, batch["labels"], batch["teacher_logits"], alpha=0.7, temperature=2.0)
+
+
+def setup(name, seed=0):
+    model, optimizer = (
+        build_model(MODELS[name], 2),
+        make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+    )
+    state = init_state(model, optimizer, (24, 8), NORM, seed)
+    rng = np.random.default_rng(seed)
+    batch = {
+        "features": rng.normal(size=(4, 24, 8)).astype(np.float32),
+        "labels": rng.integers(0, 2, (4, 2)).astype(np.float32),
+        "teacher_logits": rng.normal(size=(4, 2)).astype(np.float32),
+    }
+    return model, optimizer, state, jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["float", "4-bit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "convolutions"))],
+)
+def test_step_equals_adam_by_hand(name):
+    model, _, state, batch = setup(name)
+
+    def objective(params):
+        variables = {"params": params, **state.variables}
+        logits, updated = model.apply(variables, batch["features"], train=True, mutable=["batch_stats"])
+        return loss(logits, batch), updated
+
+    (value, updated), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))
+    shrink = min(1.0, TrainConfig().clip_norm / norm)
+    # Adam's first step: m / (1 - b1) = g, sqrt(v / (1 - b2)) = |g|.
+    expected = jax.tree.map(
+        lambda p, g: p - 1e-3 * shrink * g / (jnp.abs(shrink * g) + 1e-8), state.params, gradient
+    )
+    before = jax.tree.map(np.array, state.variables["norm"])
+    new, metrics = make_train_step(model, make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100), loss)(
+        state, batch
+    )
+
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert int(new.step) == 1
+    for got, wanted, grad in zip(*map(jax.tree.leaves, (new.params, expected, gradient))):
+        clear = np.abs(grad) > 1e-5  # where rounding can't turn the sign of the gradient
+        np.testing.assert_allclose(np.asarray(got)[clear], np.asarray(wanted)[clear], atol=2e-5)
+    for got, wanted in zip(
+        *map(jax.tree.leaves, (new.variables.get("batch_stats"), updated.get("batch_stats")))
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+    for got, wanted in zip(*map(jax.tree.leaves, (new.variables["norm"], before))):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_gradient_norm_is_clipped_before_adam():
+    optimizer = make_optimizer(TrainConfig(schedule="constant", clip_norm=1.0), 1e-3, 100)
+    params = {"w": jnp.zeros(2)}
+    state = optimizer.init(params)
+    for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):
+        updates, state = optimizer.update({"w": gradient}, state, params)
+    # Clipped, the gradients are (0.6, 0.8) and (0.3, 0.4); unclipped, the first would rule the moments.
+    m, v = np.zeros(2), np.zeros(2)
+    for gradient in (np.array([0.6, 0.8]), np.array([0.3, 0.4])):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+    expected = -1e-3 * (m / (1 - 0.9**2)) / (np.sqrt(v / (1 - 0.999**2)) + 1e-8)
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_learning_rate_stays_or_falls_to_zero_over_all_steps(schedule):
+    optimizer = make_optimizer(TrainConfig(schedule=schedule), 0.01, 10)
+    params = {"w": jnp.zeros(1)}
+    state, moved = optimizer.init(params), []
+    for _ in range(11):
+        # Of one gradient all along, Adam's step is the learning rate.
+        updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
+        moved.append(-float(updates["w"][0]))
+    expected = {"constant": np.ones(11), "cosine": (1 + np.cos(np.pi * np.arange(11) / 10)) / 2}
+    np.testing.assert_allclose(moved, 0.01 * expected[schedule], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiles_once_and_donates(name):
+    model, optimizer, state, batch = setup(name)
+    train_step = make_train_step(model, optimizer, loss)
+    first = jax.tree.leaves(state.params)[0]
+    for _ in range(3):
+        state, _ = train_step(state, batch)
+    assert train_step._cache_size() == 1
+    assert first.is_deleted()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])  # on a CPU all other tests run
+def test_lowers_for_every_platform_at_full_precision(name, platform):
+    model, optimizer, state, batch = setup(name)
+    exported = jax.export.export(make_train_step(model, optimizer, loss), platforms=[platform])(state, batch)
+    lines = exported.mlir_module().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
+    assert products
+    # Of the products that the objective needs none may run in TF32 or bfloat16 by accident.
+    assert all("HIGHEST" in line for line in products)
+
+
+def test_learns_what_can_be_learned():
+    model, _, state, batch = setup("4-bit")
+    train_step = make_train_step(
+        model, optax.adam(3e-2), lambda logits, batch: weighted_bce(logits, batch["labels"])
+    )
+    state = state.__class__(**{**vars(state), "opt_state": optax.adam(3e-2).init(state.params)})
+    values = []
+    for _ in range(60):
+        state, metrics = train_step(state, batch)
+        values.append(float(metrics["loss"]))
+    assert values[-1] < 0.3 * values[0]
+
+
+@pytest.mark.parametrize("name", ["float", "convolutions"])
+def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
+    model, optimizer = build_model(MODELS[name], 2), make_optimizer(TrainConfig(), 0.1, 100)
+    state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
+    batch = setup(name)[3]
+
+    def moving(state):
+        return jax.tree.map(np.array, [state.params, state.variables.get("batch_stats")])
+
+    average = moving(state)
+    train_step = make_train_step(model, optimizer, loss, ema_decay=0.3)
+    for step in range(6):
+        state, _ = train_step(state, batch)
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, moving(state))
+    # What is validated and kept is the average, normalised as ever.
+    found = [state.model["params"], state.model.get("batch_stats")]
+    for got, wanted in zip(*map(jax.tree.leaves, (found, average)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    assert state.model["norm"] is state.variables["norm"]
+
+
+@pytest.mark.slow
+def test_the_average_changes_nothing_of_the_training():
+    plain, averaged = (
+        init_state(
+            setup("4-bit")[0],
+            make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+            (24, 8),
+            NORM,
+            0,
+            average=average,
+        )
+        for average in (False, True)
+    )
+    model, optimizer, _, batch = setup("4-bit")
+    for _ in range(3):
+        plain, metrics = make_train_step(model, optimizer, loss)(plain, batch)
+        averaged, others = make_train_step(model, optimizer, loss, ema_decay=0.9)(averaged, batch)
+        np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
+    assert plain.average is None
+    for got, wanted in zip(*map(jax.tree.leaves, (averaged.params, plain.params))):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
