@@ -21,7 +21,7 @@ def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before and not asked_to_stop()
-    assert capfd.readouterr().err == "stopping as soon as all is saved; once more to stop at once\n"
+    assert capfd.readouterr().err == "Saving and stopping; press Ctrl-C again to quit immediately.\n"
 
 
 def test_a_block_within_a_block_shares_its_requests():
