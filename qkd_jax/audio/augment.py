@@ -116,7 +116,7 @@ def mixup(
 def spec_augment(
     key: PRNGKeyArray, features: Float[Array, "batch frames mel"], config: AugmentConfig
 ) -> Float[Array, "batch frames mel"]:
-    """Mask ranges of frames and of mel bands in each clip: SpecAugment (Park et al. 2019) without time warping.
+    """Mask ranges of frames and of mel bands in each clip: SpecAugment (Park et al. 2019) unwarped.
 
     There are `time_masks` ranges of 0 to `time_mask_frames` frames, and `mel_masks` of 0 to `mel_mask_bands`
     bands; none is longer than the clip, and they may overlap.  The paper masks with 0, the mean of its

@@ -8,7 +8,7 @@ from qkd_jax.config import FeatureConfig
 
 
 def mel_edges(config: FeatureConfig) -> np.ndarray:
-    """Edges of the mel filters in Hz, float64 [n_mels + 2], evenly spaced in mels; filter m peaks at edge m + 1."""
+    """Where the mel filters begin, peak and end, in Hz, float64 [n_mels + 2]: evenly spaced in mels."""
     return _mel_to_hz(np.linspace(_hz_to_mel(config.fmin), _hz_to_mel(config.fmax), config.n_mels + 2))
 
 

@@ -12,7 +12,7 @@ _BLOCK_SECONDS = 30
 _BLOCK = 1 << 23
 """Most values in a block, over all channels, whatever rate a header claims."""
 _MAX_RATIO = 64
-"""Largest ratio of the wanted rate to that of a file, so that a false header can't turn a second into an hour."""
+"""Largest ratio of the wanted rate to a file's: else a false header could turn a second into an hour."""
 _UNKNOWN = 0x7F000000
 """Lengths from here on are placeholders of programs that write to a pipe, and so can't know the length."""
 

@@ -76,7 +76,7 @@ def centre(q: QTensor, axis: int) -> Operand:
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
-    """The product of `qdot`, with its value from the operands and its derivative from the recovered floats."""
+    """The product of `qdot`: its value from the codes, its derivative from the recovered floats."""
     inputs, (x_bits, w_bits) = w.codes.shape[0], bits
     if max(bits) > MAX_DOT_BITS:
         raise ValueError(f"bits: expected at most {MAX_DOT_BITS}, got {max(bits)}; beyond it use fake_quant")
