@@ -138,7 +138,7 @@ def _keep(
         config_json=to_json(run.config),
         versions={"python": platform.python_version()}
         | {library: importlib.metadata.version(library) for library in _LIBRARIES},
-        teacher=TEACHER,
+        teachers=[TEACHER],
         rocs=rocs,
     )
     print(f"{report} shows them; {figures} has the figures")
