@@ -1,6 +1,7 @@
 """Strict JAX: shapes that only fit by rank promotion are mistakes, and so are silent warnings."""
 
 import os
+import signal
 
 # Before jax starts: two virtual devices, so that sharding is real.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -10,3 +11,7 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+# A shell's background jobs ignore SIGINT, which subprocesses inherit; the tests send it to both.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -257,7 +257,7 @@ def _draw_curves(
 
 
 def _spread(x: np.ndarray, y: np.ndarray, gap: float, near: float) -> np.ndarray:
-    """Move `y` so that neighbours less than `near` apart in `x` are at least `gap` apart, with the same mean."""
+    """Move `y` so that points less than `near` apart in `x` are at least `gap` apart; means stay."""
     moved = y.copy()
     order = np.argsort(x, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(x[order]) >= near) + 1):

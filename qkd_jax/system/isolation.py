@@ -13,7 +13,8 @@ from pathlib import Path
 
 from qkd_jax.errors import InputError
 
-_MAX_SECONDS, _MAX_BYTES = 120, 16 << 30
+_SECONDS, _BYTES = 120, 16 << 30
+"""Limits of the subprocess: run time and memory."""
 _REFUSED = 3
 """Exit status after an InputError, whose message is the last line of stdout."""
 
@@ -33,11 +34,11 @@ def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=_MAX_SECONDS,
+            timeout=_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"{path}: took {runtime} more than {_MAX_SECONDS} s; expected a model that it can run"
+            f"{path}: took {runtime} more than {_SECONDS} s; expected a model that it can run"
         ) from None
     if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # a terminal signals the whole process group
         raise KeyboardInterrupt
@@ -53,7 +54,7 @@ def _main(module: str, path: str, *more: str) -> None:
     with contextlib.suppress(ImportError, ValueError):  # not every system has this limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     try:
         importlib.import_module(module).run_once(Path(path), *more)
     except InputError as error:
