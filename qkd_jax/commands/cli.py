@@ -33,7 +33,9 @@ COMMANDS = {
     "train": Command("train", "[PRESET]", "train the models of a preset, demo by default, and score them"),
     "eval": Command("evaluate", "RUN[/MODEL]|FILE", "score a run, one of its models, or an exported file"),
     "export": Command("export", "RUN/MODEL", "write a model to a file for a device"),
-    "detect": Command("detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"),
+    "detect": Command(
+        "detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"
+    ),
     "presets": Command("presets", "", "list the presets"),
 }
 WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"

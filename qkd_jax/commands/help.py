@@ -50,7 +50,10 @@ def long_help(config: Any, prog: str, description: str | None = None) -> str:
     for section in map(_of_one_model, _sections(config)):
         lines.append(_heading(section))
         for setting, text in _settings(section):
-            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")]
+            lines += [
+                f"  {setting}",
+                *textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      "),
+            ]
         lines.append("")
     return "\n".join(lines[:-1])
 
