@@ -50,9 +50,9 @@ def long_help(config: Any, prog: str, description: str | None = None) -> str:
     """Every setting in `config` with its whole explanation, those of each model apart."""
     lines = _usage(prog, description)
     for section in map(_of_one_model, _sections(config)):
-        lines.append(_heading(section))
+        lines += textwrap.wrap(_heading(section), WIDTH)
         for setting, text in _settings(section):
-            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")]
+            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -124,7 +124,8 @@ def _settings(section: Section) -> Iterator[tuple[str, str]]:
         if len(classes) > 1 and field.name == tag_of(kind):
             yield f"{name} {_choices(first, [getattr(each, field.name) for each in classes])}", text
         elif isinstance(first, dict):
-            yield from ((flag(f"{name[2:]}.{key}"), text) for key in _keys(first))
+            keys = [flag(f"{name[2:]}.{key}") for key in _keys(first)]
+            yield from zip(keys, [text] + [""] * len(keys))  # explained once
         elif isinstance(first, bool):
             yield re.sub(r"([\w-]+)$", r"no-\1", name) if first else name, text
         else:
