@@ -67,12 +67,14 @@ def run(command: str, arguments: Sequence[str], prog: str) -> int:
         try:
             importlib.import_module(f"qkd_jax.commands.{COMMANDS[command].module}").main(arguments, prog)
         except ModuleNotFoundError as error:
-            if _installed(WHOLE) or not _installed(DEVICE):
+            if _installed(DEVICE):
+                raise InputError(
+                    f"{prog} needs the whole package ({error.name} is missing): "
+                    f"pip uninstall {DEVICE} && pip install {WHOLE}"
+                ) from None
+            if str(error.name).startswith("qkd_jax"):
                 raise
-            raise InputError(
-                f"{prog} needs {error.name}, which {DEVICE} leaves out; expected the whole package: "
-                f"pip uninstall {DEVICE} && pip install {WHOLE}"
-            ) from None
+            raise InputError(f"{prog} needs {error.name}, which is not installed: pip install {WHOLE}") from None
 
     return run_command(imported, arguments, prog)
 
