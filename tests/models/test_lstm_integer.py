@@ -16,7 +16,7 @@ from qkd_jax.models.build import build_model
 from qkd_jax.models.lstm_integer import calibrate, to_detector
 from qkd_jax.nn.integer_only import integer_linear
 from qkd_jax.nn.lstm import lstm_scan
-from qkd_jax.quant.static import on_grid
+from qkd_jax.quant.static import fake_quant_static
 from qkd_jax.run_folder.state import TrainState, begun_with, init_state, make_optimizer
 from qkd_jax.training.step import make_train_step
 
@@ -98,7 +98,7 @@ def seen(config):
         inner = {"linear": []}
 
         def grid(*arguments):
-            inner["input"] = on_grid(*arguments)
+            inner["input"] = fake_quant_static(*arguments)
             return inner["input"]
 
         def scan(*arguments, **settings):
@@ -110,7 +110,7 @@ def seen(config):
             return inner["linear"][-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "on_grid", grid)
+            patch.setattr(module, "fake_quant_static", grid)
             patch.setattr(module, "lstm_scan", scan)
             patch.setattr(module, "integer_linear", linear)
             return build_model(config, len(EVENTS)).apply(variables, features, method="step_logits"), inner
@@ -129,7 +129,7 @@ def test_each_code_of_each_step_is_the_devices(case):
     assert_logits(config, found.clip, expected_logits(detector, features))
     for index, clip in enumerate(features):
         codes, state, hs = input_codes(detector, np.asarray(clip)), start(detector), []
-        np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input, codes)
+        np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input_exponent, codes)
         for frame in codes:
             state, *said = advance(detector, state, frame[None])
             if len(said[0]):
@@ -137,7 +137,7 @@ def test_each_code_of_each_step_is_the_devices(case):
         np.testing.assert_array_equal(inner["h"][index] * half, hs)
         for layer, cell, final in zip(detector.lstm, state.cells, inner["final"], strict=True):
             np.testing.assert_array_equal(final.h[index] * half, cell.h)
-            np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell, cell.c)
+            np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell_exponent, cell.c)
         _, outputs, attention = advance(detector, start(detector), codes)
         np.testing.assert_array_equal(found.steps[index] * 512, outputs)
         if config.pooling == "attention":
@@ -153,9 +153,9 @@ def test_inputs_are_divided_as_the_device_does():
     variables |= {"norm": {"normalize": {"mean": jnp.zeros(MELS), "std": 17 * std}}}
     detector = to_detector(CONFIG, config, variables)
     ties = np.random.default_rng(0).integers(-100, 100, SHAPE) + 0.5
-    features = jnp.asarray(ties * 17 * np.asarray(std) * 2.0**-detector.input, jnp.float32)
+    features = jnp.asarray(ties * 17 * np.asarray(std) * 2.0**-detector.input_exponent, jnp.float32)
     _, inner = seen(config)(variables, features)
-    np.testing.assert_array_equal(inner["input"] * 2.0**detector.input, np.rint(ties))
+    np.testing.assert_array_equal(inner["input"] * 2.0**detector.input_exponent, np.rint(ties))
 
 
 def training(config):

@@ -115,7 +115,7 @@ def test_no_code_differs_where_all_saturates(cell, dtype):
     detector = dataclasses.replace(
         made,
         front=tuple(map(louder, made.front)),
-        lstm=tuple(louder(layer)._replace(cell=cell) for layer in made.lstm),
+        lstm=tuple(louder(layer)._replace(cell_exponent=cell) for layer in made.lstm),
     )
     codes = random_codes(detector, FRAMES)
     assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *fixed(student)), detector, codes)
@@ -339,8 +339,8 @@ def plain_scan(layers, quant, floats, x, carry):
 
         def body(carry, x_t):
             h, c = carry
-            on_grids = (h / h_unit, c / c_unit, x_t / x_unit)
-            h_code, c_code, x_code = (jnp.round(codes).astype(jnp.int32) for codes in on_grids)
+            fake_quant_statics = (h / h_unit, c / c_unit, x_t / x_unit)
+            h_code, c_code, x_code = (jnp.round(codes).astype(jnp.int32) for codes in fake_quant_statics)
             h_code, c_code, gates = step(layer_codes, h_code, c_code, from_inputs(layer_codes, x_code), bits)
             z = jnp.matmul(jnp.concatenate([h, x_t], 1), w_hat, precision="highest") + own["b"][None]
             *values, squashed = (code * 2.0**-15 for code in gates)

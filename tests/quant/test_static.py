@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qkd_jax.quant.static import on_grid, power_of_two, signed, straight_through, symmetric
+from qkd_jax.quant.static import fake_quant_static, power_of_two, signed_range, straight_through, symmetric
 
 SHAPES = [(20, 6), (3, 3, 2, 5)]
 
 fast_symmetric = jax.jit(symmetric, static_argnums=1)
-fast_grid = jax.jit(on_grid, static_argnums=(2, 3))
+fast_grid = jax.jit(fake_quant_static, static_argnums=(2, 3))
 
 
 def weights(shape, seed=0):
@@ -131,7 +131,7 @@ def test_the_gradient_of_a_grid_is_the_identity_cut_where_the_codes_are():
     units = np.float32([-100, -4.51, -4.5, -4, -0.3, 0, 2.9, 3.49, 3.5, 100])
     inside = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
     cotangent = np.random.default_rng(0).normal(size=10).astype(np.float32)
-    y, pullback = jax.vjp(lambda x: on_grid(x, jnp.int32(2), -4, 3), jnp.asarray(units / 4))
+    y, pullback = jax.vjp(lambda x: fake_quant_static(x, jnp.int32(2), -4, 3), jnp.asarray(units / 4))
     np.testing.assert_array_equal(pullback(cotangent)[0], cotangent * inside)
     np.testing.assert_array_equal(y * 4, [-4, -4, -4, -4, 0, 0, 3, 3, 3, 3])
 
@@ -139,14 +139,14 @@ def test_the_gradient_of_a_grid_is_the_identity_cut_where_the_codes_are():
 def test_grids_are_the_same_under_transforms(transform):
     x, cotangent = (np.random.default_rng(seed).normal(size=(4, 9)).astype(np.float32) for seed in (0, 1))
     (y, pullback), (plain, pulled) = (
-        jax.vjp(f(lambda x: on_grid(x, jnp.int32(6), -64, 63)), x) for f in (transform, jax.jit)
+        jax.vjp(f(lambda x: fake_quant_static(x, jnp.int32(6), -64, 63)), x) for f in (transform, jax.jit)
     )
     np.testing.assert_array_equal(y, plain)
     np.testing.assert_array_equal(pullback(cotangent)[0], pulled(cotangent)[0])
 
 
 def test_a_bad_value_shows():
-    assert np.isnan(on_grid(jnp.array([jnp.nan, 1.0]), jnp.int32(3), -8, 7)[0])
+    assert np.isnan(fake_quant_static(jnp.array([jnp.nan, 1.0]), jnp.int32(3), -8, 7)[0])
 
 
 def test_powers_of_two_are_exact():

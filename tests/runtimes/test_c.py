@@ -286,7 +286,7 @@ def test_energies_between_two_codes_go_to_the_even_one(tmp_path):
     zeros = np.zeros(32, np.float32)
     detector = dataclasses.replace(random_detector(PLAIN), mean=zeros, std=zeros + 1)
     codes = np.arange(-300, 300).reshape(-1, 1) * np.ones(32) + 0.5
-    energies = (codes / 2.0**detector.input).astype(np.float32)
+    energies = (codes / 2.0**detector.input_exponent).astype(np.float32)
     calls, clip = Program(tmp_path, {"qkd": detector}).run("log_mel", energies)
     assert_equal_reference(calls, clip, detector, reference.input_codes(detector, energies))
 

@@ -11,7 +11,7 @@ import pytest
 
 from qkd_jax.config import LSTMConfig, QuantConfig, to_json
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 from qkd_jax.quant.pack import unpack
@@ -39,7 +39,7 @@ def detector_of(network: LSTMConfig) -> Detector:
         conv._replace(multiplier=conv.multiplier * sign.astype(np.float32))
         for conv, sign in zip(detector.front, signs)
     )
-    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell=13) for layer in detector.lstm)
+    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell_exponent=13) for layer in detector.lstm)
     return dataclasses.replace(detector, front=tuple(front), lstm=tuple(lstm))
 
 
@@ -55,7 +55,7 @@ def loaded(content: bytes, folder) -> litert.Runner:
 
 def log_mel_of(detector, frames, *, seed=1):
     """Log-mel energies of which some lie beyond what the input's codes reach."""
-    codes = random_codes(detector, frames, seed=seed) * 1.3 / 2.0**detector.input
+    codes = random_codes(detector, frames, seed=seed) * 1.3 / 2.0**detector.input_exponent
     return (codes * detector.std + detector.mean).astype(np.float32)
 
 
@@ -105,7 +105,7 @@ def test_a_step_is_off_by_less_than_a_code_of_h(tmp_path, network):
     codes, unit = reference.input_codes(detector, log_mel), 2.0 ** -(network.quant.activations - 1)
 
     def floats(cells):
-        parts = [(cell.h * unit, cell.c * 2.0**-layer.cell) for layer, cell in zip(detector.lstm, cells)]
+        parts = [(cell.h * unit, cell.c * 2.0**-layer.cell_exponent) for layer, cell in zip(detector.lstm, cells)]
         return tuple(part[None].astype(np.float32) for pair in parts for part in pair)
 
     state, *_ = reference.advance(detector, reference.start(detector), codes[: about.frames - about.hop])
@@ -113,13 +113,13 @@ def test_a_step_is_off_by_less_than_a_code_of_h(tmp_path, network):
     for end in range(about.frames, len(codes) + 1, about.hop):
         after, logits, attention = runner.step(floats(state.cells), log_mel[end - about.frames : end])
         state, *answers = reference.advance(detector, state, codes[end - about.hop : end])
-        (expected,) = said(*answers) / 2.0**GRID
+        (expected,) = said(*answers) / 2.0**LOGIT_EXPONENT
         off_h += [got - want for got, want in zip(after[::2], floats(state.cells)[::2])]
         off_c += [got - want for got, want in zip(after[1::2], floats(state.cells)[1::2])]
         off_said.append(said(logits, attention) - expected)
         for layer, cell in zip(detector.lstm, after[1::2]):
             # What the integers round away in a cell at each step would add up over a clip.
-            np.testing.assert_array_equal(cell * 2.0**layer.cell, np.rint(cell * 2.0**layer.cell))
+            np.testing.assert_array_equal(cell * 2.0**layer.cell_exponent, np.rint(cell * 2.0**layer.cell_exponent))
 
     # h is rounded to units by the integers, and here to some 1/255 of its range, which is up to two wide.
     for off, most in ((off_h, 0.7 * unit), (off_c, unit), (off_said, 0.02)):
@@ -137,10 +137,10 @@ def test_a_clip_is_near_to_the_integers(tmp_path, network):
     _, *expected = reference.advance(detector, reference.start(detector), codes)
     assert logits.dtype == np.float32 and logits.shape == expected[0].shape
     assert (attention is None) == (expected[1] is None)
-    off = said(logits, attention) - said(*expected) / 2.0**GRID
+    off = said(logits, attention) - said(*expected) / 2.0**LOGIT_EXPONENT
     assert np.sqrt(np.mean(off**2)) < 0.02
-    on_grid = [None if answer is None else answer * 2.0**GRID for answer in (logits, attention)]
-    pooled = reference.pooled(detector.network.pooling, *on_grid)
+    fake_quant_static = [None if answer is None else answer * 2.0**LOGIT_EXPONENT for answer in (logits, attention)]
+    pooled = reference.pooled(detector.network.pooling, *fake_quant_static)
     np.testing.assert_allclose(pooled, reference.clip_logits(detector, codes), atol=0.03)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qkd_jax.audio.log_mel import log_mel
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.distill.waveform_model import open_model
 from qkd_jax.errors import InputError
 from qkd_jax.runtimes import onnx as module
@@ -48,7 +48,7 @@ def test_codes_are_the_references(form, weights):
 def test_codes_are_the_references_at_any_bits(form, weights, activations, cell, seed):
     network = with_bits(FORMS[form], weights, activations)
     detector = random_detector(network, seed=seed, mels=9, events=2)
-    lstm = tuple(layer._replace(cell=cell) for layer in detector.lstm)
+    lstm = tuple(layer._replace(cell_exponent=cell) for layer in detector.lstm)
     detector = dataclasses.replace(detector, input=1, lstm=lstm)
     assert_same(detector, random_codes(detector, 30, seed=seed))
 
@@ -60,7 +60,7 @@ def test_codes_are_the_references_at_the_ends_of_every_range(form, sign):
     detector = random_detector(with_bits(FORMS[form], 8), seed=5, mels=8)
     pushed = []
     for layer in detector.lstm:
-        gates = np.repeat([9, 9, sign * 9, 9], len(layer.w_h)).astype(np.int32) << GRID
+        gates = np.repeat([9, 9, sign * 9, 9], len(layer.w_h)).astype(np.int32) << LOGIT_EXPONENT
         pushed.append(layer._replace(bias=gates, multiplier_x=layer.multiplier_x * np.float32(9), cell=13))
     detector = dataclasses.replace(detector, lstm=tuple(pushed))
     half = 2**7

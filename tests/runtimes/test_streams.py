@@ -53,7 +53,7 @@ def detector_of(form, exact=True):
         detector = dataclasses.replace(detector, features=SPARSE)
     if exact:
         return dataclasses.replace(detector, input=2)
-    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell=13) for layer in detector.lstm)
+    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell_exponent=13) for layer in detector.lstm)
     return dataclasses.replace(detector, lstm=tuple(lstm))
 
 
@@ -85,7 +85,7 @@ def test_steps_are_those_of_the_definition(name, form):
     logits = steps_of(runtime, samples)
     assert logits.dtype == np.float32 and logits.std(axis=0).min() > 0
     if name in EXACT:
-        scaled = (energies - detector.mean) / detector.std * 2.0**detector.input
+        scaled = (energies - detector.mean) / detector.std * 2.0**detector.input_exponent
         assert abs(scaled % 1 - 0.5).min() > 5e-5  # far enough from a tie
         np.testing.assert_array_equal(logits, outputs / 512)
     else:
