@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
-from qkd_jax.detector.codes import LOGIT_EXPONENT, CONV_GUARD_BITS, ConvCodes, LinearCodes, LSTMCodes
+from qkd_jax.detector.codes import CONV_GUARD_BITS, LOGIT_EXPONENT, ConvCodes, LinearCodes, LSTMCodes
 from qkd_jax.detector.detector import Detector
 
 PLAIN = LSTMConfig(hidden_size=24, quant=QuantConfig.integer(8))

@@ -66,7 +66,7 @@ def stream(detector, model, pieces):
 
 
 def reference_codes(detector, codes):
-    """The same by the reference: outputs, attention, h and c of each layer [steps, 2 · layers, hidden_size]."""
+    """The same by the reference; h and c of each layer are [steps, 2 · layers, hidden_size]."""
     state, outputs, attentions, cells = reference.start(detector), [], [], []
     for frame in codes:
         state, output, attention = reference.advance(detector, state, frame[None])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qkd_jax.config import EventConfig, FeatureConfig, step_clock
 from qkd_jax.detector import stream
-from qkd_jax.detector.events import detect, finish, push, event_rule, start
+from qkd_jax.detector.events import detect, event_rule, finish, push, start
 from qkd_jax.errors import InputError
 from tests.detectors import FRONT, PLAIN, random_detector
 

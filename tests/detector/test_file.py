@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkd_jax.config import EventConfig, FeatureConfig, LSTMConfig, QuantConfig
-from qkd_jax.detector import reference
 from qkd_jax.detector import file as detector_file
+from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LinearCodes
 from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.file import FORMAT, MAX_FILE, check, load, load_provenance, save
@@ -242,59 +242,64 @@ def deep_in(tree, path, value):
 HUGE = 10**4000
 
 
+SETTINGS = [
+    ("network.hidden_size", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
+    ("network.hidden_size", HUGE, r"network\.hidden_size: expected at most 4096, got 10000"),
+    ("network.hidden_size", 17, r"attention\.w: expected uint8 \[51\], got uint8 \[48\]"),
+    ("network.hidden_size", 0, r"network\.hidden_size: Input should be greater than or equal to 1, got 0"),
+    ("network.convolutions.0", HUGE, r"network\.convolutions: expected at most 4096"),
+    ("network.convolutions", [4, 6], r"front\.2\.bias: expected none, got int32 \[8\]"),
+    ("network.convolutions", [1] * 9999, r"clip_seconds: expected enough for one step, got 2$"),
+    ("network.layers", 10**9, r"cell_exponents: expected 1000000000, one per layer, got 1"),
+    ("network.pooling", "mean", r"attention\.bias: expected none, got int32 \[3\]"),
+    ("network.quant.scheme", "paper", r"network\.quant\.scheme: expected integer, got paper"),
+    ("network.quant.weights", 16, r"scheme: integer needs weights, .* of at most 8 bits"),
+    ("network.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
+    ("network.quant.bits", 4, r"quant\.bits: Unexpected keyword argument"),
+    ("features.n_mels", 10**9, r"features\.n_mels: Input should be less than .* 1024"),
+    ("features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
+    ("features.n_fft", 10**9, r"features\.n_fft: Input should be less than .* 32768"),
+    ("features.hop_length", HUGE, r"features\.hop_length: Input should be less than .* 1048576"),
+    ("features.sample_rate", HUGE, r"sample_rate: Input should be less than .* 1048576"),
+    ("features.fmax", HUGE, r"features\.fmax: Input should be a finite number, got 10000"),
+    ("features.sample_rate", 10**9, r"sample_rate: Input should be less than .* 1048576"),
+    ("features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
+    ("features.fmin", float("nan"), r"fmin: "),
+    ("events", [], r"events: Tuple should have at least 1 item"),
+    ("events", ["a", "b"], r"attention\.bias: expected int32 \[2\], got int32 \[3\]"),
+    ("events", ["a", "b", "b"], r"events: expected each once, got a, b, b"),
+    ("events", ["a", "b", ""], r"events\.2: String should have at least 1 character"),
+    ("events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
+    ("events", [1] * 9999, r"events\.0: Input should be a valid string, got 1; .{200,1000}$"),
+    ("clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
+    ("clip_seconds", 1e308, r"clip_seconds: expected at most 86400, got 1e\+308"),
+    ("clip_seconds", "10", r"clip_seconds: Input should be a valid number, got '10'"),
+    ("input_exponent", 17, r"input_exponent: Input should be less than or equal to 16, got 17"),
+    ("input_exponent", -17, r"input_exponent: Input should be greater than or equal to -16, got -17"),
+    ("cell_exponents.0", 5, r"cell_exponents\.0: Input should be greater than or equal to 6, got 5"),
+    ("cell_exponents.0", 14, r"cell_exponents\.0: Input should be less than or equal to 13, got 14"),
+    ("cell_exponents", [], r"cell_exponents: expected 1, one per layer, got 0"),
+    ("event_config.median_seconds", 1e99, r"event_config\.median_seconds: expected at most 86400"),
+    ("event_config.gap_seconds", 86400.5, r"event_config\.gap_seconds: expected at most 86400"),
+    ("event_config.shortest_seconds", 86401.0, r"event_config\.shortest_seconds: expected at most"),
+    ("event_config.history_seconds", 1e99, r"event_config\.history_seconds: expected at most 86400"),
+    ("event_config.thresholds", {"eer": {"cat": 0.5}}, r"eer: expected one for .*, got cat"),
+    ("event_config", None, r"detector\.event_config: Field required"),
+    ("x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: Unexpected keyword argument"),
+]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("detector.network.hidden_size", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
-        ("detector.network.hidden_size", HUGE, r"network\.hidden_size: expected at most 4096, got 10000"),
-        ("detector.network.hidden_size", 17, r"attention\.w: expected uint8 \[51\], got uint8 \[48\]"),
-        ("detector.network.hidden_size", 0, r"network\.hidden_size: Input should be greater than or equal to 1, got 0"),
-        ("detector.network.convolutions.0", HUGE, r"network\.convolutions: expected at most 4096"),
-        ("detector.network.convolutions", [4, 6], r"front\.2\.bias: expected none, got int32 \[8\]"),
-        ("detector.network.convolutions", [1] * 9999, r"clip_seconds: expected enough for one step, got 2$"),
-        ("detector.network.layers", 10**9, r"cell_exponents: expected 1000000000, one per layer, got 1"),
-        ("detector.network.pooling", "mean", r"attention\.bias: expected none, got int32 \[3\]"),
-        ("detector.network.quant.scheme", "paper", r"network\.quant\.scheme: expected integer, got paper"),
-        ("detector.network.quant.weights", 16, r"scheme: integer needs weights, .* of at most 8 bits"),
-        ("detector.network.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
-        ("detector.network.quant.bits", 4, r"quant\.bits: Unexpected keyword argument"),
-        ("detector.features.n_mels", 10**9, r"features\.n_mels: Input should be less than .* 1024"),
-        ("detector.features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
-        ("detector.features.n_fft", 10**9, r"features\.n_fft: Input should be less than .* 32768"),
-        ("detector.features.hop_length", HUGE, r"features\.hop_length: Input should be less than .* 1048576"),
-        ("detector.features.sample_rate", HUGE, r"sample_rate: Input should be less than .* 1048576"),
-        ("detector.features.fmax", HUGE, r"features\.fmax: Input should be a finite number, got 10000"),
-        ("detector.features.sample_rate", 10**9, r"sample_rate: Input should be less than .* 1048576"),
-        ("detector.features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
-        ("detector.features.fmin", float("nan"), r"fmin: "),
-        ("detector.events", [], r"events: Tuple should have at least 1 item"),
-        ("detector.events", ["a", "b"], r"attention\.bias: expected int32 \[2\], got int32 \[3\]"),
-        ("detector.events", ["a", "b", "b"], r"events: expected each once, got a, b, b"),
-        ("detector.events", ["a", "b", ""], r"events\.2: String should have at least 1 character"),
-        ("detector.events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
-        ("detector.events", [1] * 9999, r"events\.0: Input should be a valid string, got 1; .{200,1000}$"),
-        ("detector.clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
-        ("detector.clip_seconds", 1e308, r"clip_seconds: expected at most 86400, got 1e\+308"),
-        ("detector.clip_seconds", "10", r"clip_seconds: Input should be a valid number, got '10'"),
-        ("detector.input_exponent", 17, r"input_exponent: Input should be less than or equal to 16, got 17"),
-        ("detector.input_exponent", -17, r"input_exponent: Input should be greater than or equal to -16, got -17"),
-        ("detector.cell_exponents.0", 5, r"cell_exponents\.0: Input should be greater than or equal to 6, got 5"),
-        ("detector.cell_exponents.0", 14, r"cell_exponents\.0: Input should be less than or equal to 13, got 14"),
-        ("detector.cell_exponents", [], r"cell_exponents: expected 1, one per layer, got 0"),
-        ("detector.event_config.median_seconds", 1e99, r"event_config\.median_seconds: expected at most 86400"),
-        ("detector.event_config.gap_seconds", 86400.5, r"event_config\.gap_seconds: expected at most 86400"),
-        ("detector.event_config.shortest_seconds", 86401.0, r"event_config\.shortest_seconds: expected at most"),
-        ("detector.event_config.history_seconds", 1e99, r"event_config\.history_seconds: expected at most 86400"),
-        ("detector.event_config.thresholds", {"eer": {"cat": 0.5}}, r"eer: expected one for .*, got cat"),
-        ("detector.event_config", None, r"detector\.event_config: Field required"),
+        *((f"detector.{path}", value, message) for path, value, message in SETTINGS),
         ("detector", None, r"detector: Field required"),
-        ("detector.x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: Unexpected keyword argument"),
         ("provenance", None, r"provenance: Field required"),
         ("provenance.run", 1, r"provenance\.run: Input should be a valid string, got 1"),
         ("sha256", "F" * 65, r"sha256: String should match pattern"),
         ("version", 2, r"version: Unexpected keyword argument"),
     ],
-)  # fmt: skip
+)
 def test_invalid_settings_are_refused(tmp_path, saved, path, value, message):
     assert re.search(
         message, refusal(tmp_path, with_document(saved, lambda tree: deep_in(tree, path, value)))
@@ -495,10 +500,10 @@ def test_values_stay_below_2_to_the_29(activations, signed, unsigned):
         (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: Input should be a valid string"),
         (lambda d: {"mean": d.mean.astype(np.float64)}, r"^mean: expected float32 \[8\], got float64 \[8\]"),
         (lambda d: {"std": -d.std}, r"^std: expected positive normal numbers, got -"),
-        (lambda d: {"input_exponent": 17}, r"^input_exponent: Input should be less than or equal to 16, got 17"),
+        (lambda d: {"input_exponent": 17}, r"^input_exponent: Input should be .* equal to 16, got 17"),
         (lambda d: {"front": d.front[:2]}, r"^front\.2\.bias: expected int32 \[8\], got none"),
         (lambda d: {"attention": None}, r"^attention\.bias: expected int32 \[3\], got none"),
-        (lambda d: {"lstm": (d.lstm[0]._replace(cell_exponent=14),)}, r"^cell_exponents\.0: Input .* 13, got 14"),
+        (lambda d: {"lstm": (d.lstm[0]._replace(cell_exponent=14),)}, r"^cell_exponents\.0: .* 13, got 14"),
         (lambda d: {"lstm": d.lstm * 2}, r"^cell_exponents: expected 1, one per layer, got 2"),
         (
             lambda d: {"lstm": (d.lstm[0]._replace(w_x=np.abs(d.lstm[0].w_x) + np.int8(1)),)},

@@ -66,7 +66,7 @@ def test_steps_are_the_same_however_the_stream_is_cut(detector, history):
 
 @EACH
 def test_a_steps_time_is_the_centre_of_its_samples(detector):
-    """Its samples end where its logits appear; the first step's begin the stream, and all last equally long."""
+    """Its samples end where its logits appear; the first step's begin the stream; all are equally long."""
     runtime, ends = in_numpy(detector), []
     state = start(runtime)
     for end, sample in enumerate(np.split(sound(4500), 4500), 1):
