@@ -165,7 +165,7 @@ class LSTMConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CRNNConfig:
-    """Convolutions, a GRU, an output layer for each step; the default is DESED's baseline (DCASE 2023, 4A)."""
+    """Convolutions, a GRU, and an output layer at each step; by default DESED's baseline (DCASE 2023, 4A)."""
 
     architecture: Literal["crnn"] = "crnn"
     trunk: Literal["gated", "se", "separable", "resnet", "densenet"] = "gated"
