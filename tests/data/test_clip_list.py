@@ -29,7 +29,9 @@ def config(tmp_path):
         rows.append(f"{index}.wav,{';'.join(labels)}")
         record(tmp_path, f"{index}.wav", noise(8000, index))
     (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
-    return RunConfig(features=FeatureConfig(n_mels=8), data=ManifestData(root=str(tmp_path), clip_seconds=0.5))
+    return RunConfig(
+        features=FeatureConfig(n_mels=8), data=ManifestData(root=str(tmp_path), clip_seconds=0.5)
+    )
 
 
 def names(clips):

@@ -134,7 +134,9 @@ def test_a_list_of_clips_is_written_and_read_unchanged(tmp_path):
             ("c\u2028.wav", {"x"}, "g", "test"),
         )
     ]
-    clips[0] = dataclasses.replace(clips[0], annotations=(Annotation("Hund; läut", 0.1, 1 / 3), Annotation("x", 0, 1e-9)))
+    clips[0] = dataclasses.replace(
+        clips[0], annotations=(Annotation("Hund; läut", 0.1, 1 / 3), Annotation("x", 0, 1e-9))
+    )
     clips[1] = dataclasses.replace(clips[1], annotations=())
     clips.append(dataclasses.replace(clips[1], name="d", root=tmp_path, annotations=None, labelled=False))
     write_clips(tmp_path / "clips.jsonl", clips)
@@ -155,7 +157,10 @@ ROW = {"name": "a", "labels": [], "group": "", "split": None, "annotations": Non
         ("null\n", "expected an object"),
         ('{"a": ' * 100_000, "expected JSON"),
         ('{"name": "a"}\n', "labels: expected a value"),
-        ('{"name": "a", "labels": ["dog"], "group": "g", "split": "valid"}\n', "annotations: expected a value"),
+        (
+            '{"name": "a", "labels": ["dog"], "group": "g", "split": "valid"}\n',
+            "annotations: expected a value",
+        ),
         (ROW | {"name": 1}, "name: expected text"),
         (ROW | {"labels": "dog"}, "labels: expected a list"),
         (ROW | {"split": "tset"}, "split: expected 'train', 'valid' or 'test'"),
@@ -170,14 +175,18 @@ ROW = {"name": "a", "labels": [], "group": "", "split": None, "annotations": Non
 def test_the_line_of_a_list_that_is_not_a_clip_is_named(tmp_path, text, error):
     text = text if isinstance(text, str) else f"{json.dumps(ROW)}\n{json.dumps(text)}\n"
     (tmp_path / "clips.jsonl").write_text(text)
-    expected = rf"clips\.jsonl: expected the list of a run's recordings: line {text.count(chr(10)) or 1}: {error}"
+    expected = (
+        rf"clips\.jsonl: expected the list of a run's recordings: line {text.count(chr(10)) or 1}: {error}"
+    )
     with pytest.raises(InputError, match=expected):
         read_clip_list(tmp_path / "clips.jsonl", tmp_path)
 
 
 def test_a_list_of_clips_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "clips.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(InputError, match=r"clips\.jsonl: expected the list of a run's recordings: 'utf-8' codec"):
+    with pytest.raises(
+        InputError, match=r"clips\.jsonl: expected the list of a run's recordings: 'utf-8' codec"
+    ):
         read_clip_list(tmp_path / "clips.jsonl", tmp_path)
 
 

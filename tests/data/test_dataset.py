@@ -158,7 +158,11 @@ def test_a_split_of_timed_events_also_has_annotations_and_lengths(timed, root, t
     assert train.events == ("cat", "dog")
     np.testing.assert_array_equal(train.targets, [[0, 1], [1, 0], [1, 1], [0, 0], [0, 0]])
     np.testing.assert_array_equal(train.kind, [0, 0, 1, 2, 2])
-    assert [train.indices(kind).tolist() for kind in ("strong", "weak", "unlabelled")] == [[0, 1], [2], [3, 4]]
+    assert [train.indices(kind).tolist() for kind in ("strong", "weak", "unlabelled")] == [
+        [0, 1],
+        [2],
+        [3, 4],
+    ]
     assert train.targets.dtype == np.float32 and train.kind.dtype == np.int8
     assert train.annotations == [(("dog", 0.1, 0.2),), (("cat", 0, 0.25),), (), (), ()]
     assert train.seconds == [0.5, 0.5625, 0.625, 0.6875, 0.75]
@@ -196,7 +200,8 @@ def test_clips_that_cannot_serve_timed_events_are_named(timed, root, tmp_path):
         load_split(timed, weak, "test", tmp_path)
     late = changed("test/audio/1.wav", annotations=(Annotation("cat", 0.5625, 0.6),))
     with pytest.raises(
-        InputError, match=rf"{root}/test/audio/1\.wav: expected onsets within 0\.5625 s, found cat at 0\.5625 s"
+        InputError,
+        match=rf"{root}/test/audio/1\.wav: expected onsets within 0\.5625 s, found cat at 0\.5625 s",
     ):
         load_split(timed, late, "test", tmp_path)
     gone = [dataclasses.replace(clip, name=f"gone/{clip.name}") for clip in clips]

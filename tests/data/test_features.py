@@ -115,7 +115,9 @@ def test_other_settings_and_changed_recordings_are_computed_again(record, tmp_pa
         lambda path: path.write_bytes(path.read_bytes().replace(b"(98, ", b"(99, ")),
         lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),  # an archive of nothing
         lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (98, 2**63), }"),
-        lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30, 32), }"),
+        lambda path: replace_header(
+            path, "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30, 32), }"
+        ),
         lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (-98, 32), }"),
         lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }"),
         lambda path: replace_header(path, "{'descr': '|O', 'fortran_order': False, 'shape': (98, 32), }"),

@@ -251,7 +251,8 @@ def test_the_teacher_loss_covers_all_clips_and_its_optimum_is_the_teachers_poste
 def test_consistency_moves_the_student_and_not_the_mean_teacher():
     mean_teacher = random_logits(3)
     expected = sum(
-        np.square(sigmoid(ours) - sigmoid(theirs)).mean() for ours, theirs in zip(STUDENT[:2], mean_teacher[:2])
+        np.square(sigmoid(ours) - sigmoid(theirs)).mean()
+        for ours, theirs in zip(STUDENT[:2], mean_teacher[:2])
     )
     assert consistency_loss(STUDENT, mean_teacher) == pytest.approx(expected, rel=1e-5)
     ours, theirs = jax.grad(consistency_loss, argnums=(0, 1))(STUDENT, mean_teacher)

@@ -175,7 +175,8 @@ def test_another_encoding_is_named(read, tmp_path, file):
 
 def test_a_missing_root_and_missing_tables_are_named(read, tmp_path):
     with pytest.raises(
-        InputError, match=r"^--data\.root: expected the folder that holds class_labels_indices\.csv, got none$"
+        InputError,
+        match=r"^--data\.root: expected the folder that holds class_labels_indices\.csv, got none$",
     ):
         read_audioset(AudioSetData())
     with pytest.raises(

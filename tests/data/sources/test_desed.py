@@ -197,9 +197,17 @@ def test_a_missing_root_or_set_is_named(tmp_path):
         ("strong", "../a.flac\t1\t2\tdog", "filename: expected a path within --data.root, got '../a.flac'"),
         ("strong", "a.flac\t1\t2\tdog\tx", "expected 4 fields, got 5"),
         ("weak", "/a.flac\tdog", "filename: expected a path within --data.root, got '/a.flac'"),
-        ("weak", "train_1.flac\tdog", "filename: expected each recording once, found train_1.flac also in row 2"),
+        (
+            "weak",
+            "train_1.flac\tdog",
+            "filename: expected each recording once, found train_1.flac also in row 2",
+        ),
         ("durations", "../../a.flac\t10", "filename: expected a path within --data.root, got '../../a.flac'"),
-        ("durations", "train_0.flac\t10", "filename: expected each recording once, found train_0.flac also in row 2"),
+        (
+            "durations",
+            "train_0.flac\t10",
+            "filename: expected each recording once, found train_0.flac also in row 2",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(read, tmp_path, table, row, error):
@@ -266,5 +274,7 @@ def test_events_and_negatives_are_chosen_by_the_remaining_labels(read, tmp_path)
     # One of five negatives is kept; the unlabelled clip is not a negative.
     assert [clip.name for clip in clips if not clip.labelled] == ["train/audio/train_2.flac"]
     assert sum(clip.labelled and "cat" not in clip.labels for clip in clips) == 1
-    with pytest.raises(InputError, match=r"expected labels of the recordings, cat \(3\), dog \(3\), got 'cow'"):
+    with pytest.raises(
+        InputError, match=r"expected labels of the recordings, cat \(3\), dog \(3\), got 'cow'"
+    ):
         read_clips(DESEDData(root=root, events=("cow",)))

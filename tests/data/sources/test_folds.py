@@ -120,7 +120,9 @@ def test_a_missing_column_is_named(tmp_path, table, columns, header, found):
 @pytest.mark.parametrize("table", SOURCES)
 def test_a_missing_root_or_table_and_an_empty_or_latin_1_table_are_named(tmp_path, table):
     source, settings, text = SOURCES[table]
-    with pytest.raises(InputError, match=rf"^--data\.root: expected the folder that holds {table}, got none$"):
+    with pytest.raises(
+        InputError, match=rf"^--data\.root: expected the folder that holds {table}, got none$"
+    ):
         source(settings())
     with pytest.raises(InputError, match=rf"^--data\.root: expected a table at .*/{table}, found none$"):
         source(settings(root=str(tmp_path)))

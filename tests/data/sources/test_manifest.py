@@ -92,7 +92,10 @@ def test_names_of_recordings_are_normalised(read, tmp_path):
             "row 3: split: expected train, valid, test, got 'dev'",
         ),
         ("filename,labels,split\na.wav,,train\nb.wav,,\n", "row 3: split: expected train.*, got ''"),
-        ("filename,labels\na.wav,\n./a.wav,dog\n", r"row 3: filename: expected each recording once, found a\.wav also in row 2"),
+        (
+            "filename,labels\na.wav,\n./a.wav,dog\n",
+            r"row 3: filename: expected each recording once, found a\.wav also in row 2",
+        ),
         (
             "filename,labels\n../a.wav,\n",
             r"row 2: filename: expected a path within --data\.root, got '\.\./a\.wav'",
@@ -148,7 +151,9 @@ def test_a_missing_root_or_manifest_is_named(tmp_path):
 
 def test_the_shared_recordings_are_read_as_their_readme_lists_them():
     if not (RECORDINGS / "metadata.csv").is_file():
-        pytest.skip(f"needs the recordings in {RECORDINGS}; set QKD_SHARED to the folder that holds data/aed-real")
+        pytest.skip(
+            f"needs the recordings in {RECORDINGS}; set QKD_SHARED to the folder that holds data/aed-real"
+        )
     clips = read_manifest(ManifestData(root=str(RECORDINGS), group_column="source_id"))
 
     assert len(clips) == 4838
