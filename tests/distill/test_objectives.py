@@ -190,7 +190,7 @@ BATCH, FRAMES, STEPS, EVENTS = 4, 13, 3, 2
 
 
 def cross_entropy(targets, logits):
-    """By scikit-learn, which takes labels: a target in [0, 1] is that much of a positive, the rest a negative."""
+    """By scikit-learn, which takes labels: a target is split into a positive and a negative."""
     targets, posteriors = np.ravel(targets).astype(np.float64), sigmoid(np.ravel(logits))
     truth = np.concatenate([np.ones_like(posteriors), np.zeros_like(posteriors)])
     weight = np.concatenate([targets, 1 - targets])

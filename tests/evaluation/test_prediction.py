@@ -21,7 +21,7 @@ LENGTHS = [4, 9, 8, 5, 4, 13]
 
 
 def data_set():
-    """Clips of one to four windows; all values are negative, so that padding with zeros would give a maximum."""
+    """Clips of one to four windows; all values are negative, so that padding would give the maximum."""
     rng, count = np.random.default_rng(0), len(LENGTHS)
     features = [rng.uniform(-9, -1, (length, 2)).astype(np.float32) for length in LENGTHS]
     names = [str(index) for index in range(count)]
@@ -60,10 +60,11 @@ def test_every_batch_has_one_shape_so_that_predict_compiles_once():
 
 def test_predict_is_the_model_in_evaluation():
     model = build_model(LSTMConfig(hidden_size=4), 2)
-    features = np.random.default_rng(0).normal(size=(4, FRAMES, 2)).astype(np.float32)
+    features = jax.random.normal(jax.random.key(0), (4, FRAMES, 2))
     variables = jax.jit(model.init)(jax.random.key(1), features)
     expected = model.apply(variables, features)
     steps = jax.jit(partial(model.apply, method="step_logits"))(variables, features).steps
+    features = np.asarray(features)
     predict, predict_steps = make_predict(model), make_predict_steps(model)
     for rows in (3, 4):  # on two devices
         np.testing.assert_allclose(predict(variables, features[:rows]), expected[:rows], atol=1e-6)
@@ -85,7 +86,9 @@ def test_the_steps_of_all_windows_are_those_of_the_whole_clip(network, batch_siz
     def means(features):
         """The steps of features [batch, frames, mels]."""
         starts = network.stride * np.arange(network.steps(features.shape[1]))
-        return np.stack([features[:, at : at + network.receptive_field].mean(axis=1) for at in starts], axis=1)
+        return np.stack(
+            [features[:, at : at + network.receptive_field].mean(axis=1) for at in starts], axis=1
+        )
 
     def predict_steps(variables, batch):
         assert batch.shape == (batch_size, frames, 2)
