@@ -185,8 +185,8 @@ def _detection(
         return partial(detect_in, runtime)
     from qkd_jax.detector.resume import detect_on, go_on, owner
 
-    kept = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
-    return partial(detect_on, *kept, go_on(*kept))
+    saved = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
+    return partial(detect_on, *saved, go_on(*saved))
 
 
 def _events_in(

@@ -156,7 +156,7 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
         (["MODEL", "FILE", "--threshold", "1.5"], r"^--threshold: expected a number between 0 and 1.*'1\.5'$"),
         (["MODEL", "FILE", "--threshold", "dog=x"], r"^--threshold: expected a number between 0 and 1.*'dog=x'$"),
         (["MODEL", "FILE", "--threshold", "cow=0.5"], r"^--threshold: expected an event \(.*\), got 'cow'$"),
-        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected at least 1 value"),
+        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected 1 or more values"),
         (["MODEL", "FILE", "--format", "xml"], r"^--format: expected .*'audacity'.*, got 'xml'$"),
         (["MODEL", "FILE", "-", "--format", "audacity"], r"^--format: audacity's labels .* one file, got 2"),
         (["MODEL", "FILE", "--formt", "json"], r"--formt.*--format"),
