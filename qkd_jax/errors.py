@@ -98,7 +98,7 @@ _EXPECTED = {
     "union_tag_not_found": "a value for {discriminator}",
     "unexpected_keyword_argument": "no such field",
 }
-"""What was expected, by pydantic's type of error, without the suffixes _type and _parsing; {} from its context."""
+"""What was expected, by pydantic's type of error without _type and _parsing; {} come from its context."""
 
 
 def explain(error: "ValidationError") -> str:

@@ -57,8 +57,8 @@ PET = Annotated[Cat | Dog, Discriminator("kind")]
     ],
 )
 def test_each_kind_of_error_says_what_was_expected_and_found(hint, value, message):
+    adapter = pydantic.TypeAdapter(hint)
     with pytest.raises(pydantic.ValidationError) as caught:
-        adapter = pydantic.TypeAdapter(hint)
         adapter.validate_json(value) if hint in (Cat, PET) else adapter.validate_python(value)
     assert explain(caught.value) == message
     assert caught.value.errors()[0]["msg"] not in message
@@ -87,5 +87,8 @@ def test_an_error_without_a_text_of_ours_has_pydantic_s():
 
 
 def test_a_library_s_exception_names_the_file():
-    with pytest.raises(ValueError, match=r"^a\.wav: expected a recording: bad header$"), naming("a.wav", "a recording"):
+    with (
+        pytest.raises(ValueError, match=r"^a\.wav: expected a recording: bad header$"),
+        naming("a.wav", "a recording"),
+    ):
         raise RuntimeError("bad header\nsecond line")

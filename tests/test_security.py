@@ -44,7 +44,9 @@ def keywords(call):
 
 
 def test_there_is_something_to_look_at():
-    assert {"train.py", "detect.py", "cli.py", "logits.py", "waveform_model.py"} <= {path.name for path in OURS}
+    assert {"train.py", "detect.py", "cli.py", "logits.py", "waveform_model.py"} <= {
+        path.name for path in OURS
+    }
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -89,9 +91,9 @@ sys.addaudithook(watch)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TINY = """
---data.clip-seconds 0.4 --data.counts 24 16 20 --features.n-mels 8 --models.teacher.network.blocks 1 1
---models.teacher.network.growth 4 --models.teacher.network.stem 4 --models.teacher.epochs 1 --recipe.batch-size 8
---recipe.epochs 1
+--data.clip-seconds 0.4 --data.counts 24 16 20 --features.n-mels 8 --recipe.batch-size 8 --recipe.epochs 1
+--models.teacher.network.blocks 1 1 --models.teacher.network.growth 4 --models.teacher.network.stem 4
+--models.teacher.epochs 1
 """
 
 

@@ -85,7 +85,7 @@ def modules() -> list[Path]:
 
 def test_every_module_is_in_a_room():
     assert {room_of(path) for path in modules()} == set(ROOMS)
-    # Public functions: a module of that name would take their place when it is imported.  The rest git ignores.
+    # The first four are public functions, whose place a module of that name would take; git ignores the rest.
     assert not {"train", "score", "export", "detect", "runs", "build"} & set(ROOMS)
 
 
@@ -114,7 +114,9 @@ def test_libraries_that_may_change_have_one_room():
 
 def test_what_runs_on_a_device_needs_no_jax():
     heavy = importers("jax", "jaxlib", "flax", "orbax", "grain", "optax", "jaxtyping", "scipy", "sklearn")
-    assert not {name for name in heavy if name.startswith(("detector/", "config/", "commands/detect", "errors"))}
+    assert not {
+        name for name in heavy if name.startswith(("detector/", "config/", "commands/detect", "errors"))
+    }
     assert {"audio/log_mel.py", "audio/augment.py", "system/devices.py"} >= {
         name for name in heavy if name.startswith(("audio/", "system/"))
     }
@@ -135,7 +137,11 @@ def test_git_ignores_no_file_of_the_package():
     files += (ROOT / "configs").glob("*.py")
     names = "\n".join(str(path.relative_to(ROOT)) for path in files)
     done = subprocess.run(
-        ["git", "check-ignore", "--no-index", "--stdin"], input=names, capture_output=True, text=True, cwd=ROOT
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        input=names,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     # 1: none is ignored.
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
@@ -149,7 +155,11 @@ def test_the_distributions_list_the_packages_that_there_are(name):
     there = {"qkd_jax.presets", *(".".join(path.relative_to(ROOT).parts) for path in found)}
     rooms = {"errors", "config", "system", "audio", "quant", "detector", "runtimes", "commands"}
     if name != "pyproject.toml":
-        there = {package for package in there if package.split(".")[1:2] in ([], ["presets"], *([r] for r in rooms))}
+        there = {
+            package
+            for package in there
+            if package.split(".")[1:2] in ([], ["presets"], *([r] for r in rooms))
+        }
     assert listed == there
     for package, patterns in settings["package-data"].items():
         assert package in listed

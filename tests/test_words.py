@@ -48,7 +48,16 @@ NAMES = {
     "mean_student": "mean_teacher",
 }
 """Whole names, and the ones that are used instead."""
-TEXTS = ("mean student", "halvings", "readings", "carriers", "spans", "what is said", "fixed-point", "DetectorConfig")
+TEXTS = (
+    "mean student",
+    "halvings",
+    "readings",
+    "carriers",
+    "spans",
+    "what is said",
+    "fixed-point",
+    "DetectorConfig",
+)
 """Words that no text of the package holds, be it a docstring, help, a message or the head of a table."""
 
 ALLOWED = {
@@ -88,7 +97,9 @@ def test_the_words_of_a_name():
 def test_names(path):
     faults = []
     for name, line in names_in(ast.parse(path.read_text())):
-        used = {word: WORDS[word] for word in words_of(name) & WORDS.keys() if (place(path), word) not in ALLOWED}
+        used = {
+            word: WORDS[word] for word in words_of(name) & WORDS.keys() if (place(path), word) not in ALLOWED
+        }
         if name in NAMES and not (name == "kept" and place(path).startswith(ALLOWED_KEPT)):
             used[name] = NAMES[name]
         faults += [f"line {line}: {name}: {word} is now {better}" for word, better in used.items()]

@@ -95,7 +95,7 @@ def _named(models: Iterable["ModelConfig"]) -> set[str]:
     """What `models` learn from or start with."""
     named: set[str | None] = set()
     for model in models:
-        named |= {*model.teachers, model.start, model.objective and model.objective.embeddings}
+        named |= {*model.teachers, model.start, model.objective.embeddings if model.objective else None}
     return {name for name in named if name}
 
 
@@ -118,7 +118,10 @@ def _given(arguments: Sequence[str]) -> Given:
 
 
 def _overridden(value: Any, hint: Any, place: str, given: Given) -> Any:
-    """`value`, of the type `hint` and set by the flag `place`, as `given` wants it; takes out what it uses."""
+    """`value` with what `given` sets below the flag `place`; what is used is taken out of `given`.
+
+    `hint` is the type of the field that holds `value`.
+    """
     if not any(name == place or name.startswith(f"{place}.".lstrip(".")) for name in given):
         return value
     if isinstance(value, dict):
@@ -144,7 +147,7 @@ def _overridden(value: Any, hint: Any, place: str, given: Given) -> Any:
 
 
 def _switched(value: Any, classes: Sequence[Any], place: str, given: Given) -> Any:
-    """`value` as the one of `classes` whose tag is `given`, with the fields that it has in common with that."""
+    """`value` as an instance of the class whose tag is `given`, with the fields that both classes have."""
     tag = tag_of(classes[0])
     if f"{place}.{tag}" not in given:
         return value
