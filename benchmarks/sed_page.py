@@ -17,11 +17,11 @@ from benchmarks.standard import EVENTS
 from benchmarks.text import DASH, markdown, spread
 from qkd_jax.commands.cli import override, run_command
 from qkd_jax.errors import InputError
-from qkd_jax.evaluation.table import SOUNDS
+from qkd_jax.evaluation.table import TIMED_METRICS
 from qkd_jax.system.files import whole_file
 
 _ROOT = Path(__file__).parents[1]
-FIGURES = {**SOUNDS, "auc": "AUC", "eer": "EER"}
+FIGURES = {**TIMED_METRICS, "auc": "AUC", "eer": "EER"}
 FEW = {8: 0.98, 4: 0.94}
 """Bits, and the share of PSDS1 that is to be left."""
 DUAL = {

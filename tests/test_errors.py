@@ -1,4 +1,4 @@
-"""What pydantic refuses, in our words: the field, what was expected, what was found."""
+"""Error messages: printable, short, and in our own words: the field, what was expected, what was found."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.config import ManifestData, RunConfig
 from qkd_jax.config.fields import STRICT, Count, Length, Name, Probability
-from qkd_jax.errors import explain, naming
+from qkd_jax.errors import InputError, explain, naming
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,9 +86,22 @@ def test_an_error_without_a_text_of_ours_has_pydantic_s():
     assert explain(caught.value).endswith(", got 'x'")
 
 
-def test_a_library_s_exception_names_the_file():
-    with (
-        pytest.raises(ValueError, match=r"^a\.wav: expected a recording: bad header$"),
-        naming("a.wav", "a recording"),
-    ):
-        raise RuntimeError("bad header\nsecond line")
+def test_lines_of_an_error_are_printable_and_short():
+    assert str(InputError("a\nb\x1b[2J\ud800\u202e", "c" * 1000)) == "a?b?[2J??\n" + "c" * 1000
+    long = str(InputError("where: " + "c" * 5000 + ": wrong"))
+    assert len(long) == 1000 and long.startswith("where: ccc") and long.endswith("ccc: wrong")
+    assert str(InputError("Bébé \U0001f600")) == "Bébé \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("x"), "a.onnx: expected a graph: 'x'"),
+        (RuntimeError("one\ntwo"), "a.onnx: expected a graph: one"),
+        (InputError("b.onnx: cut off"), "b.onnx: cut off"),
+    ],
+)
+def test_any_exception_names_the_file_unless_it_is_an_input_error(error, message):
+    with pytest.raises(InputError) as caught, naming("a.onnx", "a graph"):
+        raise error
+    assert str(caught.value) == message

@@ -177,15 +177,15 @@ def _detection(
 ) -> "Callable[[Blocks], Iterator[Event]]":
     """The function from blocks of samples to events; it keeps the state if `options` name a file for it."""
     from qkd_jax.detector.events import detect_in
-    from qkd_jax.runtimes.streams import open_runtime
+    from qkd_jax.runtimes import open_stream
 
-    runtime = open_runtime(options.runtime, detector)
+    runtime = open_stream(options.runtime, detector)
     if not options.state:
         return partial(detect_in, runtime)
-    from qkd_jax.detector.resume import detect_on, go_on, owner
+    from qkd_jax.detector.resume import detect_and_save, load_or_start, owner
 
     saved = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
-    return partial(detect_on, *saved, go_on(*saved))
+    return partial(detect_and_save, *saved, load_or_start(*saved))
 
 
 def _events_in(

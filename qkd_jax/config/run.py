@@ -131,6 +131,11 @@ class EventRecipe:
         if self.median % 2 == 0:
             raise ValueError(f"median: expected an odd number of steps, got {self.median}")
 
+    @property
+    def batch_size(self) -> int:
+        """Clips per update."""
+        return self.strong + self.weak + self.unlabelled
+
 
 RecipeConfig = Annotated[ClipRecipe | EventRecipe, Discriminator("task")]
 
@@ -262,7 +267,7 @@ def _check_start(where: str, model: ModelConfig, earlier: dict[str, ModelConfig]
         raise ValueError(f"{where}.start: expected a model with the same parameters, got {start!r}")
     if is_integer(network) and (start is None or (begun is not None and not is_float(begun))):
         raise ValueError(
-            f"{where}.start: expected a float model, since the integer scheme starts from one, got {start!r}"
+            f"{where}.start: expected a float model, from which the integer-only scheme starts, got {start!r}"
         )
 
 

@@ -1,4 +1,4 @@
-"""From settings to a model."""
+"""From the configuration of a network to its Flax module."""
 
 from typing import TypeAlias
 
@@ -17,11 +17,14 @@ Model: TypeAlias = nn.Module
 def build_model(config: Network, events: int, embedding: int = 0) -> Model:
     """The Flax module of `config`: log-mel energies [batch, frames, mels] to logits [batch, events].
 
-    LSTMs and CRNNs also have the method `step_logits`, which gives `StepLogits`: the logits of every step
-    too.  `embedding` is the size of a CRNN's embedding layer, 0 for none.
+    LSTMs and CRNNs also have the method `step_logits`, which returns `Logits`, including those of every
+    step.  `embedding` is the size of a CRNN's embedding layer, 0 for none.
+
+    >>> build_model(LSTMConfig(), events=3).config.hidden_size
+    256
     """
     if isinstance(config, CRNNConfig):
         return CRNN(config, events, embedding)
     if isinstance(config, LSTMConfig):
         return (IntegerLSTM if is_integer(config) else LSTM)(config, events)
-    return (ResNet if isinstance(config, ResNetConfig) else DenseNet)(config, events)
+    return ResNet(config, events) if isinstance(config, ResNetConfig) else DenseNet(config, events)
