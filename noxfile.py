@@ -51,6 +51,15 @@ DEMO = [
     "1",
 ]
 """The demo's smallest form."""
+_DETECTOR = """
+import sys, pathlib, numpy, soundfile
+from tests.detectors import PLAIN, random_detector
+from qkd_jax.detector.file import save
+folder = pathlib.Path(sys.argv[1])
+save(random_detector(PLAIN), folder / "detector.safetensors")
+noise = numpy.random.default_rng(0).uniform(-1, 1, 80_000)
+soundfile.write(folder / "noise.wav", noise * numpy.linspace(0, 1, 80_000), 16_000)
+"""
 _seconds = dict.fromkeys(BUDGET, 0.0)
 
 
@@ -133,7 +142,7 @@ def _some_recordings(folder: str) -> list[str]:
 def device(session: nox.Session) -> None:
     """The small distribution: `detect` where there is no JAX, and a line for what it lacks."""
     with part("wheels and the demo"), tempfile.TemporaryDirectory() as folder:
-        session.run(sys.executable, "-m", "tests.detectors", folder, external=True)
+        session.run(sys.executable, "-c", _DETECTOR, folder, external=True)
         session.run("pip", "wheel", "--quiet", "--no-deps", "-w", folder, str(ROOT / "packaging" / "detect"))
         [built] = Path(folder).glob("*.whl")
         session.install(str(built))
