@@ -117,8 +117,8 @@ def tests(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """The whole package, outside the clone: its wheel from its sdist, and the demo's smallest form."""
     with part("wheels and the demo"), tempfile.TemporaryDirectory() as folder:
-        session.install("build")
-        session.run("python", "-m", "build", "--outdir", folder, str(ROOT), silent=True)
+        session.install("build", "setuptools>=77")
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", folder, str(ROOT), silent=True)
         [built], [_] = Path(folder).glob("*.whl"), Path(folder).glob("*.tar.gz")
         session.install(str(built))
         with session.chdir(folder):
@@ -128,7 +128,7 @@ def wheel(session: nox.Session) -> None:
             session.run("qkd-jax", "train", "demo", *DEMO)
             session.run("qkd-jax", "export", "runs/demo/distilled-8")
             session.run("qkd-jax", "detect", "runs/demo/distilled-8.safetensors", *_some_recordings(folder))
-            session.run("python", "-m", "qkd_jax", "eval", "runs/demo", "--split", "valid")
+            session.run("python", "-m", "qkd_jax", "eval", "runs/demo/distilled-8", "--split", "valid")
             shutil.rmtree("runs")
 
 
