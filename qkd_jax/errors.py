@@ -46,6 +46,15 @@ def printable(text: str) -> str:
     )
 
 
+def flag(field: str) -> str:
+    """A setting as it is typed on the command line.
+
+    >>> flag("data.filename_column")
+    '--data.filename-column'
+    """
+    return "--" + field.replace("_", "-")
+
+
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or the name of its class if it has none.
 

@@ -5,6 +5,7 @@ you trust.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -96,6 +97,10 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str]) -> 
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough; without this, Python would fail to flush stdout at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"error: {printable(message)}", file=sys.stderr)

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qkd_jax.errors import InputError, explain
+from qkd_jax.errors import InputError, explain, flag
 
 if TYPE_CHECKING:
     from qkd_jax.config import ModelConfig, RunConfig
@@ -43,15 +43,6 @@ def override(default: T, arguments: Sequence[str], *, prog: str = "", descriptio
         print((long_help if "help-all" in detail else short_help)(config, prog, description))
         raise SystemExit(0)
     return config
-
-
-def flag(field: str) -> str:
-    """How a field is typed on the command line.
-
-    >>> flag("data.filename_column")
-    '--data.filename-column'
-    """
-    return "--" + _dashed(field)
 
 
 def take(name: str, arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -170,6 +170,12 @@ def test_a_command_ends_in_a_status_and_a_line(error, status, printed, capsys):
     assert capsys.readouterr() == ("", printed)
 
 
+def test_a_reader_may_close_the_pipe():
+    command = f"{sys.executable} -m qkd_jax detect --help-all | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage: ") and done.stderr == ""
+
+
 def test_a_fault_in_the_library_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda arguments: 1 / 0, [])

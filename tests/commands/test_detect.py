@@ -147,7 +147,7 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
         ([], r"expected a model and at least one file: qkd-jax detect MODEL FILE…"),
         (["MODEL", "--format", "json"], r"expected a model and at least one file"),
         (["gone.safetensors", "FILE"], r"gone\.safetensors: expected a detector's file, found none"),
-        (["FILE", "FILE"], r"a\.wav: expected a \.safetensors file"),
+        (["FILE", "FILE"], r"a\.wav: expected a detector in a \.safetensors file"),
         (
             ["x.onnx", "FILE"],
             r"x\.onnx: expected a detector in \.safetensors, got \.onnx; qkd-jax eval FILE scores",
@@ -175,7 +175,7 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
         (["MODEL", "FILE", "--runtime", "tpu"], r"^--runtime: expected 'numpy'.*, got 'tpu'$"),
         (["MODEL", "FILE", "--state", "S"], r"^--state: expected one stream, - or mic, got .*a\.wav"),
         (["MODEL", "-", "mic", "--state", "S"], r"^--state: expected one stream, .* got -, mic"),
-        (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a \.safetensors file"),
+        (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a state in a \.safetensors file"),
     ],
 )
 def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
