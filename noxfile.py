@@ -110,7 +110,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, by the README's command; arguments after -- go to pytest."""
     with part("tests"):
-        session.run(TEST, *session.posargs, external=True)
+        session.run(TEST, *(session.posargs or ["--durations=20"]), external=True)
 
 
 @nox.session(venv_backend="venv")

@@ -53,13 +53,19 @@ def take(name: str, arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str
     >>> take("--teacher", ["--teacher", "yamnet.toml", "logits.npz", "--recipe.seed", "3"])
     (('yamnet.toml', 'logits.npz'), ['--recipe.seed', '3'])
     """
+    arguments = [part for each in arguments for part in _split(each, name)]
     if name not in arguments:
-        return (), list(arguments)
+        return (), arguments
     start = arguments.index(name)
     end = next((i for i in range(start + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
     if end == start + 1:
         raise InputError(f"{name}: expected at least one value, got none")
     return tuple(arguments[start + 1 : end]), [*arguments[:start], *arguments[end:]]
+
+
+def _split(argument: str, name: str) -> list[str]:
+    """`--teacher=yamnet.toml` as two arguments, if `name` is --teacher."""
+    return [name, argument.removeprefix(f"{name}=")] if argument.startswith(f"{name}=") else [argument]
 
 
 def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":

@@ -102,7 +102,7 @@ def test_the_distribution_for_devices_says_what_it_lacks(monkeypatch, capsys):
     assert main(["train"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: qkd-jax train needs jax, which is not installed: pip install qkd_jax\n"
+        == "error: qkd-jax train needs jax, which is not installed: pip install -e .\n"
     )
 
 

@@ -140,6 +140,7 @@ def test_any_dataclass_can_be_overridden():
 
 def test_values_are_taken_up_to_the_next_flag():
     assert take("--teacher", ["--a", "--teacher", "x", "y", "--b", "z"]) == (("x", "y"), ["--a", "--b", "z"])
+    assert take("--teacher", ["--teacher=x", "y", "--b"]) == (("x", "y"), ["--b"])
     assert take("--teacher", ["--a"]) == ((), ["--a"])
     for arguments in (["--teacher"], ["--teacher", "--b"]):
         with pytest.raises(InputError, match=r"^--teacher: expected at least one value, got none"):
