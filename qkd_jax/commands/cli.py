@@ -75,9 +75,9 @@ def run(command: str, arguments: Sequence[str], prog: str) -> int:
                 ) from None
             if str(error.name).startswith("qkd_jax"):
                 raise
-            raise InputError(
-                f"{prog} needs {error.name}, which is not installed: pip install {WHOLE}"
-            ) from None
+            clone = (Path(qkd_jax.__file__).parents[1] / "pyproject.toml").is_file()
+            remedy = "pip install -e ." if clone else f"pip install {WHOLE}"
+            raise InputError(f"{prog} needs {error.name}, which is not installed: {remedy}") from None
 
     return run_command(imported, arguments)
 
