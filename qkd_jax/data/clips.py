@@ -23,7 +23,7 @@ from qkd_jax.system.files import whole_file
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
 MAX_SECONDS = 1e9
-"""Longest recording."""
+"""Longest recording that an annotation may refer to."""
 
 
 class Annotation(NamedTuple):
@@ -44,12 +44,12 @@ class Clip:
     """Folder of the source."""
     labels: frozenset[str]
     group: str
-    """What must stay in one split: a session, a speaker, an original recording."""
+    """Clips of one group (a session, a speaker, an original recording) stay in one split."""
     split: str | None = None
     annotations: tuple[Annotation, ...] | None = None
-    """Its events with their times; None if the times are unknown."""
+    """Its events with onsets and offsets; None if these are unknown."""
     labelled: bool = True
-    """False if its events are unknown; `labels` is then empty."""
+    """False if it is unknown which events it has; `labels` is then empty."""
 
     @property
     def path(self) -> Path:
@@ -58,7 +58,7 @@ class Clip:
 
     @property
     def kind(self) -> str:
-        """How it is labelled: one of `KINDS`."""
+        """Its kind of labels, one of `KINDS`."""
         if not self.labelled:
             return "unlabelled"
         return "weak" if self.annotations is None else "strong"
@@ -144,7 +144,7 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
-    """Lines that count the clips of each split: all, by kind of label if kinds differ, and by event."""
+    """Lines with the clips of each split counted: in all, by kind if kinds differ, and by event."""
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     kinds = Counter((clip.split, clip.kind) for clip in clips)
     sizes = Counter(clip.split for clip in clips)

@@ -16,7 +16,7 @@ _KEYS = {"names": ("U", 1), "events": ("U", 1)}
 
 
 def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
-    """Write `logits`, float32 [clips, events], with the clips' names; the file appears whole or not at all."""
+    """Write `logits`, float32 [clips, events], with the clips' names; writes all or nothing."""
     with whole_file(path) as file:
         np.savez_compressed(file, names=np.array(names), events=np.array(events), logits=logits)
 
@@ -40,7 +40,7 @@ class StepLogits(NamedTuple):
     """Logits of clips of one length: `clip` [clips, events], and `steps` [clips, steps, events].
 
     `precision` [events] is the model's average precision on validation, 0 to 1, by which teachers are
-    weighted; a step reads `receptive_field` frames, `stride` frames after the last.
+    weighted.  A step reads `receptive_field` frames, and the next step begins `stride` frames later.
     """
 
     clip: np.ndarray
@@ -51,7 +51,7 @@ class StepLogits(NamedTuple):
 
 
 def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: StepLogits) -> None:
-    """Write `logits`, as float16, with the clips' names; the file appears whole or not at all."""
+    """Write `logits`, as float16, with the clips' names; writes all or nothing."""
     with whole_file(path) as file:
         np.savez_compressed(
             file,
@@ -82,7 +82,8 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
     if shapes != (size, size, size, (2,)) or grid.min() < 1:
         raise InputError(
             f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
-            f"{clip.shape}, {steps.shape}, precision {precision.shape}, grid {grid.tolist()[:3]}"
+            f"{clip.shape}, {steps.shape}, precision {precision.shape}, "
+            f"receptive field and stride {grid.tolist()[:3]}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     return StepLogits(
