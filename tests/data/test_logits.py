@@ -93,18 +93,6 @@ def write_one_array(path):
         lambda path: np.savez(path, names=np.array(NAMES), events=np.array(EVENTS), logits=LOGITS[:2]),
         write_one_array,
     ],
-    ids=[
-        "missing",
-        "empty",
-        "text",
-        "half",
-        "without its end",
-        "damaged",
-        "pickled",
-        "other arrays",
-        "too few rows",
-        "one array",
-    ],
 )
 def test_a_file_that_does_not_hold_logits_is_named(path, spoil):
     spoil(path)
