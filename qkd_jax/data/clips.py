@@ -109,18 +109,18 @@ def divide(
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))
-    kinds = Counter(kind for held in groups.values() for kind in held)
+    kinds = Counter(kind for members in groups.values() for kind in members)
     lack = {split: {kind: share * n for kind, n in kinds.items()} for split, share in zip(SPLITS, shares)}
     chosen = {}
     for name in order:
-        held = Counter(groups[name])
+        group = Counter(groups[name])
 
-        def need(split: str, held: Counter[frozenset[str] | None] = held) -> float:
+        def need(split: str, group: Counter[frozenset[str] | None] = group) -> float:
             # Relative to all clips of the kind, so that rare kinds count as much as common ones.
-            return sum(n * lack[split][kind] / kinds[kind] for kind, n in held.items())
+            return sum(n * lack[split][kind] / kinds[kind] for kind, n in group.items())
 
         chosen[name] = max(SPLITS, key=need)
-        for kind, n in held.items():
+        for kind, n in group.items():
             lack[chosen[name]][kind] -= n
     return [dataclasses.replace(clip, split=chosen[clip.group]) for clip in clips]
 

@@ -109,8 +109,8 @@ SEPARATED, ENDS_IN = "they seem to be separated by", "for --list that ends in"
 def test_a_missing_column_comes_with_advice_on_the_separator_or_the_columns(
     read, header, delimiter, named_by, advice
 ):
+    text = f"{header}\na.wav,1\n" if header else ""
     with pytest.raises(InputError) as error:
-        text = f"{header}\na.wav,1\n" if header else ""
         read(text, delimiter=delimiter, hint="; --columns", named_by=named_by)
     assert str(error.value).split("; ")[2:] == [advice]
 
