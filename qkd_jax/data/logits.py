@@ -60,7 +60,8 @@ def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], l
             clip=logits.clip.astype(np.float16),
             steps=logits.steps.astype(np.float16),
             precision=logits.precision,
-            grid=np.array([logits.receptive_field, logits.stride]),
+            receptive_field=logits.receptive_field,
+            stride=logits.stride,
         )
 
 
@@ -68,29 +69,32 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
     """The logits of the clips `names` for `events`, in that order, float32; raises InputError as
     `read_logits` does.
     """
-    kept_names, kept_events, clip, steps, precision, grid = read_npz(
+    kept_names, kept_events, clip, steps, precision, *lengths = read_npz(
         path,
         _WHAT,
         **_KEYS,
         clip=(_NUMBERS, 2),
         steps=(_NUMBERS, 3),
         precision=(_NUMBERS, 1),
-        grid=("iu", 1),
+        receptive_field=("iu", 0),
+        stride=("iu", 0),
     )
     size = (len(kept_names), len(kept_events))
-    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape), grid.shape)
-    if shapes != (size, size, size, (2,)) or grid.min() < 1:
+    receptive_field, stride = map(int, lengths)
+    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape))
+    if shapes != (size, size, size) or min(receptive_field, stride) < 1:
         raise InputError(
             f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
             f"{clip.shape}, {steps.shape}, precision {precision.shape}, "
-            f"receptive field and stride {grid.tolist()[:3]}"
+            f"receptive field {receptive_field}, stride {stride}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     return StepLogits(
         _finite(path, clip[np.ix_(rows, columns)]),
         _finite(path, steps[rows][..., columns]),
         _finite(path, precision[columns]),
-        *map(int, grid),
+        receptive_field,
+        stride,
     )
 
 

@@ -148,9 +148,18 @@ def test_logits_of_steps_come_back_in_the_requested_order(tmp_path):
     assert logits.clip.dtype == logits.steps.dtype == logits.precision.dtype == np.float32
 
 
-@pytest.mark.parametrize(("receptive_field", "stride"), [(0, 1), (1, 0), (-1, 1)])
-def test_the_receptive_field_and_stride_of_steps_are_positive(tmp_path, receptive_field, stride):
-    logits = STEPS._replace(receptive_field=receptive_field, stride=stride)
-    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, logits)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"receptive_field": 0},
+        {"stride": 0},
+        {"receptive_field": -1},
+        {"clip": LOGITS[:2]},
+        {"steps": STEPS.steps[..., :1]},
+        {"precision": np.zeros(3)},
+    ],
+)
+def test_step_logits_of_other_shapes_or_lengths_are_refused(tmp_path, changes):
+    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, STEPS._replace(**changes))
     with pytest.raises(InputError, match=r"steps\.npz: expected logits of clips and steps"):
         read_step_logits(tmp_path / "steps.npz", NAMES, EVENTS)
