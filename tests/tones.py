@@ -1,4 +1,4 @@
-"""Sound events that a model learns in seconds: tones in noise, and a run on them."""
+"""Events that a model learns in seconds: tones in noise, and a run on them."""
 
 import dataclasses
 
@@ -8,13 +8,14 @@ import soundfile
 from qkd_jax.config import (
     AugmentConfig,
     CRNNConfig,
-    DataConfig,
+    DESEDData,
+    EventObjective,
+    EventRecipe,
     FeatureConfig,
     LSTMConfig,
     ModelConfig,
     QuantConfig,
     RunConfig,
-    SedTrainConfig,
 )
 
 RATE, SECONDS = 8000, 1.0
@@ -29,21 +30,21 @@ LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="att
 
 
 def write_clip(path, rng):
-    """A second of noise, and in two of three clips a tone of some pitch and length; returns its span."""
+    """Write a second of noise, with a tone in two of three clips; return the rows of its annotations."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     samples, rows = rng.normal(0, 0.01, len(time)), []
     if rng.random() < 2 / 3:
         event = rng.choice(list(PITCHES))
         onset, length = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5)
-        there = (time >= onset) & (time < onset + length)
-        samples += there * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
+        on = (time >= onset) & (time < onset + length)
+        samples += on * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
         rows = [f"{path.name}\t{onset:.4f}\t{onset + length:.4f}\t{event}"]
     soundfile.write(path, samples, RATE)
     return rows
 
 
 def write_tones(root):
-    """Recordings of three splits in `root`, with onsets and offsets."""
+    """Write recordings of three splits to `root`, with onsets and offsets."""
     rng = np.random.default_rng(0)
     for split, count in {"train": 72, "valid": 24, "test": 24}.items():
         folder = root / split
@@ -57,29 +58,34 @@ def write_tones(root):
 
 
 def config_of(root, runs, **changes):
-    guided = ModelConfig(
-        network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
-    )
+    """A run of four models, with all kinds of teachers, starts and updates."""
+    guided = EventObjective(update="mean_step", embeddings="first")
     models = {
         "first": ModelConfig(network=CRNN, learning_rate=0.02),
-        "four": dataclasses.replace(
-            guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
+        "four": ModelConfig(
+            network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)),
+            teachers=("first",),
+            start="first",
+            learning_rate=0.01,
+            objective=guided,
         ),
-        "lstm": ModelConfig(network=LSTM, learning_rate=0.02, teachers=("first", "four"), through="ema_ste"),
+        "lstm": ModelConfig(
+            network=LSTM,
+            teachers=("first", "four"),
+            learning_rate=0.02,
+            objective=EventObjective(update="ema_ste"),
+        ),
         "lstm-8": ModelConfig(
-            network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
+            network=LSTM.quantized(QuantConfig.integer(8)), start="lstm", learning_rate=0.005
         ),
     }
     config = RunConfig(
         name="tones",
         runs=str(runs),
         features=FEATURES,
-        data=DataConfig(
-            source="desed", root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)
-        ),
-        models=models,
+        data=DESEDData(root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)),
+        recipe=EventRecipe(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1, median=3),
         augment=AugmentConfig(mixup=0.2, mixup_share=0.3, time_shift=0.1),
-        train=SedTrainConfig(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1),
-        median=3,
+        models=models,
     )
     return dataclasses.replace(config, **changes)
