@@ -34,8 +34,8 @@ def join_processes() -> None:
     """
     numbers = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     expected = (
-        "Slurm, Open MPI, Kubernetes or Cloud TPU, or JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and "
-        "JAX_PROCESS_ID"
+        "Slurm, Open MPI, Kubernetes or Cloud TPU, or JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES "
+        "and JAX_PROCESS_ID"
     )
     with naming("--distributed", expected):
         count, index = (None if number is None else int(number) for number in numbers)
