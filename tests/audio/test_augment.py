@@ -216,13 +216,18 @@ def test_draws_depend_on_the_key_alone_and_jit_changes_nothing(config):
 
 
 def test_batches_are_mixed_as_often_as_set():
-    for share in (0.0, 0.3, 1.0):
-        config = AugmentConfig(mixup=1.0, mixup_share=share)
-        draw = jax.jit(jax.vmap(functools.partial(augment, config=config), in_axes=(0, None, None)))
-        keys = jax.random.split(jax.random.key(9), 300)
-        features, labels = map(np.asarray, draw(keys, jnp.asarray(FEATURES[:4]), jnp.asarray(LABELS[:4])))
-        plain = (features == FEATURES[:4]).all(axis=(1, 2, 3))
-        np.testing.assert_array_equal((labels == LABELS[:4]).all(axis=(1, 2)), plain)
+    shares, features, labels = (0.0, 0.3, 1.0), FEATURES[:16], LABELS[:16]
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        configs = [AugmentConfig(mixup=1.0, mixup_share=share) for share in shares]
+        return [augment(key, jnp.asarray(features), jnp.asarray(labels), config) for config in configs]
+
+    results = draw(jax.random.split(jax.random.key(9), 300))
+    for share, (mixed_features, mixed_labels) in zip(shares, results, strict=True):
+        plain = (mixed_features == features).all(axis=(1, 2, 3))
+        np.testing.assert_array_equal((mixed_labels == labels).all(axis=(1, 2)), plain)
         assert scipy.stats.binomtest(int((~plain).sum()), 300, share).pvalue > 1e-3
 
 
@@ -230,6 +235,7 @@ SIZES = (8, 7, 5)
 STRONG, WEAK, UNLABELLED = slice(8), slice(8, 15), slice(15, 20)
 KIND = np.repeat([0, 1, 2], SIZES)
 jitted = jax.jit(augment_frames, static_argnames=("config", "hop", "sizes"))
+ALL_OF_FRAMES = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
 
 
 def sed_batch(seed=0):
@@ -337,8 +343,7 @@ def test_both_kinds_are_mixed_or_neither_as_often_as_set():
 @settings(deadline=None, max_examples=10)
 @given(keys)
 def test_features_and_targets_agree_after_all_changes(key):
-    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
-    result = augmented_frames(key, config)
+    result = augmented_frames(key, ALL_OF_FRAMES)
     # The last bands are noise: where they are constant, the frame is masked.
     blank = (result["features"] == result["features"][:, :, :1]).all(axis=2)
     for bands, name, rows in (((0, 2), "strong", STRONG), ((2, 4), "teacher", slice(20))):
@@ -358,23 +363,21 @@ def test_a_kind_may_be_missing(sizes):
 
 
 def test_a_batch_without_a_teacher_is_augmented_alike():
-    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
-    with_teacher = augmented_frames(jax.random.key(13), config)
+    with_teacher = augmented_frames(jax.random.key(13), ALL_OF_FRAMES)
     batch = {name: values for name, values in sed_batch().items() if "teacher" not in name}
-    result = augmented_frames(jax.random.key(13), config, batch)
+    result = augmented_frames(jax.random.key(13), ALL_OF_FRAMES, batch)
     assert result.keys() == batch.keys()
     for name, values in result.items():
         np.testing.assert_array_equal(values, with_teacher[name])
 
 
 def test_draws_for_frames_depend_on_the_key_alone_and_jit_changes_nothing():
-    config = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, mel_masks=1, mel_mask_bands=2)
     once, compiled = (
-        augmented_frames(jax.random.key(14), config, function=function)
+        augmented_frames(jax.random.key(14), ALL_OF_FRAMES, function=function)
         for function in (augment_frames, jitted)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), compiled, once)
-    other = augmented_frames(jax.random.key(15), config)
+    other = augmented_frames(jax.random.key(15), ALL_OF_FRAMES)
     assert (once["features"] != other["features"]).any(axis=(1, 2)).mean() > 0.7
     plain = augmented_frames(jax.random.key(14), AugmentConfig())
     jax.tree.map(np.testing.assert_array_equal, plain, {k: np.asarray(v) for k, v in sed_batch().items()})
