@@ -191,19 +191,18 @@ def reference_outputs(params, x, quant):
         [q(w, quant.weights, shared) for w in jnp.split(params[name], 3, axis=1)] for name in ("w_h", "w_x")
     )
     b_r, b_z, b_n = (b[None] for b in jnp.split(params["b"], 3))
-    h, outputs = jnp.zeros((len(x), HIDDEN)), []
-    for x_t in jnp.moveaxis(x, 1, 0):
+
+    def body(h, x_t):
         (h_r, h_z, h_n), (x_r, x_z, x_n) = (
             [q(u, quant.activations) @ w for w in gates] for u, gates in ((h, w_h), (x_t, w_x))
         )
-        r, z = (
-            q(jax.nn.sigmoid(h_r + x_r + b_r), quant.gates),
-            q(jax.nn.sigmoid(h_z + x_z + b_z), quant.gates),
-        )
+        r, z = (q(jax.nn.sigmoid(gate), quant.gates) for gate in (h_r + x_r + b_r, h_z + x_z + b_z))
         n = q(jnp.tanh(x_n + b_n + r * (h_n + params["b_h"][None])), quant.gates)
         h = (1 - z) * n + z * q(h, quant.cell)
-        outputs.append(h)
-    return jnp.stack(outputs, axis=1)
+        return h, h
+
+    _, outputs = jax.lax.scan(body, jnp.zeros((len(x), HIDDEN)), jnp.moveaxis(x, 1, 0))
+    return jnp.moveaxis(outputs, 0, 1)
 
 
 @pytest.mark.parametrize("quant", [FLOAT, PAPER4, CHANNEL4], ids=str)
