@@ -152,4 +152,6 @@ def device(session: nox.Session) -> None:
             assert not found & {"jax", "numba", "llvmlite", "scipy", "librosa"}, found
             session.run("qkd-jax", "--version")
             session.run("qkd-jax", "detect", "detector.safetensors", "noise.wav")
+            if shutil.which("cc"):
+                session.run("qkd-jax", "detect", "detector.safetensors", "noise.wav", "--runtime", "c")
             session.run("qkd-jax", "train", "demo", success_codes=[2])
