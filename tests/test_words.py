@@ -51,7 +51,6 @@ NAMES = {
 TEXTS = (
     "mean student",
     "halvings",
-    "readings",
     "carriers",
     "spans",
     "what is said",
