@@ -143,6 +143,8 @@ def device(session: nox.Session) -> None:
     """The small distribution: `detect` where there is no JAX, and a line for what it lacks."""
     with part("wheels and the demo"), tempfile.TemporaryDirectory() as folder:
         session.run(sys.executable, "-c", _DETECTOR, folder, external=True)
+        # Setuptools would put into the wheel what an earlier build has left.
+        shutil.rmtree(ROOT / "packaging" / "detect" / "build", ignore_errors=True)
         session.run("pip", "wheel", "--quiet", "--no-deps", "-w", folder, str(ROOT / "packaging" / "detect"))
         [built] = Path(folder).glob("*.whl")
         session.install(str(built))
