@@ -7,14 +7,14 @@ import numpy as np
 
 
 def resample(sources: Sequence[str], draws: int, seed: int) -> np.ndarray:
-    """How often each draw takes each scene: float64 [draws, scenes], about 1 on average.
+    """How often each draw takes each scene: float64 [draws, scenes], 1 on average.
 
-    `sources` are each scene's recordings, EVENT=RECORDING separated by `;`.  A draw takes as many
-    recordings of an event as there are, with replacement, and a scene as often as the product of its
-    recordings' counts: the pigeonhole bootstrap (Owen 2007; Owen and Eckles 2012 for more than
-    two events).  Of a dozen recordings its 95 % intervals are too narrow: on simulated ones they
-    held the truth in 91 of 100 cases, where those over scenes did in 62.  A scene without recordings
-    is drawn among its like by the same rule, as if it were the one recording of an event of theirs.
+    `sources` holds the recordings in each scene, EVENT=RECORDING separated by `;`.  A draw takes as many
+    recordings of an event as there are, with replacement, and a scene as often as the product of the counts
+    of its recordings: the pigeonhole bootstrap (Owen 2007; Owen and Eckles 2012 for more than two events).
+    With a dozen recordings its 95 % intervals are too narrow: in simulations they contained the truth in
+    91 of 100 cases, where intervals over scenes did in 62.  Scenes without recordings are resampled among
+    each other, as if each were the one recording of an event of their own.
     """
     scenes: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for scene, text in enumerate(sources):
@@ -32,19 +32,19 @@ def resample(sources: Sequence[str], draws: int, seed: int) -> np.ndarray:
 
 
 def average_eer(targets: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mean over events of the EER of weighted scenes, in percent: [draws].
+    """The mean over events of the EER on weighted scenes, in percent: [draws].
 
-    `targets` (0 or 1) and `logits` are [scenes, events], `weights` [draws, scenes].  With weights of 1 it is
-    what `qkd_jax.evaluate` calls the average EER.
+    `targets` (0 or 1) and `logits` are [scenes, events], `weights` [draws, scenes].  With weights of 1 this
+    is the average EER of `qkd_jax.evaluate`.
     """
     events = zip(targets.T, logits.T)
     return 100 * np.mean([_eer(truth == 1, scores, weights) for truth, scores in events], axis=0)
 
 
 def _eer(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """EER in [0, 1] of each draw, as `qkd_jax.evaluation.metrics.eer` has it for one; `truth` is bool.
+    """EER in [0, 1] of each draw, defined as in `qkd_jax.evaluation.metrics.eer`; `truth` is bool.
 
-    One sort serves all draws: scikit-learn's curve of each draw would take several times as long.
+    One sort serves all draws: computing scikit-learn's curve for each takes several times as long.
     """
     order = np.argsort(-scores)
     scores, truth, weights = scores[order], truth[order], weights[:, order]
@@ -52,10 +52,10 @@ def _eer(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarr
 
     def rates(chosen: np.ndarray) -> np.ndarray:
         mass = np.cumsum(weights * chosen, axis=1)[:, ends]
-        return np.pad(mass / mass[:, -1:], ((0, 0), (1, 0)))  # at first no scene counts as an event
+        return np.pad(mass / mass[:, -1:], ((0, 0), (1, 0)))  # above the highest score nothing is detected
 
     false_positive = rates(~truth)
-    gap = 1 - rates(truth) - false_positive  # falls from 1 to -1
+    gap = 1 - rates(truth) - false_positive  # falls from 1 to -1; the EER is where it crosses 0
     after = np.argmax(gap <= 0, axis=1)
     draws = np.arange(len(weights))
     share = gap[draws, after - 1] / (gap[draws, after - 1] - gap[draws, after])
@@ -64,6 +64,6 @@ def _eer(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of a figure's `values` [draws]."""
+    """The 95 % percentile interval of `values` [draws]."""
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
