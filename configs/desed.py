@@ -1,25 +1,40 @@
-"""Sound event detection on DESED (DCASE 2023, task 4A): its baseline, and a third of that, taught.
+"""Timed events on DESED (DCASE 2023, task 4A): its baseline, and a distilled model of a third of its size.
 
 DIR is the folder of the challenge's recipe (DESED_task), with `metadata` and `audio`: metadata/train/weak.tsv
-beside audio/train/weak, and so on; or the layout of soundscapes with SPLIT/audio and SPLIT/strong.tsv.  The
-metrics need the extra `sed`.  Two hundred epochs are for a GPU: --train.epochs takes fewer.
+beside audio/train/weak, and so on; or folders SPLIT/audio with SPLIT/strong.tsv.  The metrics need the extra
+`sed`.  Two hundred epochs are for a GPU; --recipe.epochs sets fewer.
 
-python train.py desed --data.root DIR
+qkd-jax train desed --data.root DIR
 """
 
 import dataclasses
 
-from qkd_jax.config import AugmentConfig, CRNNConfig, DataConfig, ModelConfig, QuantConfig, RunConfig
+from qkd_jax.config import (
+    AugmentConfig,
+    CRNNConfig,
+    DESEDData,
+    EventObjective,
+    EventRecipe,
+    FeatureConfig,
+    ModelConfig,
+    QuantConfig,
+    RunConfig,
+)
 
-# With embeddings="teacher", or a tagger's .toml, too, this is dual distillation; they take gigabytes here.
-_student = ModelConfig(network=CRNNConfig.se_third(), teachers=("teacher",), through="mean_step")
+# With embeddings="teacher", or a tagger's .toml, this becomes dual distillation; embeddings take gigabytes here.
+_student = ModelConfig(
+    network=CRNNConfig.se_third(), teachers=("teacher",), objective=EventObjective(update="mean_step")
+)
 
 config = RunConfig(
     name="desed",
-    data=DataConfig(source="desed"),
+    features=FeatureConfig(n_mels=128, win_length=2048, hop_length=256, n_fft=2048, fmin=0.0),
+    data=DESEDData(),
+    recipe=EventRecipe(),
+    augment=AugmentConfig(mixup=0.2, mixup_share=0.5, time_shift=0.1, time_masks=1),
     models={
-        "baseline": ModelConfig(),
-        "teacher": ModelConfig(network=CRNNConfig.se(32)),
+        "baseline": ModelConfig(network=CRNNConfig(), objective=EventObjective()),
+        "teacher": ModelConfig(network=CRNNConfig.se(32), objective=EventObjective()),
         "student": _student,
         **{
             f"student-{bits}": dataclasses.replace(
@@ -32,5 +47,4 @@ config = RunConfig(
             for bits in (8, 4)
         },
     },
-    augment=AugmentConfig(mixup=0.2, mixup_share=0.5, time_shift=0.1, time_masks=1),
 )

@@ -1,19 +1,29 @@
 """The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of 256 units, clips of 10 s.
 
-Where the paper is silent, validation has spoken (docs/results/readings.md): quantized students go on
-from the float one.
+Where the paper is silent, validation decided (docs/results/readings.md): quantized students start from the
+float one.
 
-python train.py paper --data.root DIR
+qkd-jax train paper --data.root DIR
 """
 
-from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig
+from qkd_jax.config import DenseNetConfig, LSTMConfig, ModelConfig, QuantConfig, RunConfig
+
+_teachers = ("teacher",)
 
 config = RunConfig(
     name="paper",
-    students={
-        "plain": LSTMConfig(distill=False),
-        "distilled": LSTMConfig(),
-        "distilled-8": LSTMConfig(quant=QuantConfig.paper(8), start="distilled", learning_rate=1e-3),
-        "distilled-4": LSTMConfig(quant=QuantConfig.paper(4), start="distilled", learning_rate=1e-3),
+    models={
+        "teacher": ModelConfig(network=DenseNetConfig(), learning_rate=1e-3),
+        "plain": ModelConfig(network=LSTMConfig()),
+        "distilled": ModelConfig(network=LSTMConfig(), teachers=_teachers),
+        **{
+            f"distilled-{bits}": ModelConfig(
+                network=LSTMConfig(quant=QuantConfig.paper(bits)),
+                teachers=_teachers,
+                start="distilled",
+                learning_rate=1e-3,
+            )
+            for bits in (8, 4)
+        },
     },
 )

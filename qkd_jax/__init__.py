@@ -1,6 +1,6 @@
 """From recordings and labels to a small acoustic event detector, by quantized distillation.
 
-The names below are the public ones; each is imported when it is first asked for.
+The public names are those of `__all__`.  Each is imported at its first use, so that `import qkd_jax` is fast.
 """
 
 import importlib
@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "QTensor": "quant.qtensor",
     "quantize": "quant.qtensor",
     "dequantize": "quant.qtensor",
@@ -21,25 +21,28 @@ _HOME = {
     "lstm_init": "nn.lstm",
     "lstm_step": "nn.lstm",
     "lstm_scan": "nn.lstm",
-    "log_mel": "audio.logmel",
-    "Detector": "deploy.detector",
-    "load": "deploy.artefact",
-    "detect": "deploy.events",
-    "to_jax": "deploy.jax_runtime",
+    "log_mel": "audio.log_mel",
+    "Detector": "detector.detector",
+    "load": "detector.file",
+    "detect": "detector.events",
+    "to_jax": "runtimes.jax",
     "build_model": "models.build",
-    "weighted_bce": "distill.losses",
-    "distillation_loss": "distill.losses",
-    "make_train_step": "train.step",
+    "weighted_bce": "distill.objectives",
+    "distillation_loss": "distill.objectives",
+    "make_train_step": "training.step",
     "evaluate": "evaluation.metrics",
+    "train": "commands.train",
+    "score": "commands.evaluate",
+    "export": "commands.export",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'qkd_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"qkd_jax.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"qkd_jax.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Invalid user input, as one printable line each, and what a library's exception says of it."""
 
 import contextlib
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -68,13 +69,57 @@ def naming(where: object, expected: str) -> Iterator[None]:
         raise InputError(f"{where}: expected {expected}: {first_line(error)}") from None
 
 
+_EXPECTED = {
+    "bool": "true or false",
+    "bytes": "bytes",
+    "dataclass": "an object",
+    "dict": "an object",
+    "finite_number": "a finite number",
+    "float": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int": "a whole number",
+    "int_from_float": "a whole number",
+    "json_invalid": "JSON: {error}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list": "a list",
+    "literal_error": "{expected}",
+    "missing": "a value",
+    "string": "text",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_short": "at least {min_length} characters",
+    "string_unicode": "text without surrogates",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} values",
+    "tuple": "a list",
+    "union_tag_invalid": "{discriminator} {expected_tags}",
+    "union_tag_not_found": "a value for {discriminator}",
+    "unexpected_keyword_argument": "no such field",
+}
+"""What was expected, by pydantic's type of error, without the suffixes _type and _parsing; {} from its context."""
+
+
 def explain(error: "ValidationError") -> str:
-    """One line for pydantic's faults: the field, what was expected, and what was found."""
+    """One line for pydantic's errors: for each the field, what was expected, and what was found.
+
+    >>> import pydantic
+    >>> try:
+    ...     pydantic.TypeAdapter(dict[str, int]).validate_python({"seed": "one"})
+    ... except pydantic.ValidationError as error:
+    ...     explain(error)
+    "seed: expected a whole number, got 'one'"
+    """
 
     def line(item: Any) -> str:
         place = ".".join(str(part) for part in item["loc"])
+        kind = re.sub("_(type|parsing)$", "", item["type"])
+        missing = kind.startswith("missing")
         message = item["msg"].removeprefix("Value error, ")
-        found = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r:.{_MAX_VALUE}}"
-        return f"{place}: {message}{found}" if place else message + found
+        if expected := _EXPECTED.get("missing" if missing else kind):
+            message = f"expected {expected.format_map(item.get('ctx', {}))}"
+        if kind != "value_error":
+            message += ", got none" if missing else f", got {item['input']!r:.{_MAX_VALUE}}"
+        return f"{place}: {message}" if place else message
 
     return "; ".join(line(item) for item in error.errors()[:_MAX_FAULTS])

@@ -1,97 +1,165 @@
-"""What the commands share: presets, the command line, and how a command ends.
+"""The command `qkd-jax`: its commands, presets, and how a command ends.
 
-A preset is a Python file in `configs/` that binds the name `config`; the command line
-overrides single fields of it (`--train.seed 1`).  It is run: from others take what you would run.
+A preset is a Python file that binds the name `config` to a RunConfig.  It is run, so use only presets that you
+trust.
 """
 
-import contextlib
-import io
-import os
-import runpy
+import importlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import ValidationError
-
-from qkd_jax.config import RunConfig
+import qkd_jax
+from qkd_jax.commands.override import override
 from qkd_jax.errors import InputError, explain, printable
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from qkd_jax.config import RunConfig
+
+__all__ = ["load_preset", "main", "override", "preset_paths", "run", "run_command"]
 
 
-def load_preset(name: str, folder: Path) -> Any:
-    """The preset `folder`/`name`.py; raises InputError if there is none or it is not one."""
-    path = folder / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.py")))
-        raise InputError(f"no preset {name!r}; there are: {known}")
-    try:
-        config = runpy.run_path(str(path)).get("config")
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error)}") from None
-    if not isinstance(config, RunConfig | RunConfig):
-        raise InputError(
-            f"{path}: expected it to bind `config` to a RunConfig or RunConfig, found {type(config).__name__}"
-        )
-    return config
+class Command(NamedTuple):
+    """A command: the module that holds its `main`, its arguments, and what it does, for the help."""
+
+    module: str
+    arguments: str
+    does: str
 
 
-def override(default: T, arguments: list[str], **keywords: Any) -> T:
-    """`default` with the fields that `arguments` (`--section.field value`) set.
+COMMANDS = {
+    "train": Command("train", "[PRESET]", "train the models of a preset, demo by default, and score them"),
+    "eval": Command("evaluate", "RUN[/MODEL]|FILE", "score a run, one of its models, or an exported file"),
+    "export": Command("export", "RUN/MODEL", "write a model to a file for a device"),
+    "detect": Command("detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"),
+    "presets": Command("presets", "", "list the presets"),
+}
+WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"
+"""The two distributions that hold the package qkd_jax."""
 
-    Prints the help and exits for `--help`; raises InputError, one line, for a wrong argument.
+
+def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
+    """Run `arguments`, a command and its own arguments; return its exit status, as `run_command` does."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(_help(prog))
+        return 0
+    if command == "--version":
+        print(f"qkd_jax {qkd_jax.__version__}")
+        return 0
+    if command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"error: expected a command ({known}), got {printable(command)!r}", file=sys.stderr)
+        return 2
+    return run(command, rest, f"{prog} {command}")
+
+
+def run(command: str, arguments: Sequence[str], prog: str) -> int:
+    """Run one of `COMMANDS`, which the person typed as `prog`; return its exit status."""
+
+    def imported(arguments: list[str], prog: str) -> None:
+        _refuse_two_distributions()
+        try:
+            importlib.import_module(f"qkd_jax.commands.{COMMANDS[command].module}").main(arguments, prog)
+        except ModuleNotFoundError as error:
+            if _installed(WHOLE) or not _installed(DEVICE):
+                raise
+            raise InputError(
+                f"{prog} needs {error.name}, which {DEVICE} leaves out; expected the whole package: "
+                f"pip uninstall {DEVICE} && pip install {WHOLE}"
+            ) from None
+
+    return run_command(imported, arguments, prog)
+
+
+def run_command(main: Callable[[list[str], str], None], arguments: Sequence[str], prog: str) -> int:
+    """Call `main(arguments, prog)` and return the exit status: 0, 2 for invalid input, 130 if interrupted.
+
+    Invalid input and interruptions are reported in one line on stderr; other exceptions pass.
     """
-    import tyro
-
-    printed = io.StringIO()
-    asked_for_help = {"-h", "--help"} & set(arguments)
-    width = contextlib.nullcontext() if asked_for_help else _wide_terminal()
-    try:
-        with contextlib.redirect_stderr(printed), width:
-            # Of what may be one kind or another, a preset has said which.
-            fixed = (tyro.conf.AvoidSubcommands,)
-            return tyro.cli(type(default), default=default, args=arguments, config=fixed, **keywords)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        lines = (line.strip("│╭╮╰╯─ ") for line in printed.getvalue().splitlines()[1:])
-        words = (line for line in lines if line and not line.startswith("For full helptext"))
-        raise InputError(f"{' '.join(words)} (--help lists every field)") from None
-    except ValidationError as error:
-        raise InputError(explain(error)) from None
-
-
-@contextlib.contextmanager
-def _wide_terminal() -> Iterator[None]:
-    """Tyro draws its errors in a box; without line breaks they can be taken out of it."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "400"
-    try:
-        yield
-    finally:
-        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
-
-
-def run_command(main: Callable[[list[str]], None], arguments: list[str]) -> int:
-    """Run a command and return its status: 0; 2 for what a person can mend, 130 for being stopped.
-
-    Either is said in plain words on stderr.
-    """
-    # A scheduler's SIGTERM is a Ctrl-C.
+    # Schedulers and service managers send SIGTERM where a person presses Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main(arguments)
+        main(list(arguments), prog)
     except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        print(f"{str(stop) or 'stopped'}; run the same command again to continue", file=sys.stderr)
         return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {printable(said)}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {printable(message)}", file=sys.stderr)
         return 2
     return 0
+
+
+def preset_paths() -> dict[str, Path]:
+    """The files of the presets that come with the package, by name."""
+    package = Path(qkd_jax.__file__).parent
+    # A wheel holds the folder configs/ of the clone as qkd_jax/presets/.
+    folders = (package / "presets", package.parent / "configs")
+    folder = next(folder for folder in folders if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def load_preset(name: str) -> "RunConfig":
+    """The preset `name`, or the one in the file `name` if that ends in .py.
+
+    Raises InputError if there is none, or if it does not bind `config` to a RunConfig.
+    """
+    import runpy
+
+    from pydantic import ValidationError
+
+    from qkd_jax.config import RunConfig
+
+    path = Path(name) if name.endswith(".py") else preset_paths().get(name)
+    if path is None or not path.is_file():
+        raise InputError(f"expected a preset ({', '.join(preset_paths())}) or a .py file, got {name!r}")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error)}") from None
+    if not isinstance(config, RunConfig):
+        raise InputError(f"{path}: expected `config` to be a RunConfig, found {type(config).__name__}")
+    return config
+
+
+def _help(prog: str) -> str:
+    usages = {name: f"{name} {command.arguments}".strip() for name, command in COMMANDS.items()}
+    rows = [f"  {usages[name]:22}  {command.does}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {prog} COMMAND …",
+            "",
+            "From recordings and labels to a small acoustic event detector.",
+            "",
+            *rows,
+            "",
+            f"  {prog} COMMAND --help  explains a command",
+            f"  {prog} --version       prints the version",
+        ]
+    )
+
+
+def _installed(distribution: str) -> bool:
+    import importlib.metadata
+
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _refuse_two_distributions() -> None:
+    """Raise InputError if both distributions are installed: each would overwrite files of the other."""
+    if _installed(DEVICE) and _installed(WHOLE):
+        raise InputError(
+            f"expected {WHOLE} or {DEVICE}, which share files, found both installed: pip uninstall {DEVICE} "
+            f"&& pip install --force-reinstall --no-deps {WHOLE}"
+        )

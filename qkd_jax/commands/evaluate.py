@@ -1,4 +1,4 @@
-"""Scoring a run's models on a split: figures, logits, table, curves and report."""
+"""Score a run's models, or an exported file: eval RUN[/MODEL] or FILE [--split valid] …"""
 
 import dataclasses
 import importlib.metadata
@@ -6,117 +6,127 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import CRNNConfig, DataConfig, LSTMConfig, RunConfig, to_json, with_data
+from qkd_jax.commands.cli import override
+from qkd_jax.config import AnyData, DataConfig, DemoData, FeatureConfig, ManifestData, to_json
+from qkd_jax.config.fields import STRICT
 from qkd_jax.data.clip_list import usable_clips
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.dataset import load_split
+from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.data.logits import write_logits
-from qkd_jax.data.timed import SedDataset, load_sed_split
-from qkd_jax.detector.stream import clock
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.plots import plot_curves
-from qkd_jax.evaluation.prediction import clip_logits, make_detect, make_predict, step_logits
+from qkd_jax.evaluation.prediction import clip_logits, make_predict, make_predict_steps, step_logits
 from qkd_jax.evaluation.report import write_report
 from qkd_jax.evaluation.table import print_table
-from qkd_jax.evaluation.timed_events import Rocs, evaluate_sound_events
+from qkd_jax.evaluation.timed_events import Rocs, timed_metrics
 from qkd_jax.models.build import build_model
-from qkd_jax.run_folder.folder import TEACHER, Run
+from qkd_jax.run_folder.folder import find_model, load_run
 from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.run_folder.run import Run
 from qkd_jax.system.files import whole_file
 
 _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
-def score_run(
-    run: Run, *, only: str | None = None, data: DataConfig | None = None, split: str = "test"
-) -> dict[str, Any]:
-    """Score the best state of each model, or of `only` one, on a split; print and return the table.
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluateOptions:
+    """What to score."""
 
-    On the run's own data the logits go to each model's folder, and figures, curves and report of
-    the whole run to results.json, results.png and report.html (results-SPLIT, report-SPLIT for
-    other splits), unless the folder is read-only.  On other `data` figures are printed and not kept.
-    Raises InputError.
+    split: Literal["train", "valid", "test"] = "test"
+    """Which recordings."""
+    json: str | None = None
+    """A file for the figures, in full precision."""
+    data: DataConfig = ManifestData()
+    """Other recordings; the run's own by default.  Events and clip length stay the run's."""
+
+
+def main(arguments: list[str], prog: str) -> None:
+    """`arguments` start with a run's folder, one of its models, or an exported file."""
+    from qkd_jax.commands.evaluate_file import run_around, score_file
+
+    options_from = partial(override, prog=f"{prog} RUN[/MODEL]|FILE", description=__doc__)
+    if not arguments or arguments[0].startswith("-"):
+        options_from(EvaluateOptions(), arguments)  # exits for --help
+        raise InputError(f"expected a run's folder or an exported file first: {prog} RUN[/MODEL]|FILE")
+    path, settings = Path(arguments[0]), arguments[1:]
+    is_file = path.is_file()
+    run, model = (run_around(path), None) if is_file else find_model(path)
+    default = recordings_of(run.config.data) if run else ManifestData()
+    options = options_from(EvaluateOptions(data=default), settings)
+    data = None if run and options.data == default else options.data
+    if is_file:
+        results = score_file(path, run=run, data=data, split=options.split)
+    else:
+        assert run is not None
+        results = score(run, model=model, data=data, split=options.split)
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def score(
+    run: Run | Path | str, *, model: str | None = None, data: AnyData | None = None, split: str = "test"
+) -> dict[str, Any]:
+    """Score the best state of each model of a run, or of one `model`, on a split; print and return the table.
+
+    On the run's own data, logits are written to each model's folder, and figures, curves and report of the
+    whole run to results.json, results.png and report.html (results-SPLIT, report-SPLIT for other splits),
+    unless the folder is read-only.  On other `data` the figures are only printed.  Raises InputError.
     """
-    config, sed = run.config, isinstance(run.config, RunConfig)
-    if only is not None and only not in run.names:
-        raise InputError(f"{run.folder}: no model {only!r}; there are: {', '.join(run.names)}")
-    names = run.names if only is None else [only]
+    run = run if isinstance(run, Run) else load_run(run)
+    config, names = run.config, run.names
+    if model is not None:
+        run.check_model(model)
+        names = [model]
     states = {name: run.best_variables(name) for name in names}
-    own = data is None or _resolved(run, data) == config.data
+    own = data is None or data in (config.data, recordings_of(config.data))
     if data is None or own:
         clips = run.clips
     else:
-        config, clips = dataclasses.replace(config, data=data), _other(run, data, split)
+        clips = _other_clips(run, data, split)
+        config = dataclasses.replace(config, data=data)
     keep = own and os.access(run.folder, os.W_OK)
-    dataset = _load(config, clips, split, run.cache)
-    if sed and (dataset.kind > 0).any():
-        raise InputError(f"--split: expected one of which all onsets and offsets are known, got {split}")
+    dataset = load_split(config, clips, split, run.cache)
+    if config.timed and (dataset.kind > 0).any():
+        raise InputError(f"--split: expected a split whose clips all have onsets and offsets, got {split}")
 
-    models, scores, rocs = {}, {}, {}
+    models, logits, rocs = {}, {}, {}
     for name in names:
-        network, variables = config.networks[name], states[name]
-        model = build_model(network, len(dataset.events))
-        if sed:
-            logits, frames = step_logits(make_detect(model), variables, dataset, config.frames, network)
-            metrics, rocs[name] = sound_event_metrics(config, network, dataset, logits, frames)
+        network, variables = config.models[name].network, states[name]
+        module = build_model(network, len(dataset.events))
+        if config.timed:
+            timed: Any = network
+            predict = make_predict_steps(module)
+            logits[name], steps = step_logits(predict, variables, dataset, config.frames, timed)
+            metrics, rocs[name] = timed_metrics(config, timed, dataset, logits[name], steps)
         else:
-            predict = make_predict(model)
-            logits = clip_logits(predict, variables, dataset, config.frames, config.train.batch_size)
-            metrics = evaluate(dataset.targets, logits, dataset.events)
-        cost = model_cost(model, variables, run.shape, getattr(network, "quant", None))
+            size = config.recipe.batch_size
+            logits[name] = clip_logits(make_predict(module), variables, dataset, config.frames, size)
+            metrics = evaluate(dataset.targets, logits[name], dataset.events)
+        cost = model_cost(module, variables, run.shape, getattr(network, "quant", None))
         models[name] = {"metrics": metrics, **cost}
-        scores[name] = logits
         if keep:
-            write_logits(run.folder / name / f"logits-{split}.npz", dataset.names, dataset.events, logits)
+            path = run.model_folder(name) / f"logits-{split}.npz"
+            write_logits(path, dataset.names, dataset.events, logits[name])
     results = {"split": split, "clips": len(dataset.names), "models": models}
     print_table(results)
-    if keep and only is None:
-        _keep(run, results, dataset, scores, rocs)
+    if keep and model is None:
+        _keep(run, results, dataset, logits, rocs)
     if own and not keep:
-        print(f"{run.folder}: read-only, so nothing is kept there")
+        print(f"{run.folder}: read-only, so nothing is written there")
     return results
 
 
-def sound_event_metrics(
-    config: RunConfig,
-    network: CRNNConfig | LSTMConfig,
-    data: SedDataset,
-    clip: np.ndarray,
-    frames: Sequence[np.ndarray],
-    *,
-    f1: bool = True,
-) -> tuple[dict[str, dict[str, float]], Rocs]:
-    """The figures of `evaluate` and `evaluate_sound_events`, and the latter's curves.
-
-    `clip` [clips, events] and `frames`, [steps, events] of each clip, are logits.
-    """
-    sounds, rocs = evaluate_sound_events(
-        dict(zip(data.names, data.spans)),
-        dict(zip(data.names, frames)),
-        dict(zip(data.names, data.seconds)),
-        data.events,
-        clock(config.features, network),
-        threshold=0.0,
-        median=config.median,
-        f1=f1,
-    )
-    table = evaluate(data.targets, clip, data.events)
-    return {key: figures | sounds[key] for key, figures in table.items()}, rocs
-
-
-def _load(config: Any, clips: Sequence[Clip], split: str, cache: Path) -> Any:
-    return (load_sed_split if isinstance(config, RunConfig) else load_split)(config, clips, split, cache)
-
-
 def _keep(
-    run: Run, results: dict[str, Any], dataset: Any, scores: dict[str, Any], rocs: dict[str, Rocs]
+    run: Run, results: dict[str, Any], dataset: Dataset, logits: dict[str, np.ndarray], rocs: dict[str, Rocs]
 ) -> None:
     suffix = "" if results["split"] == "test" else f"-{results['split']}"
     figures, curves, report = (
@@ -125,51 +135,50 @@ def _keep(
     )
     with whole_file(figures, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")
-    plot_curves(curves, dataset.targets, scores, dataset.events)
+    plot_curves(curves, dataset.targets, logits, dataset.events)
     paths = {clip.name: clip.path for clip in run.clips}
     write_report(
         report,
         results,
         title=run.folder.absolute().name,
         targets=dataset.targets,
-        logits=scores,
+        logits=logits,
         clips={name: paths[name] for name in dataset.names},
-        history={name: read_epochs(run.folder / name) for name in scores},
+        history={name: read_epochs(run.model_folder(name)) for name in logits},
         config_json=to_json(run.config),
         versions={"python": platform.python_version()}
         | {library: importlib.metadata.version(library) for library in _LIBRARIES},
-        teacher=TEACHER,
+        teachers={teacher for model in run.config.models.values() for teacher in model.teachers},
         rocs=rocs,
     )
     print(f"{report} shows them; {figures} has the figures")
 
 
-def _resolved(run: Run, data: DataConfig) -> DataConfig:
-    """`data` as a run's own settings are written down, what was left out aside."""
-    root = data.root and str(Path(data.root).absolute())
-    return dataclasses.replace(data, root=root, skip_bad=run.config.data.skip_bad)
+def recordings_of(data: AnyData) -> AnyData:
+    """`data`, for the demo as the manifest that it has written: settings with which it makes nothing."""
+    if not isinstance(data, DemoData):
+        return data
+    return ManifestData(root=data.root, events=data.events, clip_seconds=data.clip_seconds)
 
 
-def _other(run: Run, data: DataConfig, split: str) -> list[Clip]:
-    """The clips of `split` in other recordings; what the run knows it may have learned from."""
-    fixed = run.config.data
+def _other_clips(run: Run, data: AnyData, split: str) -> list[Clip]:
     for field in ("events", "clip_seconds"):
-        if getattr(data, field) != getattr(fixed, field):
-            raise InputError(
-                f"data.{field}: a run's models have {getattr(fixed, field)}, got {getattr(data, field)}"
-            )
-    return other_clips(dataclasses.replace(run.config, data=data), split, run.cache, run.clips)
+        if getattr(data, field) != (fixed := getattr(run.config.data, field)):
+            flag = field.replace("_", "-")
+            raise InputError(f"--data.{flag}: expected {fixed}, as in the run, got {getattr(data, field)}")
+    return clips_of(data, run.config.features, run.cache, split, run.clips)
 
 
-def other_clips(config: RunConfig | RunConfig, split: str, cache: Path, own: Sequence[Clip]) -> list[Clip]:
-    """The recordings of `config`, in `split` where no column says another; raises InputError.
+def clips_of(
+    data: AnyData, features: FeatureConfig, cache: Path, split: str, own: Sequence[Clip]
+) -> list[Clip]:
+    """The recordings of `data`; those without a split of their own are in `split`.  Raises InputError.
 
-    Those that a run knows by the name of one of its `own` are in the split that they are in there.
+    Recordings with the name of one of a run's `own` stay in the split that they have there, since the run
+    may have learned from them.
     """
-    if config.data.source == "demo":  # they are there already
-        config = with_data(config, source="manifest")
-    clips, _ = usable_clips(config, cache)
+    clips, _ = usable_clips(recordings_of(data), features, cache)
     known = {clip.name: clip.split for clip in own}
     if shared := sum(clip.name in known for clip in clips):
-        print(f"{shared} of {len(clips)} recordings are the run's own by name, and stay in its splits")
+        print(f"{shared} of {len(clips)} recordings have names of the run's own, and stay in its splits")
     return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]

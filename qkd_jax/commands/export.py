@@ -1,172 +1,186 @@
-"""From a run's student to a detector in a file."""
+"""Write a student to a file for a device: export RUN/MODEL [--format onnx] [--out FILE]"""
 
 import dataclasses
 import importlib.metadata
 import os
-import re
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from qkd_jax.audio import log_mel_numpy as front_end
+from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.audio.reading import audio_blocks
-from qkd_jax.config import EventConfig, LSTMConfig
+from qkd_jax.commands.cli import override
+from qkd_jax.config import EventConfig, LSTMConfig, is_integer
+from qkd_jax.config.fields import STRICT
 from qkd_jax.data.dataset import load_split
-from qkd_jax.detector import file as artefact
 from qkd_jax.detector import reference, stream
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.models.lstm_integer import to_detector
-from qkd_jax.run_folder.folder import Run
-from qkd_jax.runtimes import c, litert, onnx
-from qkd_jax.runtimes.exported import open_exported, open_session
+from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.run import Run
+from qkd_jax.runtimes import FORMATS, FormatName, open_clip, write
 from qkd_jax.runtimes.jax import input_codes, to_steps
 
 _BATCH = 32
 _CHECKED = 32  # recordings
-_CLOSE = {".tflite": 0.02}  # LiteRT rounds by its own rule
-_SAME = 1e-3  # last bits of log-mel energies may move a code now and then
-_GAP = 1.0  # seconds; see docs/results/detection.md
+_TOLERANCE = {".tflite": 0.02}  # LiteRT rounds activations by a rule of its own
+_DEFAULT_TOLERANCE = 1e-3  # differences in the last bits of log-mel energies sometimes change a code
+_GAP_SECONDS = 1.0  # measured in docs/results/detection.md
 
 
-def export(run: Run, name: str, kind: str, path: Path | None = None) -> Path:
-    """Write student `name` of the integer scheme to a file: `safetensors`, `onnx`, `litert` or `c`.
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportOptions:
+    """What to write, and where."""
 
-    By default it is RUN/NAME/NAME with the format's suffix; beside ONNX's for whole clips there is then
-    one for single steps, NAME-step.onnx.  They are run over validation recordings and kept if their
-    probabilities are the reference's; prints how near they are, bytes and time.  Raises InputError.
+    format: FormatName = "safetensors"
+    """A detector for qkd-jax detect; a model for ONNX Runtime or LiteRT; or a header for a C compiler."""
+    out: str | None = None
+    """The file; by default in the run's folder, with the model's name."""
+
+
+def main(arguments: list[str], prog: str) -> None:
+    """`arguments` start with a model of a run."""
+    options_from = partial(override, prog=f"{prog} RUN/MODEL", description=__doc__)
+    if not arguments or arguments[0].startswith("-"):
+        options_from(ExportOptions(), arguments)  # exits for --help
+        raise InputError(f"expected a model of a run first: {prog} RUN/MODEL")
+    options = options_from(ExportOptions(), arguments[1:])
+    run, model = find_model(arguments[0])
+    if model is None:
+        students = ", ".join(_students(run)) or "this run has no student of the integer-only scheme"
+        raise InputError(f"{arguments[0]}: expected RUN/MODEL ({students}), got a run")
+    export(run, model, format=options.format, out=options.out)
+
+
+def export(
+    run: Run | Path | str, model: str, *, format: FormatName = "safetensors", out: Path | str | None = None
+) -> Path:
+    """Write a student of the integer-only scheme to a file, by default RUN/MODEL with the format's suffix.
+
+    ONNX also gets a model of single steps, MODEL-step.onnx.  Each file is run on validation recordings and
+    kept only if its probabilities agree with the reference; prints how closely, bytes and speed.  Returns the
+    file's path.  Raises InputError.
     """
-    detector = student_detector(run, name)
-    suffix = {"safetensors": ".safetensors", "onnx": ".onnx", "litert": ".tflite", "c": ".h"}[kind]
-    path = path or run.folder / name / f"{name}{suffix}"
-    if path.suffix != suffix:
-        raise InputError(f"out: expected a file in {suffix} for {kind}, got {path}")
+    run = run if isinstance(run, Run) else load_run(run)
+    detector = student_detector(run, model)
+    path = Path(out) if out else run.folder / f"{model}{FORMATS[format]}"
+    if path.suffix != FORMATS[format]:
+        raise InputError(f"--out: expected a file in {FORMATS[format]} for {format}, got {path}")
     recordings = _recordings(run)
+    versions = {library: importlib.metadata.version(library) for library in ("qkd_jax", "jax", "flax")}
+    provenance = {"run": run.config.name, "student": model} | versions
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         new = Path(folder) / path.name
-        parts = _write(detector, run, name, kind, new)
-        said = [f"{path}: {new.stat().st_size:,} bytes{parts}; {_compared(detector, new, recordings)}"]
-        if kind == "onnx":
+        parts = write(format, detector, new, provenance)
+        size = f"{new.stat().st_size:,} bytes" + (f" ({parts})" if parts else "")
+        lines = [f"{path}: {size}; {_compare(detector, new, recordings)}"]
+        if format == "onnx":
             step = path.with_name(f"{path.stem}-step.onnx")
-            onnx.save(onnx.step_model(detector), new.with_name(step.name))
-            said.append(f"{step}: {_compared_step(detector, new.with_name(step.name), recordings[0])}")
+            lines.append(f"{step}: {_compare_steps(detector, new.with_name(step.name), recordings[0])}")
         for file in Path(folder).iterdir():
             os.replace(file, path.with_name(file.name))
-    print("\n".join(said))
+    print("\n".join(lines))
     return path
 
 
 def student_detector(run: Run, name: str) -> Detector:
-    """Student `name` as a detector, its thresholds such as `operating_points` finds on the validation split.
+    """Student `name` as a detector, with the thresholds that `operating_points` finds on the validation split.
 
-    Raises InputError if there is no such student, if it is not of the integer scheme, or not trained.
+    Raises InputError if there is no such student, if it isn't of the integer-only scheme, or isn't trained.
     """
-    students = {key: net for key, net in run.config.networks.items() if isinstance(net, LSTMConfig)}
-    student = students.get(name)
-    if student is None:
-        known = ", ".join(students) or "none"
-        raise InputError(f"{run.folder}: no LSTM student {name!r}; there are: {known}")
-    if student.quant.scheme != "integer":
+    if name not in (students := _students(run)):
         raise InputError(
-            f"{run.folder}/{name}: expected a student of the integer scheme, found one of the paper's, whose "
-            f"ranges no device knows; quant.scheme = integer, and start, train one"
+            f"{run.folder}: expected a student of the integer-only scheme "
+            f"({', '.join(students) or 'this run has none; presets demo and small do'}), got {name!r}"
         )
-    detector = to_detector(run.config, student, run.best_variables(name))
+    network = run.config.models[name].network
+    assert isinstance(network, LSTMConfig)
+    data, features = run.config.data, run.config.features
+    detector = to_detector(
+        network,
+        run.best_variables(name),
+        features=features,
+        events=data.events,
+        clip_seconds=data.clip_seconds,
+    )
     valid = load_split(run.config, run.clips, "valid", run.cache)
 
     @jax.jit
     def peaks(_, log_mel):
-        return to_steps(detector, input_codes(detector, log_mel))[0].max(axis=1) / 2.0**GRID
+        return to_steps(detector, input_codes(detector, log_mel))[0].max(axis=1) / 2.0**LOGIT_EXPONENT
 
     logits = clip_logits(peaks, None, valid, run.config.frames, _BATCH)
-    seconds = sum(map(len, valid.features)) * run.config.features.hop_length / run.config.features.sample_rate
+    seconds = sum(map(len, valid.features)) * features.hop_length / features.sample_rate
     points = operating_points(valid.targets, logits, valid.events, seconds / 3600)
     use = "10/h" if "10/h" in points else "eer"
-    return dataclasses.replace(detector, detection=EventConfig(thresholds=points, use=use, gap_seconds=_GAP))
+    return dataclasses.replace(
+        detector, event_config=EventConfig(thresholds=points, use=use, gap_seconds=_GAP_SECONDS)
+    )
 
 
-def _write(detector: Detector, run: Run, name: str, kind: str, path: Path) -> str:
-    """Write the file; returns what its bytes are, if that is not plain."""
-    if kind == "safetensors":
-        versions = {library: importlib.metadata.version(library) for library in ("qkd_jax", "jax", "flax")}
-        artefact.save(detector, path, {"run": run.config.name, "student": name} | versions)
-    elif kind == "onnx":
-        model = onnx.clip_model(detector)
-        onnx.save(model, path)
-        parts = (f"{part.replace('_', ' ')} {size:,}" for part, size in onnx.sizes(model).items())
-        return f" ({', '.join(parts)})"
-    elif kind == "litert":
-        path.write_bytes(litert.to_litert(detector))
-    else:
-        header = c.to_c(detector)
-        path.write_bytes(header.encode())
-        [(flash, ram)] = re.findall(r"Flash: (\d+) bytes.*RAM: (\d+) bytes", header)
-        return f" of text, flash {int(flash):,}, RAM {int(ram):,}"
-    return ""
+def _students(run: Run) -> list[str]:
+    return [name for name, model in run.config.models.items() if is_integer(model.network)]
 
 
 def _recordings(run: Run) -> list[np.ndarray]:
-    """Waveforms of some validation clips, as long as the models hear."""
+    """Waveforms of some validation clips, as long as the models' input."""
     samples = round(run.config.data.clip_seconds * run.config.features.sample_rate)
     clips = [clip for clip in run.clips if clip.split == "valid"][:_CHECKED]
     blocks = (next(audio_blocks(clip.path, run.config.features.sample_rate)) for clip in clips)
     return [np.resize(block, samples) for block in blocks]
 
 
-def _compared(detector: Detector, path: Path, recordings: list[np.ndarray]) -> str:
-    """How near the file is to the reference, and how fast; raises InputError if it isn't near."""
-    exported, differences, seconds = open_exported(path), [], 0.0
-    exported.clip_logits(recordings[0])  # loaded, and compiled
+def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> str:
+    """How closely the file agrees with the reference, and its speed; raises InputError if it doesn't agree."""
+    exported, differences, seconds = open_clip(path), [], 0.0
+    exported.clip_logits(recordings[0])  # loads and compiles
     for waveform in recordings:
         begun = time.perf_counter()
         logits = exported.clip_logits(waveform)
         seconds += time.perf_counter() - begun
-        log_mel = front_end.log_mel(detector.features, waveform)
-        expected = reference.clip_logits(detector, reference.input_codes(detector, log_mel))
+        features = log_mel(detector.features, waveform)
+        expected = reference.clip_logits(detector, reference.input_codes(detector, features))
         differences.append(abs(_sigmoid(logits) - _sigmoid(expected)).max())
     _check(path, float(np.mean(differences)))
-    frames = len(recordings) * len(log_mel)
+    frames = len(recordings) * len(features)
     return (
-        f"{seconds / frames * 1e6:.1f} µs a frame; probabilities of {len(recordings)} recordings within "
+        f"{seconds / frames * 1e6:.1f} µs per frame; probabilities of {len(recordings)} recordings within "
         f"{np.max(differences):.1g} of the reference's"
     )
 
 
-def _compared_step(detector: Detector, path: Path, waveform: np.ndarray) -> str:
-    """As `_compared`, of the steps in one recording, all but the first from the state before."""
-    session = open_session(path)
-    about = session.get_modelmeta().custom_metadata_map
-    window, hop = int(about["window_samples"]), int(about["hop_samples"])
-    state = {item.name: np.zeros(item.shape, np.int32) for item in session.get_inputs()[1:]}
-    names = ["logits", *(f"next_{name}" for name in state)]
-    steps, begun = [], time.perf_counter()
-    for first in range(0, len(waveform) - window + 1, hop):
-        logits, *after = session.run(names, {"waveform": waveform[first : first + window], **state})
-        state = dict(zip(state, after))
-        steps.append(logits)
+def _compare_steps(detector: Detector, path: Path, waveform: np.ndarray) -> str:
+    """Like `_compare`, for the steps of one recording."""
+    from qkd_jax.runtimes.onnx import open_step
+
+    runtime, numpy = open_step(detector, path), stream.in_numpy(detector)
+    begun = time.perf_counter()
+    _, steps = stream.push(runtime, stream.start(runtime), waveform)
     seconds = (time.perf_counter() - begun) / len(steps)
-    runtime = stream.in_numpy(detector)
-    _, expected = stream.push(runtime, stream.start(runtime), waveform)
-    difference = abs(_sigmoid(np.array(steps)) - _sigmoid(expected))
+    _, expected = stream.push(numpy, stream.start(numpy), waveform)
+    difference = abs(_sigmoid(steps) - _sigmoid(expected))
     _check(path, float(difference.mean()))
     return (
-        f"{path.stat().st_size:,} bytes; {seconds * 1e6:.1f} µs a step of {window} samples, every {hop}; "
+        f"{path.stat().st_size:,} bytes; {seconds * 1e6:.1f} µs per step; "
         f"probabilities of {len(steps)} steps within {difference.max():.1g} of the reference's"
     )
 
 
 def _check(path: Path, difference: float) -> None:
-    allowed = _CLOSE.get(path.suffix, _SAME)
+    allowed = _TOLERANCE.get(path.suffix, _DEFAULT_TOLERANCE)
     if not difference <= allowed:
         raise InputError(
-            f"{path.name}: expected the reference's probabilities within {allowed:g} in the mean, found them "
-            f"off by {difference:.3g}; please report this"
+            f"{path.name}: expected probabilities within {allowed:g} of the reference's on average, found a "
+            f"difference of {difference:.3g}; please report this"
         )
 
 

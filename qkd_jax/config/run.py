@@ -131,6 +131,11 @@ class EventRecipe:
         if self.median % 2 == 0:
             raise ValueError(f"median: expected an odd number of steps, got {self.median}")
 
+    @property
+    def batch_size(self) -> int:
+        """Clips per update."""
+        return self.strong + self.weak + self.unlabelled
+
 
 RecipeConfig = Annotated[ClipRecipe | EventRecipe, Discriminator("task")]
 

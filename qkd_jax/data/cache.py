@@ -1,4 +1,4 @@
-"""What is computed once for each recording, and kept in a file of its own."""
+"""A cache of arrays computed from recordings: one file for each recording."""
 
 import functools
 import hashlib
@@ -19,15 +19,15 @@ from qkd_jax.system.files import whole_file
 from qkd_jax.system.interrupt import asked_to_stop
 from qkd_jax.system.progress import track
 
-_HEADER = 128  # bytes of NumPy's for any matrix
-_PIECE = 256  # recordings handed to the threads at once
+_HEADER = 128  # bytes of NumPy's header for any matrix
+_CHUNK = 256  # recordings handed to the threads at once
 _SHAPE = re.compile(rb"'shape': \(([0-9]{1,15}), ([0-9]{1,15})\)")
 
 Places = Sequence[int] | np.ndarray
 
 
 class Entries(Sequence[Path]):
-    """The files of recordings in a cache, by place; 32 bytes each, for there may be millions."""
+    """Paths of cache entries by index, 32 bytes each in memory, since there may be millions."""
 
     def __init__(self, cache: Path, digests: np.ndarray):
         self.cache, self.digests = cache, digests
@@ -49,13 +49,13 @@ def cached(
     width: int,
     title: str,
 ) -> tuple[Entries, dict[str, str]]:
-    """The files in `cache` of what `compute` makes of each recording, on all cores where there is none.
+    """The cache entries of `clips`; missing ones are computed, on all cores.
 
-    `compute` gives float32 [rows, width], at least one row, and raises InputError or OSError for
-    a recording that can't be used.  Returns a file for each of `clips`, in NumPy's format, and what is
-    wrong with those that can't be used and have none, by clip name.  A file is found by `settings`,
-    which say all that the result depends on, and the recording's path, size and time of change; it is
-    there whole or not at all.
+    `compute` maps a recording's path to float32 [rows, width], at least one row, and raises InputError or
+    OSError for a recording that can't be used.  Returns one file in NumPy's format for each clip, and by clip
+    name the faults of those that can't be used and have no file.  An entry is identified by `settings`, which
+    must name everything that the result depends on, and by the recording's path, size and modification
+    time; it is there whole or not at all.
     """
     entries = Entries(cache, np.zeros(len(clips), "S32"))
     reasons: dict[int, str] = {}
@@ -72,7 +72,7 @@ def cached(
 
     for share in shares():
         places = range(len(clips))[share]
-        some = np.fromiter(_in_parallel(lacking, places, _PIECE), np.int64)
+        some = np.fromiter(_in_parallel(lacking, places, _CHUNK), np.int64)
         if len(some):
             print(f"{title}: {len(some)} of {len(clips)} recordings to read", flush=True)
         for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
@@ -89,7 +89,7 @@ def _digest(recording: Path, settings: str) -> str:
         status = recording.stat()
         identity = f"{status.st_size} {status.st_mtime_ns}"
     except (OSError, ValueError):
-        identity = "not there"  # reading it will say so
+        identity = "not there"  # reading it reports the fault
     key = "\n".join([settings, str(recording.absolute()), identity])
     return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
 
@@ -104,9 +104,9 @@ def _header(rows: int, width: int) -> bytes:
 
 
 def _is_whole(entry: Path, width: int) -> bool:
-    """False for what is missing, and for what a crash of the whole machine may leave.
+    """False for a missing file and for a damaged one, such as a crash of the machine may leave.
 
-    Its header, which may lie, is compared and not believed.
+    The header is compared with the expected one, never trusted.
     """
     try:
         with open(entry, "rb") as file:
@@ -118,10 +118,10 @@ def _is_whole(entry: Path, width: int) -> bool:
 
 
 def read_entry(entry: Path) -> np.ndarray:
-    """What `compute` made, float32 [rows, width], mapped into memory; raises InputError if it is not whole.
+    """An entry's array, float32 [rows, width], mapped into memory; raises InputError if it is damaged.
 
-    For any thread: `numpy.load` has Python's compiler read the header, which in 3.11 fails now and then
-    where two threads do so at once.
+    Safe in any thread, unlike `numpy.load`, which runs Python's compiler on the header: in Python 3.11 that
+    sometimes fails in two threads at once.
     """
     try:
         with open(entry, "rb") as file:
@@ -131,19 +131,19 @@ def read_entry(entry: Path) -> np.ndarray:
         return np.memmap(entry, np.float32, "r", _HEADER, tuple(map(int, found.groups())))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{entry}: expected what was computed of a recording, and is again without the file: {error}"
+            f"{entry}: expected a cache entry: {error}; delete the file to compute it again"
         ) from None
 
 
 def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:
-    """Compute the entry of one recording; what is wrong with it, or the empty string."""
+    """Compute and write the entry of one recording; returns its fault, or the empty string."""
     try:
         if not recording.is_file():
             raise InputError(f"{recording}: not there")
         result = compute(recording)
     except (InputError, OSError) as error:
         return str(error)
-    # Into a file itself, NumPy would not notice that the disk is full.
+    # Writing directly to a file, NumPy would not notice a full disk.
     buffer = io.BytesIO()
     np.save(buffer, result)
     with whole_file(entry) as file:
@@ -152,12 +152,12 @@ def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -
 
 
 def _in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: int) -> Iterator[Any]:
-    """What `work` gives for `places`, `size` of them at a time, in their order, on all cores."""
+    """The results of `work` for `places`, `size` at a time, in order, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            # Not all at once, so that two million clips do not wait in memory.
-            for first in range(0, len(places), size * _PIECE):
-                last = min(first + size * _PIECE, len(places))
+            # In chunks, so that two million clips are not queued in memory.
+            for first in range(0, len(places), size * _CHUNK):
+                last = min(first + size * _CHUNK, len(places))
                 pieces = (places[start : min(start + size, last)] for start in range(first, last, size))
                 for found in pool.map(work, pieces):
                     yield from found

@@ -1,4 +1,4 @@
-"""A recording with labels, dividing recordings into splits, and lists of them in a file."""
+"""A recording with its labels; dividing recordings into splits; the list of a run's recordings."""
 
 import dataclasses
 import functools
@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from qkd_jax.config import from_json
+from qkd_jax.config.fields import STRICT
 from qkd_jax.data.tables import inside
 from qkd_jax.errors import InputError, printable
 from qkd_jax.system.files import whole_file
 
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
-LONGEST = 1e9
-"""Seconds of a recording."""
+MAX_SECONDS = 1e9
+"""Longest recording."""
 
 
-class Span(NamedTuple):
-    """An event in a recording, from `onset` to `offset` in seconds."""
+class Annotation(NamedTuple):
+    """An event in a recording, from `onset` to `offset`, in seconds."""
 
     event: str
     onset: float
@@ -38,21 +39,21 @@ class Clip:
     """One recording; `split` is None until it has one."""
 
     name: str
-    """Its path relative to the source's root, unique there."""
+    """Path relative to the source's root, unique there."""
     root: Path
-    """The source's."""
+    """Folder of the source."""
     labels: frozenset[str]
     group: str
-    """What no split may part: a session, a speaker, an original recording."""
+    """What must stay in one split: a session, a speaker, an original recording."""
     split: str | None = None
-    spans: tuple[Span, ...] | None = None
-    """When its events are, where that is known."""
+    annotations: tuple[Annotation, ...] | None = None
+    """Its events with their times; None if the times are unknown."""
     labelled: bool = True
-    """False if what it holds is not known; `labels` is empty then."""
+    """False if its events are unknown; `labels` is then empty."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Path of the recording."""
         return self.root / self.name
 
     @property
@@ -60,26 +61,26 @@ class Clip:
         """How it is labelled: one of `KINDS`."""
         if not self.labelled:
             return "unlabelled"
-        return "weak" if self.spans is None else "strong"
+        return "weak" if self.annotations is None else "strong"
 
 
-_Seconds = Annotated[float, Field(ge=0, le=LONGEST)]
+_Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
 
 
-@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Row:
-    """A clip as a line of JSON says it; those of earlier versions have neither spans nor `labelled`."""
+    """A clip as a line of JSON."""
 
     name: str
     labels: tuple[str, ...]
     group: str
     split: Literal["train", "valid", "test"] | None
-    spans: tuple[tuple[str, _Seconds, _Seconds], ...] | None = None
-    labelled: bool = True
+    annotations: tuple[tuple[str, _Seconds, _Seconds], ...] | None
+    labelled: bool
 
 
 def targets(clips: Sequence[Clip], events: Sequence[str]) -> np.ndarray:
-    """1 where a clip holds an event, else 0: float32 [clips, events]; 0 too where a clip is unlabelled."""
+    """float32 [clips, events]: 1 where a clip holds an event, else 0, also for unlabelled clips."""
     return np.array([[event in clip.labels for event in events] for clip in clips], np.float32).reshape(
         len(clips), len(events)
     )
@@ -91,14 +92,14 @@ def divide(
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int = 0,
 ) -> list[Clip]:
-    """`clips`, each with a split: stratified by their sets of `events`, no group in two splits.
+    """Give each of `clips` a split: stratified by their sets of `events`, each group in one split.
 
-    Without `events` all labels count; unlabelled clips are stratified apart.  Groups go, the
-    largest first and else at random, to the split that lacks most of what the group holds
+    Without `events` all labels count; unlabelled clips are stratified separately.  Groups are assigned in
+    order of size, the largest first and ties at random, to the split that lacks most of their clips
     (iterative stratification after Sechidis et al. 2011, on whole groups).
     """
 
-    @functools.cache  # one set for all clips of the same labels
+    @functools.cache  # clips with the same labels share one set
     def counted(labels: frozenset[str]) -> frozenset[str]:
         return labels.intersection(events) if events else labels
 
@@ -115,7 +116,7 @@ def divide(
         held = Counter(groups[name])
 
         def need(split: str, held: Counter[frozenset[str] | None] = held) -> float:
-            # A share of what all clips of the kind are, so that rare kinds count like common ones.
+            # Relative to all clips of the kind, so that rare kinds count as much as common ones.
             return sum(n * lack[split][kind] / kinds[kind] for kind, n in held.items())
 
         chosen[name] = max(SPLITS, key=need)
@@ -125,9 +126,9 @@ def divide(
 
 
 def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
-    """`clips` as their source has split them, or divided where it hasn't.
+    """`clips` with the splits of their source, or divided by `divide` if it has none.
 
-    Raises InputError if clips of one group are in two splits: the one would tell of the other.
+    Raises InputError if one group is in two splits, which would leak training data.
     """
     if any(clip.split is None for clip in clips):
         return divide(clips, events)
@@ -136,14 +137,14 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
         other = first.setdefault(clip.group, clip)
         if other.split != clip.split:
             raise InputError(
-                f"data.group_column: expected group {clip.group!r} in one split, found {other.name} in "
+                f"--data.group-column: expected group {clip.group!r} in one split, found {other.name} in "
                 f"{other.split} and {clip.name} in {clip.split}"
             )
     return list(clips)
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
-    """How many clips each split has, of each kind if they differ, and with each event; and other labels."""
+    """Lines that count the clips of each split: all, by kind of label if kinds differ, and by event."""
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     kinds = Counter((clip.split, clip.kind) for clip in clips)
     sizes = Counter(clip.split for clip in clips)
@@ -159,12 +160,12 @@ def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
     if others:
         named = ", ".join(f"{printable(label)} ({count})" for label, count in others[:10])
         more = f" and {len(others) - 10} more" if len(others) > 10 else ""
-        lines.append(f"  labels that are no event, so negatives: {named}{more}")
+        lines.append(f"  other labels, used as negatives: {named}{more}")
     return "\n".join(lines)
 
 
 def write_clips(path: Path, clips: Sequence[Clip]) -> None:
-    """Keep `clips` in a file, a line of JSON each."""
+    """Write `clips` to a file, one line of JSON each."""
     with whole_file(path, "w") as file:
         for clip in clips:
             fields = {
@@ -172,16 +173,16 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
                 "labels": sorted(clip.labels),
                 "group": clip.group,
                 "split": clip.split,
-                "spans": clip.spans,
+                "annotations": clip.annotations,
                 "labelled": clip.labelled,
             }
             file.write(json.dumps(fields) + "\n")
 
 
 def read_clip_list(path: Path, root: Path) -> list[Clip]:
-    """The clips that `write_clips` kept in `path`, their recordings under `root`; raises InputError."""
+    """The clips that `write_clips` wrote to `path`, their recordings under `root`; raises InputError."""
     what = f"{path}: expected the list of a run's recordings"
-    same: dict[Any, Any] = {}  # of millions of clips few differ in their labels
+    same: dict[Any, Any] = {}  # millions of clips share few sets of labels
 
     def clip(number: int, line: str) -> Clip:
         row = from_json(_Row, line, f"{what}: line {number}")
@@ -192,7 +193,9 @@ def read_clip_list(path: Path, root: Path) -> list[Clip]:
             labels=same.setdefault(labels, labels),
             group=name if row.group == name else row.group,
             split=same.setdefault(row.split, row.split),
-            spans=None if row.spans is None else tuple(Span(*span) for span in row.spans),
+            annotations=None
+            if row.annotations is None
+            else tuple(Annotation(*each) for each in row.annotations),
             labelled=row.labelled,
         )
 

@@ -1,4 +1,4 @@
-"""The clips of one split, ready for batches."""
+"""The clips of one split: features, targets, and for timed events when the events are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,43 +6,65 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.config import DataConfig, RunConfig
+from qkd_jax.config import AnyData, FeatureConfig, RunConfig
 from qkd_jax.data.clip_list import list_bad
-from qkd_jax.data.clips import Clip, targets
+from qkd_jax.data.clips import KINDS, Annotation, Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
 from qkd_jax.errors import InputError
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Clips of one split: `features` float32 [frames, mels] each, `targets` float32 [clips, events]."""
+    """Clips of one split: `features` float32 [frames, mels] each, `targets` float32 [clips, events].
+
+    `targets` are zeros for unlabelled clips.  `kind` int8 [clips] indexes `KINDS`: 0 strong, 1 weak,
+    2 unlabelled.  Only for timed events, `annotations` are those of `events`, empty unless a clip is strong,
+    and `seconds` is the length of each recording.
+    """
 
     names: list[str]
     features: Sequence[np.ndarray]
     targets: np.ndarray
     events: tuple[str, ...]
+    kind: np.ndarray
+    annotations: Sequence[tuple[Annotation, ...]] = ()
+    seconds: Sequence[float] = ()
+
+    def indices(self, kind: str) -> np.ndarray:
+        """The indices of the clips of one of `KINDS`."""
+        return np.flatnonzero(self.kind == KINDS.index(kind))
 
 
-def load_split(config: RunConfig | RunConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
-    """The features, from `cache` or computed, and the targets of the labelled clips of one split.
+def load_split(config: RunConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
+    """The clips of one split, their features read from `cache` or computed.
 
-    Raises InputError if a recording can't be used, if there are none, or if an event has no
-    positive or no negative clip.
+    For clip models these are the labelled clips; for timed events all clips, with their times.  Raises
+    InputError if a recording can't be used, if there are no clips with labels, if an event has no positive
+    or no negative clip, or, for timed events, if a clip outside the training split has no times.
     """
-    chosen = [clip for clip in clips if clip.split == split and clip.labelled]
+    chosen = [clip for clip in clips if clip.split == split and (config.timed or clip.labelled)]
     entries, bad = cached_features(chosen, config.features, cache)
     if bad:
         raise InputError(*list_bad(bad, len(chosen)))
     check_split(config.data, clips, split)
-    names, events = [clip.name for clip in chosen], config.data.events
-    return Dataset(names, CachedFeatures(entries), targets(chosen, events), events)
+    events = config.data.events
+    seconds = _seconds(config.data, chosen, split) if config.timed else []
+    return Dataset(
+        names=[clip.name for clip in chosen],
+        features=CachedFeatures(entries),
+        targets=targets(chosen, events),
+        events=events,
+        kind=np.array([KINDS.index(clip.kind) for clip in chosen], np.int8),
+        annotations=[
+            tuple(each for each in clip.annotations or () if each.event in events)
+            for clip in (chosen if config.timed else ())
+        ],
+        seconds=seconds,
+    )
 
 
-def check_split(data: DataConfig, clips: Sequence[Clip], split: str) -> None:
-    """Raise InputError if the clips of `split` can't serve to learn or to measure each of `data.events`.
-
-    Unlabelled clips don't count.
-    """
+def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
+    """Raise InputError unless each of `data.events` has positive and negative labelled clips in `split`."""
     chosen = [clip for clip in clips if clip.split == split and clip.labelled]
     if not chosen:
         unlabelled = any(clip.split == split for clip in clips)
@@ -56,3 +78,42 @@ def check_split(data: DataConfig, clips: Sequence[Clip], split: str) -> None:
                 f"{data.root}: event {event!r}: expected positive and negative clips in split {split!r}, "
                 f"found {positives} positive of {len(chosen)}"
             )
+
+
+def _seconds(data: AnyData, clips: Sequence[Clip], split: str) -> list[float]:
+    """The length of each recording; raises InputError for clips that can't serve to measure timed events."""
+    import soundfile
+
+    if split != "train" and (other := next((clip for clip in clips if clip.annotations is None), None)):
+        raise InputError(
+            f"{data.root}: expected onsets and offsets of all clips of split {split!r}, "
+            f"found none of {other.name}"
+        )
+    seconds = [soundfile.info(clip.path).duration for clip in clips]
+    for clip, end in zip(clips, seconds):
+        for event, onset, _ in clip.annotations or ():
+            if split != "train" and onset >= end:
+                raise InputError(
+                    f"{clip.path}: expected onsets within {end:g} s, found {event} at {onset:g} s"
+                )
+    return seconds
+
+
+def frame_targets(
+    annotations: Sequence[Annotation], events: Sequence[str], frames: int, features: FeatureConfig
+) -> np.ndarray:
+    """1 where an event overlaps the time that a frame stands for, else 0: float32 [frames, events].
+
+    That time is one hop long, around the centre of the frame's window: frame f stands for the samples
+    f·hop + (win ± hop)/2.  Parts before the first or after the last frame, and other events, are ignored.
+    """
+    result = np.zeros((frames, len(events)), np.float32)
+    before, hop = (features.win_length - features.hop_length) / 2, features.hop_length
+    for event, *times in annotations:
+        if event in events:
+            # Rounded to a millionth of a sample, so that 0.0175 s is the end of a frame, not 1e-17 s after it.
+            samples = np.round(np.multiply(times, features.sample_rate), 6)
+            first, last = (samples - before) / hop
+            rows = slice(max(int(np.floor(first)), 0), max(int(np.ceil(last)), 0))
+            result[rows, events.index(event)] = 1
+    return result

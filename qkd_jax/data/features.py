@@ -1,4 +1,4 @@
-"""Log-mel energies of recordings, each computed once and kept in a file of its own."""
+"""Log-mel energies of recordings, each computed once and cached in a file."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,13 @@ from qkd_jax.data.cache import Entries, cached, read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.errors import InputError
 
-_FORMAT = 2  # to be raised when the same settings come to give other features
+_FORMAT = 2  # raise when the same settings give other features
 
 
 def cached_features(
     clips: Sequence[Clip], config: FeatureConfig, cache: Path
 ) -> tuple[Entries, dict[str, str]]:
-    """The file of each clip's features in `cache`, float32 [frames, n_mels], and what is wrong with others.
-
-    As `cached` gives them.
-    """
+    """The file of each clip's features in `cache`, float32 [frames, n_mels], and the faults (see `cached`)."""
     return cached(
         clips,
         lambda path: recording_features(path, config),
@@ -37,14 +34,14 @@ def cached_features(
 def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     """Log-mel energies of one recording, float32 [frames, n_mels], read block by block.
 
-    Raises InputError if it can't be read, or is shorter than one window.
+    Raises InputError if it can't be read or is shorter than one window.
     """
     rate, pieces, samples, count = config.sample_rate, [], np.zeros(0, np.float32), 0
     for block in audio_blocks(path, rate):
         count += len(block)
         samples = np.concatenate([samples, block])
         frames = config.frames(len(samples))
-        # Whole seconds, so that recordings of many lengths share few compiled shapes.
+        # Padded to whole seconds, so that recordings of many lengths share few compiled shapes.
         padded = jax.device_put(np.pad(samples, (0, -len(samples) % rate)), _host())
         pieces.append(np.asarray(log_mel(padded, config))[:frames])
         samples = samples[frames * config.hop_length :]
@@ -52,16 +49,16 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     if not len(features):
         raise InputError(f"{path}: expected at least {config.win_length} samples at {rate} Hz, found {count}")
     if not np.isfinite(features).all():
-        raise InputError(f"{path}: expected samples of a full scale of 1, found values beyond all measure")
+        raise InputError(f"{path}: expected samples with full scale 1, found values too large for float32")
     return features
 
 
 class CachedFeatures(Sequence[np.ndarray]):
-    """Features in files, mapped when asked for, so that any number of clips takes no memory."""
+    """Features in files, mapped on access, so that any number of clips takes little memory."""
 
     def __init__(self, entries: Sequence[Path]):
         self.entries = entries
-        # Mapping costs more than reading a short clip; a process may have some 65,000 maps.
+        # Mapping takes longer than reading a short clip; a process can hold about 65,000 maps.
         self.map = functools.lru_cache(10_000)(read_entry)
 
     def __len__(self) -> int:
@@ -77,31 +74,31 @@ def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     Raises InputError if one of `features` isn't finite.
     """
     count, total, squares = 0, np.zeros(()), np.zeros(())
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of it shows
+    with np.errstate(over="ignore", invalid="ignore"):  # callers check the result
         for item in map(finite, features):
             exact = np.asarray(item, np.float64)
             count, total = count + len(item), total + exact.sum(axis=0)
             squares = squares + (exact**2).sum(axis=0)
         mean = total / count
-        # A band that never changes says nothing; it must not become infinite.
+        # A band that never changes carries no information; it must not become infinite.
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-10))
         return mean.astype(np.float32), std.astype(np.float32)
 
 
 def finite(features: np.ndarray) -> np.ndarray:
-    """`features`; raises InputError, naming the file that they are mapped from, if they aren't finite."""
+    """`features`; raises InputError, naming the file they are mapped from, if they aren't finite."""
     if not np.isfinite(features).all():
         file = getattr(features, "filename", None)
         raise InputError(
             f"{file or 'features'}: expected finite log-mel energies, found NaN or infinity"
-            + ("; delete the file, and they are computed anew" if file else "")
+            + ("; delete the file to compute them again" if file else "")
         )
     return features
 
 
 @functools.cache
 def _host() -> jax.Device | None:
-    """The CPU, as a frame at a time is nothing for an accelerator; None if JAX_PLATFORMS leaves it out."""
+    """The CPU, since single frames are too little work for an accelerator; None if JAX_PLATFORMS excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Logits in a file, keyed by clip: a teacher's for its students, anyone's for looking at."""
+"""Logits in a file, keyed by clip name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _KEYS = {"names": ("U", 1), "events": ("U", 1)}
 
 
 def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
-    """Keep `logits` float32 [clips, events] under the clips' names; the file appears whole or not at all."""
+    """Write `logits`, float32 [clips, events], with the clips' names; the file appears whole or not at all."""
     with whole_file(path) as file:
         np.savez_compressed(file, names=np.array(names), events=np.array(events), logits=logits)
 
@@ -24,8 +24,7 @@ def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits
 def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.ndarray:
     """The logits of the clips `names` for `events`, in that order: float32 [clips, events].
 
-    Raises InputError if the file is no such file, lacks a clip or an event, or holds a
-    non-finite value.
+    Raises InputError if the file can't be read, lacks a clip or an event, or holds a non-finite value.
     """
     kept_names, kept_events, logits = read_npz(path, _WHAT, **_KEYS, logits=(_NUMBERS, 2))
     if logits.shape != (len(kept_names), len(kept_events)):
@@ -38,66 +37,66 @@ def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.n
 
 
 class StepLogits(NamedTuple):
-    """What a model says of clips of one length: how sure it is of each event, and when.
+    """Logits of clips of one length: `clip` [clips, events], and `steps` [clips, steps, events].
 
-    `clip` [clips, events] and `frames` [clips, steps, events] are logits; `precision` [events] is its average
-    precision on validation, 0 to 1, by which teachers weigh; `span` is its settings'.
+    `precision` [events] is the model's average precision on validation, 0 to 1, by which teachers are
+    weighted; a step reads `receptive_field` frames, `stride` frames after the last.
     """
 
     clip: np.ndarray
-    frames: np.ndarray
+    steps: np.ndarray
     precision: np.ndarray
-    span: tuple[int, int]
+    receptive_field: int
+    stride: int
 
 
-def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], said: StepLogits) -> None:
-    """Keep `said` under the clips' names, logits as float16; the file appears whole or not at all."""
+def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: StepLogits) -> None:
+    """Write `logits`, as float16, with the clips' names; the file appears whole or not at all."""
     with whole_file(path) as file:
         np.savez_compressed(
             file,
             names=np.array(names),
             events=np.array(events),
-            clip=said.clip.astype(np.float16),
-            frames=said.frames.astype(np.float16),
-            precision=said.precision,
-            span=np.array(said.span),
+            clip=logits.clip.astype(np.float16),
+            steps=logits.steps.astype(np.float16),
+            precision=logits.precision,
+            grid=np.array([logits.receptive_field, logits.stride]),
         )
 
 
 def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> StepLogits:
-    """What the file says of the clips `names` and of `events`, in that order, float32; raises InputError as
+    """The logits of the clips `names` for `events`, in that order, float32; raises InputError as
     `read_logits` does.
     """
-    kept_names, kept_events, clip, frames, precision, span = read_npz(
+    kept_names, kept_events, clip, steps, precision, grid = read_npz(
         path,
         _WHAT,
         **_KEYS,
         clip=(_NUMBERS, 2),
-        frames=(_NUMBERS, 3),
+        steps=(_NUMBERS, 3),
         precision=(_NUMBERS, 1),
-        span=("iu", 1),
+        grid=("iu", 1),
     )
     size = (len(kept_names), len(kept_events))
-    shapes = (clip.shape, (*frames.shape[:1], *frames.shape[2:]), (*size[:1], *precision.shape), span.shape)
-    if shapes != (size, size, size, (2,)) or span.min() < 1:
+    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape), grid.shape)
+    if shapes != (size, size, size, (2,)) or grid.min() < 1:
         raise InputError(
             f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
-            f"{clip.shape}, {frames.shape}, precision {precision.shape}, span {span.tolist()[:3]}"
+            f"{clip.shape}, {steps.shape}, precision {precision.shape}, grid {grid.tolist()[:3]}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
-    read, hop = map(int, span)
     return StepLogits(
         _finite(path, clip[np.ix_(rows, columns)]),
-        _finite(path, frames[rows][..., columns]),
+        _finite(path, steps[rows][..., columns]),
         _finite(path, precision[columns]),
-        (read, hop),
+        *map(int, grid),
     )
 
 
 def _places(
     path: Path, wanted: Sequence[Sequence[str]], kept: Sequence[np.ndarray]
 ) -> tuple[list[int], list[int]]:
-    """Where the wanted clips and events are among those kept; raises InputError for what is not."""
+    """Indices of the wanted clips and events; raises InputError for those that are missing."""
     places = []
     for kind, items, known in zip(("clip", "event"), wanted, kept):
         place = {item: index for index, item in enumerate(known.tolist())}
@@ -110,7 +109,7 @@ def _places(
 
 
 def _finite(path: Path, logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # named below
+    with np.errstate(over="ignore"):  # reported below
         logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
         raise InputError(f"{path}: expected finite logits, found NaN or infinity")

@@ -1,26 +1,30 @@
-"""Tables of sources: comma- or tab-separated text, read row by row, each fault said in one line."""
+"""Tables of labels: comma- or tab-separated text, read row by row, with one line for each fault."""
 
 import csv
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import AnyData
 from qkd_jax.errors import InputError
 
 
-def data_root(config: DataConfig, holds: str) -> Path:
-    """`config.root`; raises InputError that names what it `holds` if there is none."""
+def data_root(config: AnyData, holds: str) -> Path:
+    """The folder `config.root`; raises InputError, naming what it should hold, if there is none."""
     if config.root is None:
-        raise InputError(f"data.root: expected the folder that holds {holds}, got none")
+        raise InputError(f"--data.root: expected the folder that holds {holds}, got none")
     return Path(config.root)
 
 
 def inside(name: str, where: str) -> str:
-    """`name`, a path within the root, in its shortest form; raises InputError if it leads elsewhere."""
+    """`name`, a path within the root, normalised; raises InputError if it leads outside.
+
+    >>> inside("audio/../a.wav", "row 1")
+    'a.wav'
+    """
     normal = os.path.normpath(name) if name else ""
     if not normal or "\0" in normal or os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
-        raise InputError(f"{where}: expected a path within data.root, got {name!r}")
+        raise InputError(f"{where}: expected a path within --data.root, got {name!r}")
     return normal
 
 
@@ -34,20 +38,20 @@ def read_table(
     short: bool = False,
     hint: str = "",
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of the table at `path`, one by one: number of its line, and fields by column.
+    """Read the table at `path` row by row: the number of its line, and its fields by column.
 
-    The table is UTF-8, with or without a byte order mark; empty lines are no rows, and blanks
-    after a delimiter don't count.  It has `columns` and maybe others.  Without a `header` these
-    are all that it has, and lines that begin with # are comments.  Rows may be `short` of their
-    last fields, which are empty then.
+    The table is UTF-8, with or without a byte order mark; empty lines and blanks after a delimiter are
+    ignored.  It must have `columns` and may have others.  Without a `header` it has exactly `columns`, and
+    lines that begin with # are comments.  With `short`, rows may lack their last fields, which are then empty.
 
-    Raises InputError as it reads: there is no file (names `setting`), the encoding, a column
-    that is missing (adds `hint`), a row with too few or too many fields, a quote that isn't closed, no rows.
+    Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a missing
+    column (adding `hint`, and the separator that the header seems to use), a row with too few or too many
+    fields, an open quote, and a table without rows.
     """
-    if not os.path.isfile(path):  # nor a name that the system refuses
+    if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        # A comment becomes an empty line, so that numbers of lines stay the file's.
+        # A comment becomes an empty line, so that line numbers stay those of the file.
         lines = file if header else ("\n" if line.startswith("#") else line for line in file)
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         rows = filter(None, reader)
@@ -57,7 +61,8 @@ def read_table(
                 raise InputError(f"{path}: expected each column once, found {', '.join(found)}")
             if not set(columns) <= set(found):
                 raise InputError(
-                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}{hint}"
+                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}"
+                    f"{_separator_hint(found, columns, delimiter) or hint}"
                 )
             row = None
             for row in rows:
@@ -74,3 +79,15 @@ def read_table(
             raise InputError(f"{path}: row {reader.line_num}: expected a row of a table: {error}") from None
     if row is None:
         raise InputError(f"{path}: expected rows, found none")
+
+
+def _separator_hint(header: Sequence[str], columns: Sequence[str], delimiter: str) -> str:
+    """Advice if the header splits into `columns` at another separator; else nothing."""
+    names = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
+    for other, name in names.items():
+        if other != delimiter and set(columns) <= {
+            column.strip() for column in delimiter.join(header).split(other)
+        }:
+            remedy = "a name that ends in .tsv" if other == "\t" else f"{names[delimiter]} between columns"
+            return f"; the columns seem to be separated by {name}: expected {remedy}"
+    return ""

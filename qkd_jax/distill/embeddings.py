@@ -1,4 +1,4 @@
-"""Embeddings of recordings, from an inner layer of a pretrained tagger: what EEFD guides a student by."""
+"""Embeddings of recordings from an inner layer of a pretrained tagger, the targets of EEFD."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from qkd_jax.data.cache import Entries, cached
 from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
 from qkd_jax.distill.tagger import read_tagger
-from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_inner
+from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_inner
 from qkd_jax.errors import InputError
 
-_FORMAT = 1  # to be raised when the same settings come to give other embeddings
+_FORMAT = 1  # raise when the same settings give other embeddings
 
 
 def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[Entries, float]:
-    """What `layer` of the tagger described in the TOML file at `path` holds as it hears `clips`.
+    """The outputs of `layer`, on `clips`, of the tagger described in the TOML file at `path`.
 
-    Returns a file in `cache` for each clip, float32 [rows, size] in NumPy's format, and the
-    hop in seconds: row r is of the window centred at r · hop, from 0 to the clip's end.  Beyond both ends
-    the clip is mirrored, or repeated if it is shorter than half a window.  Raises InputError if the file,
-    the model, its layer or a recording can't be used.
+    Returns a file in `cache` for each clip, float32 [rows, size] in NumPy's format, and the hop in seconds:
+    row r belongs to the window centred at r · hop, from 0 to the clip's end.  Beyond its ends the clip is
+    mirrored, or repeated if it is shorter than half a window.  Raises InputError if the file, the model, its
+    layer or a recording can't be used.
     """
     config = read_tagger(path)
     if config.layer is None:
@@ -37,8 +37,8 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
         samples = wanted
     if samples is None:
         raise InputError(f"{path}: window_seconds: expected, as {model} takes any length, found none")
-    if not 1 <= samples <= MOST_SAMPLES:
-        raise InputError(f"window_seconds: expected 1 to {MOST_SAMPLES} samples, got {samples}")
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise InputError(f"window_seconds: expected 1 to {MAX_SAMPLES} samples, got {samples}")
     hop = max(round(config.hop_seconds * config.sample_rate) if config.hop_seconds else samples // 2, 1)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     entries, bad = cached(
@@ -57,7 +57,7 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
 def _embedder(
     run: Callable[[np.ndarray], np.ndarray], samples: int, hop: int, sample_rate: int, model: Path
 ) -> Callable[[Path], np.ndarray]:
-    """The function recording -> embeddings float32 [rows, size], for any thread."""
+    """The function from a recording to its embeddings, float32 [rows, size]; safe in any thread."""
     before, after = samples // 2, samples - samples // 2
 
     def embed(recording: Path) -> np.ndarray:

@@ -1,11 +1,19 @@
-"""The objectives: eq. 1 and eq. 2 of Shi et al. 2019, as pure functions of logits."""
+"""The objectives, as pure functions of logits: of clips (Shi et al. 2019, eq. 1 and 2), and of timed events.
 
+A batch of timed events holds its targets for each frame, a grid that all models share.  A model compares
+them at its own steps: a step stands for the `stride` frames in the middle of those that it reads.
+"""
+
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from qkd_jax.config import StepNetwork
+from qkd_jax.models.common import Logits
 
 
 def weighted_bce(
@@ -15,15 +23,13 @@ def weighted_bce(
 ) -> Float[Array, ""]:
     """Eq. 1: -[w_c y log σ(z) + (1 - y) log(1 - σ(z))], the mean over clips and events.
 
-    `targets` are labels or probabilities in [0, 1].  The paper sums; the mean differs by a
-    constant factor and makes learning rate and clipping independent of the batch size.
+    `targets` are labels or probabilities in [0, 1].  The paper takes the sum; the mean differs by a constant
+    factor and makes learning rate and clipping independent of the batch size.
+
+    >>> float(weighted_bce(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])).round(4))
+    0.6931
     """
     return _bce(logits, targets, positive_weight).mean()
-
-
-def _bce(logits: jax.Array, targets: jax.Array, positive_weight: jax.Array | float = 1.0) -> jax.Array:
-    weight = jnp.broadcast_to(positive_weight, logits.shape)
-    return weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
 
 
 def distillation_loss(
@@ -36,27 +42,31 @@ def distillation_loss(
     positive_weight: Float[Array, " event"] | float = 1.0,
     form: Literal["hinton", "paper"] = "hinton",
 ) -> Float[Array, ""]:
-    """Eq. 2: α T² l(soft) + (1 - α) l(labels), l being `weighted_bce`.
+    """Eq. 2: α T² · soft loss + (1 - α) · hard loss, each a `weighted_bce`.
 
-    α in [0, 1] is one number or one for each event: 0 for those that the teacher doesn't know.
+    α in [0, 1] is one number or one for each event: 0 for events that the teacher doesn't know.
 
-    Eq. 2 as printed lacks its minus sign and takes the logarithm of logits; both forms mend that.
+    Eq. 2 as printed lacks its minus sign and takes the logarithm of logits; both forms correct that.
 
-    `paper`: the rest to the letter.  Only the teacher is tempered, though T² stays, and w_c
-    weighs the soft term too, so that the optimum is not at the teacher's probability.
-    `hinton`: both sides are tempered and the soft term is unweighted (Hinton et al. 2015): at
-    α = 1 the optimum is the teacher's logits themselves, and T² keeps the gradient's size.
+    - `paper` follows the rest to the letter: only the teacher is tempered, although T² stays, and w_c also
+      weights the soft loss, so that the optimum is not the teacher's probability.
+    - `hinton` tempers both sides and leaves the soft loss unweighted (Hinton et al. 2015): at α = 1 the
+      optimum is the teacher's logits, and T² keeps the size of the gradient.
+
+    >>> z = jnp.zeros((1, 2))
+    >>> float(distillation_loss(z, z + 1, z, alpha=0.5, temperature=1.0).round(4))
+    0.6931
     """
-    soft = jax.nn.sigmoid(teacher_logits / temperature)
+    soft_targets = jax.nn.sigmoid(teacher_logits / temperature)
     if form == "hinton":
-        taught = _bce(logits / temperature, soft)
+        soft = _bce(logits / temperature, soft_targets)
     elif form == "paper":
-        taught = _bce(logits, soft, positive_weight)
+        soft = _bce(logits, soft_targets, positive_weight)
     else:
         raise ValueError(f"form: expected 'hinton' or 'paper', got {form!r}")
-    told = _bce(logits, labels, positive_weight)
+    hard = _bce(logits, labels, positive_weight)
     share = jnp.broadcast_to(alpha, logits.shape)
-    return (share * temperature**2 * taught + (1 - share) * told).mean()
+    return (share * temperature**2 * soft + (1 - share) * hard).mean()
 
 
 def positive_weights(
@@ -65,9 +75,12 @@ def positive_weights(
 ) -> np.ndarray:
     """w_c of eq. 1 for each event, float32 [events], from training `targets` [clips, events].
 
-    The text says "the ratio between positive and negative examples", which would weaken rare
-    positives still more; its stated aim is balance, hence the default.  Raises ValueError if
-    an event has no positive or no negative clip.
+    The text says "the ratio between positive and negative examples", which would weaken rare positives
+    further; its stated aim is balance, hence the default.  Raises ValueError if an event has no positive or
+    no negative clip.
+
+    >>> positive_weights(np.array([[1.0], [0.0], [0.0]]))
+    array([2.], dtype=float32)
     """
     positives = targets.sum(axis=0, dtype=np.float64)
     negatives = len(targets) - positives
@@ -78,3 +91,100 @@ def positive_weights(
     if rule == "positives/negatives":
         return (positives / negatives).astype(np.float32)
     return np.full(targets.shape[1], rule, np.float32)
+
+
+def ramp_up(progress: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """exp(-5 (1 - s/S)²) for `progress` s/S in [0, 1], 1 beyond: how learning rate and consistency rise."""
+    return jnp.exp(-5 * jnp.square(1 - jnp.clip(progress, 0, 1)))
+
+
+def label_loss(logits: Logits, batch: Mapping[str, jax.Array], network: StepNetwork) -> Float[Array, ""]:
+    """Binary cross-entropy of the steps of strongly labelled clips, plus that of weakly labelled clips.
+
+    `batch` holds `strong` [batch, frames, event], `weak` [batch, event], and `has_strong` and `has_weak`
+    [batch], 1 where these are known; each term is the mean over the clips that have it, 0 without any.
+    A step holds an event if one of its frames does.
+    """
+    strong = by_step(batch["strong"], network, logits.steps.shape[1]).max(axis=2)
+    return _known_bce(logits.steps, strong, batch["has_strong"]) + _known_bce(
+        logits.clip, batch["weak"], batch["has_weak"]
+    )
+
+
+def teacher_loss(logits: Logits, batch: Mapping[str, jax.Array], network: StepNetwork) -> Float[Array, ""]:
+    """Binary cross-entropy against the teachers' posteriors, of steps plus of clips, over the whole batch.
+
+    `batch` holds these as `teacher` [batch, frames, event] and `teacher_clip` [batch, event].
+    """
+    targets = by_step(batch["teacher"], network, logits.steps.shape[1]).mean(axis=2)
+    return _bce(logits.steps, targets).mean() + _bce(logits.clip, batch["teacher_clip"]).mean()
+
+
+def consistency_loss(logits: Logits, mean_teacher: Logits) -> Float[Array, ""]:
+    """Mean squared distance to the mean teacher's posteriors, of steps plus of clips."""
+
+    def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+        return jnp.square(jax.nn.sigmoid(ours) - jax.lax.stop_gradient(jax.nn.sigmoid(theirs))).mean()
+
+    return distance(logits.steps, mean_teacher.steps) + distance(logits.clip, mean_teacher.clip)
+
+
+def by_step(
+    x: Float[Array, "batch frames event"], network: StepNetwork, steps: int
+) -> Float[Array, "batch step stride event"]:
+    """The `stride` frames in the middle of the frames that each step reads."""
+    first = (network.receptive_field - network.stride) // 2
+    middle = x[:, first : first + steps * network.stride]
+    return middle.reshape(x.shape[0], steps, network.stride, x.shape[-1])
+
+
+def step_of_frame(receptive_field: int, stride: int, *, steps: int, frames: int) -> np.ndarray:
+    """The step that stands for each frame, int [frames]; frames beyond all steps take the nearest."""
+    return np.clip((np.arange(frames) - (receptive_field - stride) // 2) // stride, 0, steps - 1)
+
+
+def fuse(
+    logits: Float[np.ndarray, "teacher *batch event"],
+    weights: Float[np.ndarray, "teacher event"] | None,
+    temperature: float = 1.0,
+) -> Float[np.ndarray, "*batch event"]:
+    """Posteriors of several teachers combined: the mean of σ(z/T), weighted for each event.
+
+    `weights` sum to 1 over teachers; without them, it is the posterior of the teachers' mean logit.
+    """
+    if weights is None:
+        return _sigmoid(logits.mean(axis=0) / temperature)
+    return np.einsum("t...e,te->...e", _sigmoid(logits / temperature), weights)
+
+
+def fusion_weights(rule: str, precision: Float[np.ndarray, "teacher event"]) -> np.ndarray | None:
+    """Weights of teachers for each event, [teacher, event], from their average precision on validation.
+
+    `precision`: its softmax over teachers; `best`: the best teacher alone; `uniform`: equal weights; `logits`:
+    None, for which `fuse` averages logits.  Fu et al. (2019) give no rule; these are our readings.
+    """
+    if rule == "logits":
+        return None
+    if rule == "uniform":
+        return np.full_like(precision, 1 / len(precision))
+    if rule == "best":
+        return (precision.argmax(axis=0) == np.arange(len(precision))[:, None]).astype(precision.dtype)
+    if rule != "precision":
+        raise ValueError(f"rule: expected precision, uniform, best or logits, got {rule!r}")
+    share = np.exp(precision - precision.max(axis=0))
+    return share / share.sum(axis=0)
+
+
+def _bce(logits: jax.Array, targets: jax.Array, positive_weight: jax.Array | float = 1.0) -> jax.Array:
+    weight = jnp.broadcast_to(positive_weight, logits.shape)
+    return weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
+
+
+def _known_bce(logits: jax.Array, targets: jax.Array, known: jax.Array) -> jax.Array:
+    """The mean over the clips that are `known` (1 or 0, [batch])."""
+    by_clip = _bce(logits, targets).mean(axis=tuple(range(1, logits.ndim)))
+    return (known * by_clip).sum() / jnp.maximum(known.sum(), 1)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))

@@ -1,4 +1,4 @@
-"""A pretrained tagger as teacher: an ONNX or LiteRT model of waveforms, run over recordings."""
+"""A pretrained tagger as a teacher: an ONNX or LiteRT model of waveforms, run over recordings."""
 
 import difflib
 import glob
@@ -7,30 +7,55 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.reading import read_audio
-from qkd_jax.config import TaggerConfig, from_json
+from qkd_jax.config import from_json
+from qkd_jax.config.fields import STRICT, Length, Rate
 from qkd_jax.data.cache import cached, read_entry
 from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.tables import read_table
-from qkd_jax.distill.waveform_model import MOST_SAMPLES, open_model
+from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_model
 from qkd_jax.errors import InputError
 
-_LONGEST, _DOTS = 1 << 20, 2000
-_FORMAT = 1  # to be raised when the same settings come to give other scores
-_LEAST = 1e-3  # our reading: a logit of an 8-bit tagger's 0 would be minus infinity
+_MAX_CHARACTERS, _MAX_DOTS = 1 << 20, 2000
+_FORMAT = 1  # raise when the same settings give other scores
+_MARGIN = 1e-3  # our reading: the logit of an 8-bit tagger's 0 would be minus infinity
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaggerConfig:
+    """A pretrained tagger that serves as a teacher, described in a TOML file; paths are relative to that file."""
+
+    file: str
+    """A model in .onnx or .tflite of a float32 waveform, [samples] or [1, samples]."""
+    classes: str
+    """Names of its classes in order: one name per line, or in a .csv the column `display_name`."""
+    events: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
+    """For each event that it knows, the classes that mean it."""
+    output: Literal["probabilities", "logits"] = "probabilities"
+    """What it gives for each class."""
+    sample_rate: Rate = 16_000
+    """Samples per second of its input; recordings at other rates are resampled."""
+    window_seconds: Length | None = None
+    """Length of its input; by default the model's fixed length, or else the whole recording."""
+    hop_seconds: Length | None = None
+    """Time from one window to the next; half a window by default."""
+    layer: str | None = None
+    """An inner tensor whose values are embeddings, by its name or a unique part of it (LiteRT only)."""
 
 
 def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cache: Path) -> np.ndarray:
-    """What the tagger described in the TOML file at `path` says of `clips`, float32 [clips, events].
+    """Logits of `clips`, float32 [clips, events], from the tagger described in the TOML file at `path`.
 
-    A class's score is its maximum over windows, an event's the maximum over its classes;
-    probabilities within 0.001 of 0 or 1 count as that near.  Events that it doesn't know are NaN.
-    The scores are kept in `cache`.  Raises InputError if the file, the model, its class names or a
-    recording can't be used.
+    A class's score is its maximum over windows, an event's score the maximum over its classes.
+    Probabilities are clipped to [0.001, 0.999].  Events that the tagger doesn't know are NaN.  Scores are
+    kept in `cache`.  Raises InputError if the file, the model, its class names or a recording can't be used.
     """
     config = read_tagger(path)
     model, names_file = path.parent / config.file, path.parent / config.classes
@@ -49,18 +74,18 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
         raise InputError(*list_bad(bad, len(clips)))
     scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
     for row, entry in zip(scores, entries):
-        (said,) = read_entry(entry)
-        low, high = min(low, said.min()), max(high, said.max())
+        (of_classes,) = read_entry(entry)
+        low, high = min(low, of_classes.min()), max(high, of_classes.max())
         for event, chosen in columns.items():
-            row[list(events).index(event)] = said[chosen].max()
+            row[list(events).index(event)] = of_classes[chosen].max()
     if config.output == "logits":
         return scores
-    if low < -_LEAST or high > 1 + _LEAST:
+    if low < -_MARGIN or high > 1 + _MARGIN:
         raise InputError(
             f"{path}: output: expected probabilities, found {low:g} to {high:g}; "
             'if these are logits, output = "logits"'
         )
-    scores = np.clip(scores, _LEAST, 1 - _LEAST)
+    scores = np.clip(scores, _MARGIN, 1 - _MARGIN)
     return np.log(scores) - np.log1p(-scores)
 
 
@@ -68,9 +93,9 @@ def read_tagger(path: Path) -> TaggerConfig:
     """The settings in the TOML file at `path`; raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
-        # A key of n dots takes tomllib n² steps, and bytes.
-        if len(text) > _LONGEST or text.count(".") > _DOTS:
-            raise ValueError(f"at most {_LONGEST} letters, {_DOTS} of them dots")
+        # tomllib needs n² steps and bytes for a key with n dots.
+        if len(text) > _MAX_CHARACTERS or text.count(".") > _MAX_DOTS:
+            raise ValueError(f"at most {_MAX_CHARACTERS} characters, {_MAX_DOTS} of them dots")
         text = json.dumps(tomllib.loads(text))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: expected a tagger's settings in TOML: {error}") from None
@@ -83,39 +108,39 @@ def _class_names(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().split("\n")]
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a class name a line: {error}") from None
+        raise InputError(f"{path}: expected one class name per line: {error}") from None
 
 
 def _columns(path: Path, event: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
     for name in classes:
         if name not in names:
             near = "".join(f", maybe {other!r}" for other in difflib.get_close_matches(name, names, 1))
-            raise InputError(f"{path}: events.{event}: expected the tagger's classes, got {name!r}{near}")
+            raise InputError(f"{path}: events.{event}: expected classes of the tagger, got {name!r}{near}")
     return [index for index, name in enumerate(names) if name in classes]
 
 
 def _scorer(
     model: Path, config: TaggerConfig, classes: int, names_file: Path
 ) -> tuple[Callable[[Path], np.ndarray], str]:
-    """The function recording -> scores float32 [1, classes], for any thread, and what they depend on."""
+    """The function from a recording to scores float32 [1, classes], safe in any thread, and its cache key."""
     samples, run = open_model(model)
     if config.window_seconds is not None:
         wanted = round(config.window_seconds * config.sample_rate)
         if samples not in (None, wanted):
             raise InputError(f"window_seconds: {model} takes {samples} samples, got {wanted}")
         samples = wanted
-    if samples is not None and not 1 <= samples <= MOST_SAMPLES:
-        raise InputError(f"window_seconds: expected 1 to {MOST_SAMPLES} samples, got {samples}")
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:
+        raise InputError(f"window_seconds: expected 1 to {MAX_SAMPLES} samples, got {samples}")
     hop = round(config.hop_seconds * config.sample_rate) if config.hop_seconds else (samples or 0) // 2
     noise = np.random.default_rng(0).normal(0, 0.1, samples or 10 * config.sample_rate).astype(np.float32)
     outputs = run(noise)
     fitting = [index for index, output in enumerate(outputs) if output.shape[-1:] == (classes,)]
     if not fitting:
         raise InputError(
-            f"{names_file}: {classes} class names; {model}: expected an output of so many, "
+            f"{names_file}: {classes} class names; {model}: expected an output of that size, "
             f"found {', '.join(str(output.shape) for output in outputs)}"
         )
-    whole = min(fitting, key=lambda index: outputs[index].size)  # others may be frame by frame
+    whole = min(fitting, key=lambda index: outputs[index].size)  # other outputs may hold one row per frame
 
     def score(recording: Path) -> np.ndarray:
         waveform = read_audio(recording, config.sample_rate)
@@ -126,14 +151,14 @@ def _scorer(
         return scores[None].astype(np.float32)
 
     digest = hashlib.sha256()
-    # Weights may lie beside the model, in model.onnx.data.
+    # Weights may be in a file of their own, model.onnx.data.
     for file in sorted(model.parent.glob(f"{glob.escape(model.name)}*")):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop}"
 
 
 def _windows(waveform: np.ndarray, samples: int, hop: int) -> Iterator[np.ndarray]:
-    """Windows every `hop` samples and one that ends with the recording; a shorter one is tiled."""
+    """Windows every `hop` samples, and one that ends with the recording; a shorter recording is tiled."""
     last = len(waveform) - samples
     if last < 0:
         yield np.resize(waveform, samples)

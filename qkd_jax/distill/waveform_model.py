@@ -1,4 +1,4 @@
-"""Models of waveforms in ONNX and LiteRT files, from whomever: each is tried in a process of its own."""
+"""Untrusted models of waveforms in ONNX and LiteRT files; each is first run once in a subprocess."""
 
 import contextlib
 import difflib
@@ -18,33 +18,33 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]
 
 _RUNTIMES = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
-MOST_SAMPLES = 1 << 26
-"""That a model may hear at a time: an hour at 16 kHz."""
+MAX_SAMPLES = 1 << 26
+"""Longest input of a model: an hour at 16 kHz."""
 _NOISE = 160_000
-"""Samples for a model that takes any number."""
+"""Samples of the trial input for a model that takes any number."""
 
 
 def open_model(path: Path) -> tuple[int | None, Run]:
     """Open the model in the .onnx or .tflite file at `path`.
 
-    Returns the number of samples that it takes, None for any, and the function, for any thread,
-    from a float32 waveform [samples] to its outputs.  Raises InputError if there is none, if its
-    runtime isn't installed, if it takes anything but one float32 waveform, or if it makes the runtime crash
-    or hang as it is opened or hears noise (whether it would on another sound nobody can tell); so does the
-    function if the model fails on a waveform.
+    Returns the number of samples that it takes, None for any, and the function from a float32 waveform
+    [samples] to its outputs, safe in any thread.  Raises InputError if there is no such file, if its runtime
+    isn't installed, if it takes anything but one float32 waveform, or if it makes the runtime crash or hang
+    when opened or run on noise (another input may still crash it).  The function raises InputError if the
+    model fails on a waveform.
     """
     _try(path)
     return open_untried(path)
 
 
 def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
-    """As `open_model`, or with a `layer` as `open_inner`, in this process at once, which may crash."""
+    """Like `open_model`, or with a `layer` like `open_inner`, but without the trial: this process may crash."""
     _check(path)
     try:
         shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)
     except InputError:
         raise
-    except Exception as error:  # of a class of its own for each fault
+    except Exception as error:  # runtimes have no common class of errors
         runtime = _RUNTIMES[path.suffix]
         raise InputError(f"{path}: expected a model for {runtime}: {first_line(error)}") from None
 
@@ -54,7 +54,7 @@ def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]
             outputs = run(array)
         except Exception as error:
             raise InputError(f"{path}: failed on {len(waveform)} samples: {first_line(error)}") from None
-        for output in outputs:  # ONNX knows text, lists and maps too
+        for output in outputs:  # ONNX also has outputs of text, lists and maps
             if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
                 raise InputError(f"{path}: expected arrays of numbers, found {type(output).__name__}")
         return outputs
@@ -63,11 +63,11 @@ def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]
 
 
 def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray], np.ndarray]]:
-    """Open the model in the .tflite file at `path` for what its inner tensor `layer` holds.
+    """Open the model in the .tflite file at `path` to read its inner tensor `layer`.
 
-    `layer` is the name of a tensor that the model computes, or a part of it that no other one has.
-    Returns as `open_model` does, but the function gives that tensor's values, float32 [size], as numbers
-    where the model has codes.  Raises InputError as `open_model` does, and if there is no such tensor.
+    `layer` is the name of a tensor that the model computes, or a part of the name that no other has.
+    Returns what `open_model` does, but the function gives that tensor's values, float32 [size]; codes are
+    dequantized.  Raises InputError as `open_model` does, and if there is no such tensor.
     """
     if path.suffix != ".tflite":
         raise InputError(f"layer: expected a .tflite for inner layers, got {path}")
@@ -79,7 +79,7 @@ def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray
 def _check(path: Path) -> None:
     if path.suffix not in _RUNTIMES:
         raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
-    if not os.path.isfile(path):  # nor a name that the system refuses
+    if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"file: expected a model at {path}, found none")
 
 
@@ -89,9 +89,9 @@ def _try(path: Path, *layer: str) -> None:
 
 
 def run_once(path: Path, layer: str | None = None) -> None:
-    """Open the model at `path` and run it on noise, in this process, which may crash; raises InputError."""
+    """Open the model at `path` and run it on noise; this process may crash.  Raises InputError."""
     samples, run = open_untried(path, layer)
-    # What takes any number need not take this one.
+    # A model that takes any number of samples may still refuse this one.
     with contextlib.suppress(*() if samples else (InputError,)):
         run(np.random.default_rng(0).normal(0, 0.1, samples or _NOISE).astype(np.float32))
 
@@ -110,7 +110,7 @@ def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
     litert = _import("ai_edge_litert.interpreter", path)
     options: dict[str, Any] = {"num_threads": 1}
     if layer is not None:
-        # Else XNNPACK, the default delegate, joins operations, and tensors take each other's memory.
+        # XNNPACK, the default delegate, would fuse operations and reuse the memory of tensors.
         options["experimental_op_resolver_type"] = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         options["experimental_preserve_all_tensors"] = True
 
@@ -124,7 +124,7 @@ def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
     )
     position = inputs[0]["index"]
     outputs = model.get_output_details() if layer is None else [_computed(path, model, layer)]
-    opened = threading.local()  # an interpreter is of one thread
+    opened = threading.local()  # an interpreter serves one thread
 
     def run(array: np.ndarray) -> list[np.ndarray]:
         if not hasattr(opened, "interpreter"):
@@ -142,7 +142,7 @@ def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
 
 
 def _computed(path: Path, model: Any, layer: str) -> Any:
-    """The tensor `layer` of the LiteRT model; raises InputError if no operation gives it."""
+    """The tensor `layer` of the LiteRT model; raises InputError if no operation computes it."""
     given = {index for operation in model._get_ops_details() for index in operation["outputs"]}
     tensors = model.get_tensor_details()
     computed = [item for item in tensors if item["index"] in given]
@@ -161,12 +161,12 @@ def _computed(path: Path, model: Any, layer: str) -> Any:
 
 
 def _values(codes: np.ndarray, scale: float, zero: int) -> np.ndarray:
-    """The numbers that `codes` stand for; without a scale they are these themselves."""
+    """The values of `codes`; without a scale, `codes` themselves."""
     return (codes.astype(np.float32) - zero) * np.float32(scale) if scale else codes
 
 
 def _waveform_shape(path: Path, inputs: Sequence[tuple[Sequence[Any], Any]], float32: Any) -> Shape:
-    """The shape of the only input, None where it is free; raises InputError if that is no waveform."""
+    """The shape of the only input, None for free sizes; raises InputError if it isn't a waveform."""
     shapes: list[Shape] = [
         [size if isinstance(size, int) and size > 0 else None for size in shape] for shape, _ in inputs
     ]
@@ -175,7 +175,7 @@ def _waveform_shape(path: Path, inputs: Sequence[tuple[Sequence[Any], Any]], flo
         and inputs[0][1] == float32
         and shapes[0]
         and all(size in (1, None) for size in shapes[0][:-1])
-        and (shapes[0][-1] or 1) <= MOST_SAMPLES
+        and (shapes[0][-1] or 1) <= MAX_SAMPLES
     ):
         return shapes[0]
     found = ", ".join(f"{kind} {shape}" for shape, (_, kind) in zip(shapes, inputs))

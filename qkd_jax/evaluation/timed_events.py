@@ -1,6 +1,6 @@
-"""Which event, and when: the metrics of sound event detection, by sed_scores_eval (the extra `sed`).
+"""Metrics of timed events: PSDS and F1, by sed_scores_eval (the extra `sed`).
 
-Bilen et al. 2020 define PSDS; Ebbers et al. 2022 compute it over all thresholds instead of a grid of some.
+Bilen et al. 2020 define PSDS; Ebbers et al. 2022 compute it over all thresholds instead of a few.
 """
 
 import warnings
@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.detector.stream import Clock
+from qkd_jax.config import Clock, EventRecipe, RunConfig, StepNetwork, step_clock
+from qkd_jax.data.dataset import Dataset
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.metrics import evaluate
 
 Truth = Mapping[str, Sequence[tuple[str, float, float]]]
-"""The spans of each clip: event, onset and offset in seconds.  A clip without events has none."""
+"""The annotations of each clip: event, onset and offset in seconds."""
 
 Rocs = dict[str, tuple[np.ndarray, np.ndarray]]
-"""The staircase under which `psds1` and `psds2` are the area: effective false positives an hour, rising to
-`MAX_FALSE_POSITIVES`, and the effective true positive ratio in [0, 1] from there on, each [points]."""
+"""The step curves whose areas are `psds1` and `psds2`: effective false positives per hour, up to
+`MAX_FALSE_POSITIVES`, and the effective true positive ratio in [0, 1] from each on, both [points]."""
 
 MAX_FALSE_POSITIVES = 100.0
-"""Effective false positives an hour up to which PSDS counts (e_max)."""
+"""Effective false positives per hour up to which PSDS integrates (e_max)."""
 
 _PSDS: dict[str, dict[str, float | None]] = {
     "psds1": {"dtc_threshold": 0.7, "gtc_threshold": 0.7},
@@ -29,7 +31,35 @@ _PSDS: dict[str, dict[str, float | None]] = {
 }
 
 
-def evaluate_sound_events(
+def timed_metrics(
+    config: RunConfig,
+    network: StepNetwork,
+    data: Dataset,
+    clip: np.ndarray,
+    steps: Sequence[np.ndarray],
+    *,
+    f1: bool = True,
+) -> tuple[dict[str, dict[str, float]], Rocs]:
+    """The figures of `evaluate` and `evaluate_timed_events` for each event, and the curves of PSDS.
+
+    `clip` [clips, events] and `steps`, [steps, events] for each clip, are logits.
+    """
+    assert isinstance(config.recipe, EventRecipe)
+    timed, rocs = evaluate_timed_events(
+        dict(zip(data.names, data.annotations)),
+        dict(zip(data.names, steps)),
+        dict(zip(data.names, data.seconds)),
+        data.events,
+        step_clock(config.features, network),
+        threshold=0.0,
+        median=config.recipe.median,
+        f1=f1,
+    )
+    table = evaluate(data.targets, clip, data.events)
+    return {key: figures | timed[key] for key, figures in table.items()}, rocs
+
+
+def evaluate_timed_events(
     truth: Truth,
     scores: Mapping[str, np.ndarray],
     durations: Mapping[str, float],
@@ -42,45 +72,48 @@ def evaluate_sound_events(
 ) -> tuple[dict[str, dict[str, float]], Rocs]:
     """Percent for each event and, under the key `average`, for all; and the curves of PSDS.
 
-    `truth`, `scores` and `durations` (seconds) are of the same clips.  Scores are [steps, events] as `clock`
-    times them: probabilities, or logits with a `threshold` of 0.  They are smoothed over `median` steps.  The
-    first step reaches back to the clip's beginning, the last on to its end; steps and parts of spans beyond
-    that are left out.  Spans of one event that overlap or touch are one.
+    `truth`, `scores` and `durations` (seconds) belong to the same clips.  Scores are [steps, events], timed by
+    `clock`: probabilities, or logits with a `threshold` of 0.  They are smoothed over `median` steps.  The
+    first step extends to the start of the clip, the last to its end; steps and parts of annotations beyond
+    the clip are ignored.  Annotations of one event that overlap or touch are joined.
 
-    - `psds1` and `psds2`, over all thresholds, as in DCASE's task 4: detections lie in spans and spans in
-      detections to 0.7, or to 0.1.  In `psds2` a false positive that lies in another event to 0.3 is a
-      cross-trigger, weighed by 0.5; a single event has none.  The average measures the mean of the events'
-      curves less their standard deviation, so it is not the mean of the events' figures.
-    - `event_f1`: onsets within 0.2 s, offsets within 0.2 s or a fifth of the span, whichever is more.
-    - `segment_f1`: in segments of 1 s an event is or is not.
-    - `intersection_f1`: detections lie in spans and spans in detections to 0.5, as in DESED's baseline.
+    - `psds1` and `psds2`, over all thresholds, as in DCASE's task 4: detections overlap annotations, and
+      annotations detections, by at least 0.7, or 0.1.  In `psds2` a false positive that overlaps another event
+      by at least 0.3 is a cross-trigger, weighted by 0.5; with a single event there is none.  The average is
+      the area under the mean of the events' curves minus their standard deviation, so it is not the mean of
+      the events' figures.
+    - `event_f1`: onsets within 0.2 s; offsets within 0.2 s or a fifth of the event's length, whichever is more.
+    - `segment_f1`: the presence of an event in segments of 1 s.
+    - `intersection_f1`: overlaps of at least 0.5, as in DESED's baseline.
 
-    The three F1 are of scores above `threshold`, 0 where an event is never found, and averaged plainly;
-    they take about as long as both PSDS, and are left out without `f1`.
+    The three F1 count scores above `threshold`, are 0 for an event that is never detected, and are averaged
+    over events; they take about as long as both PSDS, and are left out without `f1`.
 
-    Raises InputError without sed_scores_eval; ValueError for other clips than the truth's, scores that are
-    not finite or not of `events`, a span without length in its clip or of another event, an event without
-    spans, and an even `median`.
+    Raises InputError without sed_scores_eval; ValueError for clips other than the truth's, scores that are
+    not finite or not of `events`, an annotation outside its clip or of another event, an event without
+    annotations, and an even `median`.
     """
     library = load_sed_scores_eval()
-    frames, spans = _inputs(truth, scores, durations, events, clock, median)
+    frames, annotations = _inputs(truth, scores, durations, events, clock, median)
     seconds, rocs, values = dict(durations), {}, {}
     for name, parameters in _PSDS.items():
         if len(events) == 1:
             parameters = parameters | {"cttc_threshold": None, "alpha_ct": 0.0}
         average, of_event, (true_positives, false_positives), _ = library.intersection_based.psds(
-            frames, spans, seconds, **parameters, alpha_st=1.0, max_efpr=MAX_FALSE_POSITIVES
+            frames, annotations, seconds, **parameters, alpha_st=1.0, max_efpr=MAX_FALSE_POSITIVES
         )
         rocs[name] = (false_positives, true_positives)
         values[name] = of_event | {"average": average}
     if f1:
         for name, (of_event, *_) in {
             "event_f1": library.collar_based.fscore(
-                frames, spans, threshold, onset_collar=0.2, offset_collar=0.2, offset_collar_rate=0.2
+                frames, annotations, threshold, onset_collar=0.2, offset_collar=0.2, offset_collar_rate=0.2
             ),
-            "segment_f1": library.segment_based.fscore(frames, spans, seconds, threshold, segment_length=1.0),
+            "segment_f1": library.segment_based.fscore(
+                frames, annotations, seconds, threshold, segment_length=1.0
+            ),
             "intersection_f1": library.intersection_based.fscore(
-                frames, spans, threshold, dtc_threshold=0.5, gtc_threshold=0.5
+                frames, annotations, threshold, dtc_threshold=0.5, gtc_threshold=0.5
             ),
         }.items():
             values[name] = of_event | {"average": of_event["macro_average"]}
@@ -104,13 +137,13 @@ def smooth(scores: np.ndarray, median: int) -> np.ndarray:
 
 
 def load_sed_scores_eval() -> ModuleType:
-    """What counts; raises InputError where the extra `sed` is missing."""
+    """The library of these metrics; raises InputError if the extra `sed` is missing."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # setuptools', of its pkg_resources
+            warnings.simplefilter("ignore")  # a warning of setuptools about pkg_resources
             import sed_scores_eval
     except ImportError:
-        raise InputError("sound events: expected sed_scores_eval: pip install -e '.[sed]'") from None
+        raise InputError("timed events: expected sed_scores_eval: pip install 'qkd_jax[sed]'") from None
     return sed_scores_eval
 
 
@@ -122,7 +155,7 @@ def _inputs(
     clock: Clock,
     median: int,
 ) -> tuple[dict[str, Any], dict[str, list[tuple[float, float, str]]]]:
-    """What sed_scores_eval takes of each clip: a DataFrame of scores, and spans."""
+    """The inputs of sed_scores_eval for each clip: a DataFrame of scores, and annotations."""
     from sed_scores_eval.base_modules.scores import create_score_dataframe
 
     for name, given in (("scores", scores), ("durations", durations)):
@@ -134,9 +167,11 @@ def _inputs(
     for clip, seconds in durations.items():
         if not 0 < seconds < np.inf:
             raise ValueError(f"{clip}: expected a duration above 0 s, got {seconds:g}")
-    spans = {clip: _spans(clip, truth[clip], durations[clip], events) for clip in truth}
-    if absent := set(events) - {event for of_clip in spans.values() for _, _, event in of_clip}:
-        raise ValueError(f"truth: expected spans of every event, got none of {', '.join(sorted(absent))}")
+    annotations = {clip: _joined(clip, truth[clip], durations[clip], events) for clip in truth}
+    if absent := set(events) - {event for of_clip in annotations.values() for _, _, event in of_clip}:
+        raise ValueError(
+            f"truth: expected annotations of every event, got none of {', '.join(sorted(absent))}"
+        )
     frames = {}
     for clip, values in scores.items():
         finite = np.isfinite(values).all()
@@ -148,18 +183,18 @@ def _inputs(
         edges = _edges(len(values), clock, durations[clip])
         smoothed = smooth(values[: len(edges) - 1], median)
         frames[clip] = create_score_dataframe(smoothed, edges, list(events))
-    return frames, spans
+    return frames, annotations
 
 
-def _spans(
-    clip: str, spans: Sequence[tuple[str, float, float]], duration: float, events: Sequence[str]
+def _joined(
+    clip: str, annotations: Sequence[tuple[str, float, float]], duration: float, events: Sequence[str]
 ) -> list[tuple[float, float, str]]:
-    """Onset, offset and event: within the clip, and apart from others of the same event."""
+    """Onset, offset and event, cut to the clip; those of one event that overlap or touch are joined."""
     apart: list[tuple[float, float, str]] = []
-    for event, onset, offset in sorted(spans):
+    for event, onset, offset in sorted(annotations):
         end = min(offset, duration)
         if event not in events:
-            raise ValueError(f"{clip}: expected spans of {', '.join(events)}, got {event}")
+            raise ValueError(f"{clip}: expected annotations of {', '.join(events)}, got {event}")
         if not 0 <= onset < end:
             raise ValueError(
                 f"{clip}: expected {event} with an onset, then an offset, in {duration:g} s, "
@@ -173,7 +208,7 @@ def _spans(
 
 
 def _edges(steps: int, clock: Clock, duration: float) -> np.ndarray:
-    """Where the steps that begin in the clip do so, and its end: seconds [steps + 1], from 0."""
+    """Starts of the steps that begin within the clip, from 0, and its end: seconds [steps + 1]."""
     begins = clock.first + clock.step * (np.arange(steps) - 0.5)
     begins[0] = 0
     return np.append(begins[begins < duration], duration)

@@ -24,4 +24,4 @@ def build_model(config: Network, events: int, embedding: int = 0) -> Model:
         return CRNN(config, events, embedding)
     if isinstance(config, LSTMConfig):
         return (IntegerLSTM if is_integer(config) else LSTM)(config, events)
-    return (ResNet if isinstance(config, ResNetConfig) else DenseNet)(config, events)
+    return ResNet(config, events) if isinstance(config, ResNetConfig) else DenseNet(config, events)

@@ -18,23 +18,22 @@ from qkd_jax.errors import InputError, first_line
 from qkd_jax.run_folder.state import TrainState
 from qkd_jax.system.devices import any_process, is_first, on_each, wait_for_all
 
-_OVERHEAD = 200_000  # bytes of a checkpoint beside the arrays, on a file system of 4 KiB blocks
+_OVERHEAD = 200_000  # bytes of a checkpoint besides its arrays, on a file system with 4 KiB blocks
 
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last two, and the best by the metric `psds`, or
-    without that `auc`; raises InputError.
+    """The checkpoints in `folder`: the last two, and the best by the metric `psds`, or else `auc`.
 
-    To write, what a killed run left half-written is cleared away first, and what is damaged set aside;
-    `read_only` leaves a run that is training alone.
+    Before writing, partial checkpoints of a killed run are removed, and damaged ones are set aside;
+    `read_only` changes nothing, since the run may be training.  Raises InputError.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are raised as well
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
         best_fn=_score,
-        # A state is donated to the next step: it must be on disk before that.
+        # The next step reuses the state's buffers, so it must be on disk before that.
         enable_async_checkpointing=False,
         read_only=read_only,
     )
@@ -44,7 +43,7 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
         manager = ocp.CheckpointManager(
             folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
-        manager.best_step()  # reads what they all reached
+        manager.best_step()  # reads the metrics of all
     try:
         yield manager
     finally:
@@ -56,14 +55,14 @@ def _score(metrics: dict[str, float]) -> float:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None) -> None:
-    """Keep `state` under its own step, with the validation metrics it reached; None within an epoch.
+    """Save `state` under its step, with its validation metrics; None within an epoch.
 
-    Raises InputError if it can't be written; what was kept before stands.
+    Raises InputError if it can't be written; earlier checkpoints stay.
     """
     step = int(state.step)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD
     try:
-        # Orbax finds out too, in many threads, each with much to say.
+        # Orbax would fail too, in many threads, each with a long report.
         free = shutil.disk_usage(manager.directory).free
         if any_process(free < needed):
             raise OSError(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
@@ -72,7 +71,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, f
     except (OSError, ValueError) as error:
         raise InputError(
             f"{manager.directory}/{step}: could not be written: {str(error).split(': ')[-1]}; "
-            f"step {manager.latest_step() or 0} stands, and the same command goes on from there"
+            f"step {manager.latest_step() or 0} is kept, and the same command resumes from there"
         ) from None
 
 
@@ -81,9 +80,10 @@ class _Damaged(InputError):
 
 
 def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """The state of the last step that can be read, None without one; raises InputError as `restore` does.
+    """The state of the last readable step, or None if there is no checkpoint; raises InputError as `restore`.
 
-    What is damaged is set aside, and said; if all are, that is raised, for the model has to begin as new.
+    Damaged checkpoints are set aside and reported; if all are damaged, that is an InputError, since the model
+    must train from scratch.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
@@ -93,12 +93,14 @@ def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState
             _set_aside(Path(manager.directory, str(step)), error)
             manager.reload()
     if steps:
-        raise InputError(f"{manager.directory}: none could be read; the same command trains this model anew")
+        raise InputError(
+            f"{manager.directory}: expected a readable checkpoint, found none; the same command trains this model from scratch"
+        )
     return None
 
 
 def _set_aside_without_figures(folder: Path) -> None:
-    """Set aside what Orbax can't begin with: checkpoints whose validation figures can't be read."""
+    """Set aside checkpoints whose validation figures can't be read, with which Orbax can't start."""
     for path in sorted(folder.glob("*/metrics/metrics")):
         try:
             with _named(path.parents[1]):
@@ -118,21 +120,21 @@ def _set_aside(damaged: Path, error: object) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    """The state of `step`; `like` (arrays or shapes) says what is expected to be in it.
+    """The state of `step`, with arrays or shapes as in `like`.
 
-    Raises InputError if it is another model's, or damaged.
+    Raises InputError if it belongs to another model or is damaged.
     """
     where = f"{manager.directory}/{step}"
     with _named(where):
         kept, expected = _described(manager.item_metadata(step)), _described(like)
-    # Orbax finds out too, in many threads, each with much to say.
+    # Orbax would fail too, in many threads, each with a long report.
     for name in expected | kept:
         if kept.get(name) != expected.get(name):
             raise InputError(
                 f"{where}: expected a checkpoint of this model, with {name} {expected.get(name)}, "
                 f"found {kept.get(name)}"
             )
-    # However many devices it was saved on.
+    # It may have been saved on another number of devices.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_each()), like)
     with _named(where), contextlib.redirect_stderr(io.StringIO()):
         return manager.restore(step, args=ocp.args.StandardRestore(shapes))
@@ -141,18 +143,18 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
 def best_model(folder: Path, like: TrainState) -> Any:
     """The variables, for the model's `apply`, of the best checkpoint in `folder`."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: expected checkpoints, found none; train.py goes on with the run")
+        raise InputError(f"{folder}: expected checkpoints, found none; qkd-jax train resumes the run")
     with open_checkpoints(folder, read_only=True) as manager:
         step = manager.best_step()
         if step is None:
             raise InputError(
-                f"{folder}: expected a finished epoch, found none; train.py goes on with the run"
+                f"{folder}: expected a finished epoch, found none; qkd-jax train resumes the run"
             )
         return restore(manager, step, like).model
 
 
 def _described(tree: Any) -> dict[str, str]:
-    """Type and shape of each array, by its name."""
+    """Type and shape of each array by name."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}"
@@ -162,17 +164,17 @@ def _described(tree: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _named(where: Path | str) -> Iterator[None]:
-    """Says where it is when Orbax meets what it can't read."""
+    """Turn Orbax's errors into InputErrors that name the place."""
     try:
         yield
-    except Exception as error:  # what is damaged raises what it likes
+    except Exception as error:  # damaged files may raise anything
         reason = first_line(error)
-        if isinstance(error, MemoryError | RuntimeError):  # which may pass
+        if isinstance(error, MemoryError | RuntimeError):  # which may be temporary
             raise InputError(f"{where}: could not be read: {reason}") from None
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            said = f"{error.filename or where}: could not be read: {error.strerror or reason}"
-            raise InputError(said) from None
+            message = f"{error.filename or where}: could not be read: {error.strerror or reason}"
+            raise InputError(message) from None
         raise _Damaged(
             f"{where}: could not be read as a checkpoint: {reason}; if it is damaged, delete it, and the "
-            "run goes on from the one before, or anew"
+            "run resumes from the one before, or starts again"
         ) from None

@@ -1,4 +1,4 @@
-"""A model's record: JSON lines, one for each step and one for each epoch, and the same for TensorBoard."""
+"""A model's log: one line of JSON for each step and each epoch, and the same for TensorBoard."""
 
 import contextlib
 import errno
@@ -19,8 +19,8 @@ LOG = "log.jsonl"
 def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """The records in a model's `folder` up to `last_step`.
 
-    Without the half line of a killed run, and all else that is no record: not an object of finite numbers by
-    name with a `step`, and either a `loss` or `epoch`, `epoch_loss` and `valid`.
+    Lines that aren't records, such as the partial line of a killed run, are ignored.  A record is an object of
+    finite numbers with a `step`, and with either `loss`, or `epoch`, `epoch_loss` and `valid`.
     """
     path = folder / LOG
     lines = path.read_bytes().splitlines() if path.is_file() else []
@@ -50,10 +50,10 @@ def read_epochs(folder: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
-    """A function that adds its keywords, `step` among them, as one record, handed to the system at once.
+    """A function that appends its keywords, which include `step`, as one record, without buffering.
 
     Records of steps after `step`, which a killed run wrote before it could save, are dropped.
-    Raises InputError if it can't be written.
+    Raises InputError if the log can't be written.
     """
     kept = read_log(folder, step)
     with whole_file(folder / LOG, "w") as file:
@@ -76,9 +76,9 @@ def open_log(folder: Path, step: int) -> Iterator[Callable[..., None]]:
 
 @contextlib.contextmanager
 def _open_board(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that adds a record's figures to a new file for TensorBoard.
+    """A function that appends a record's figures to a new file for TensorBoard.
 
-    That is only a copy of the log: that it can't be written is no error.
+    The file is only a copy of the log, so a failure to write it is not an error.
     """
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
@@ -86,7 +86,7 @@ def _open_board(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     for older in folder.glob("events.out.tfevents.*"):
         older.unlink()
-    # SummaryWriter would write in a thread, whose errors nobody catches.
+    # SummaryWriter would write in a thread, where errors can't be caught.
     writer = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.qkd_jax"))
     with contextlib.suppress(OSError):
         writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())

@@ -1,4 +1,4 @@
-"""What changes while a model trains: a tree of arrays, nothing else."""
+"""The training state: a tree of arrays, and the optimizer that updates it."""
 
 import dataclasses
 from functools import partial
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from qkd_jax.config import TrainConfig
+from qkd_jax.config import ClipRecipe, EventRecipe
+from qkd_jax.distill.objectives import ramp_up
 from qkd_jax.models.build import Model
 from qkd_jax.models.common import with_norm
 
-_STILL = ("norm", "exponents")
+_NOT_TRAINED = ("norm", "exponents")
 
 
 @partial(
@@ -25,8 +26,8 @@ _STILL = ("norm", "exponents")
 class TrainState:
     """`step` counts updates; `variables` are the model's other collections (statistics, norm).
 
-    `average` is the moving average of `params` and of the statistics in `variables`, or None without
-    one.  The leaves are arrays, or whatever a transformation puts in their place.
+    `average` is the moving average of `params` and of the statistics in `variables`, or None.  The leaves
+    are arrays, or whatever a transformation puts in their place.
     """
 
     step: Any
@@ -37,16 +38,28 @@ class TrainState:
 
     @property
     def model(self) -> dict[str, Any]:
-        """What the model's `apply` takes, averaged if there is an average."""
+        """The variables for the model's `apply`, averaged if there is an average."""
         return {"params": self.params, **self.variables, **(self.average or {})}
 
 
-def make_optimizer(config: TrainConfig, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """Adam for `steps` updates in all, after clipping the gradient's global norm."""
+def make_optimizer(
+    recipe: ClipRecipe | EventRecipe, learning_rate: float, updates: int
+) -> optax.GradientTransformation:
+    """Adam for `updates` updates in all, after clipping the gradient's global norm."""
     rate: Any = learning_rate
-    if config.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(learning_rate, steps)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate))
+    if isinstance(recipe, EventRecipe):
+
+        def rate(update: jax.Array) -> jax.Array:
+            return learning_rate * risen(recipe, update, updates)
+
+    elif recipe.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, updates)
+    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optax.adam(rate))
+
+
+def risen(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Array:
+    """Ramp-up factor in [0, 1] at the 0-based `update` of `updates`."""
+    return ramp_up((update + 1) / max(recipe.ramp * updates, 1))
 
 
 def init_state(
@@ -58,7 +71,7 @@ def init_state(
     *,
     average: bool = False,
 ) -> TrainState:
-    """A new state for features of `shape` [frames, mels], normalised by `norm`, mean and std [mels].
+    """A new state for features of `shape` [frames, mels], normalized by `norm`, mean and std [mels].
 
     With `average` it carries a moving average.
     """
@@ -68,28 +81,28 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        average=_moving({"params": params, **variables}) if average else None,
+        average=_averaged({"params": params, **variables}) if average else None,
         variables=variables,
         opt_state=optimizer.init(params),
     )
 
 
-def begun_with(state: TrainState, model: dict[str, Any]) -> TrainState:
-    """`state` with the parameters and statistics of `model`, also as their average if it carries one.
+def started_from(state: TrainState, model: dict[str, Any]) -> TrainState:
+    """`state` with the parameters and statistics of `model`, also as its average if it has one.
 
-    What features are normalised by stays: it is that of the data; and so does a layer `embedding`, which is
-    that of a guide, where `model` has none of its size.
+    The normalization of features stays, since it belongs to the data; so does the layer `embedding` if
+    `model` has none of its shape.
     """
     shapes = partial(jax.tree.map, jnp.shape)
     theirs = model["params"]
     stays = shapes(state.params.get("embedding")) != shapes(theirs.get("embedding"))
     params = {key: own if stays and key == "embedding" else theirs[key] for key, own in state.params.items()}
     model = {**model, "params": params}
-    average = None if state.average is None else _moving(model)
-    statistics = {key: value for key, value in model.items() if key not in ("params", *_STILL)}
+    average = None if state.average is None else _averaged(model)
+    statistics = {key: value for key, value in model.items() if key not in ("params", *_NOT_TRAINED)}
     return dataclasses.replace(state, params=params, average=average, variables=state.variables | statistics)
 
 
-def _moving(model: dict[str, Any]) -> dict[str, Any]:
-    """What training moves; a copy, for a state's buffers are donated, each only once."""
-    return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key not in _STILL}
+def _averaged(model: dict[str, Any]) -> dict[str, Any]:
+    """A copy of what training updates; a copy, because a state's buffers are donated once each."""
+    return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key not in _NOT_TRAINED}

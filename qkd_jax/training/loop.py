@@ -16,11 +16,11 @@ from qkd_jax.system.devices import any_process, everywhere, is_first
 from qkd_jax.system.interrupt import asked_to_stop, stop_requests
 from qkd_jax.system.progress import track
 
-_ASKED = 10  # steps
+_ASK_EVERY = 10  # steps
 
 
 def _no_log(**record: Any) -> None:
-    """What a process does that is not the first."""
+    """The log of every process but the first: none."""
 
 
 def fit(
@@ -34,13 +34,13 @@ def fit(
     epoch_steps: int,
     patience: int | None = None,
 ) -> None:
-    """Train to `epochs` epochs, going on from the last checkpoint in `folder` if there is one.
+    """Train to `epochs` epochs, resuming from the last checkpoint in `folder` if there is one.
 
-    `batches_from(step)` are the batches from that step on.  After each epoch:
-    `validate(variables)` gives `auc` and `eer`, or `psds` and more, a line goes to the log and the
-    terminal, and the newest and the best state are kept; after `patience` epochs that were not the best,
-    training ends.  Asked to stop, it finishes the step, keeps the state and raises
-    KeyboardInterrupt.  Raises InputError on a non-finite loss or gradient; what was saved stays.
+    `batches_from(step)` gives the batches from that step on.  After each epoch, `validate(variables)` gives
+    figures (`auc` and `eer`, or `psds` and more), one line goes to the log and the terminal, and the newest
+    and the best state are kept.  After `patience` epochs without a new best, training ends.  When asked to
+    stop, it finishes the step, saves the state and raises KeyboardInterrupt.  Raises InputError for a
+    non-finite loss or gradient; saved states stay.
     """
     name, last_step = folder.name, epochs * epoch_steps
     with stop_requests(), checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
@@ -56,10 +56,10 @@ def fit(
             return
         if first_step:
             at = f"epoch {first_step // epoch_steps} of {epochs}"
-            print(f"{name}: going on from step {first_step}, {at}", flush=True)
+            print(f"{name}: resuming from step {first_step}, {at}", flush=True)
 
         begun = first_step - first_step % epoch_steps
-        # Those of this epoch, of which a run that was stopped within it has the first.
+        # Losses of this epoch; a run that was stopped within it has recorded the first ones.
         losses = [
             record["loss"]
             for record in read_log(folder, first_step)
@@ -73,7 +73,7 @@ def fit(
                     if not math.isfinite(value):
                         raise InputError(
                             f"{name}: {key} became {value} at step {step}; try a lower "
-                            "learning_rate or train.clip_norm, or another train.seed"
+                            "learning rate or --recipe.clip-norm, or another --recipe.seed"
                         )
                 losses.append(values["loss"])
                 log(step=step, **values)
@@ -87,8 +87,8 @@ def fit(
                     record(*running)
                 running = (step, metrics)
                 ends_epoch = step % epoch_steps == 0
-                # Several processes stop at the same step, which takes asking.
-                asks = jax.process_count() == 1 or step % _ASKED == 0
+                # Several processes must stop at the same step, so they ask each other.
+                asks = jax.process_count() == 1 or step % _ASK_EVERY == 0
                 if not ends_epoch and not (asks and any_process(asked_to_stop())):
                     continue
                 record(*running)
@@ -105,5 +105,5 @@ def fit(
                 if any_process(asked_to_stop()):
                     raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")
                 if out_of_patience(step):
-                    print(f"{name}: no better for {patience} epochs, done", flush=True)
+                    print(f"{name}: no new best for {patience} epochs, done", flush=True)
                     return

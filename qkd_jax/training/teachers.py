@@ -1,93 +1,258 @@
-"""What the students are taught: logits of the run's own teacher, of foreign ones, or their mean."""
+"""Targets from teachers: logits of clips, posteriors of steps, and embeddings, each computed once and kept."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from qkd_jax.audio.augment import augment
-from qkd_jax.config import TRAINED
-from qkd_jax.data.arrays import read_npy
-from qkd_jax.data.batches import Batch
+from qkd_jax.config import is_file, step_clock
+from qkd_jax.data.arrays import read_npy, read_npz
+from qkd_jax.data.batches import Batch, EmbeddingTargets, StepTargets, tiled
+from qkd_jax.data.cache import read_entry
 from qkd_jax.data.dataset import Dataset
-from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.data.features import mean_and_std
+from qkd_jax.data.logits import (
+    StepLogits,
+    read_logits,
+    read_step_logits,
+    write_logits,
+    write_step_logits,
+)
+from qkd_jax.distill.embeddings import tagger_embeddings
+from qkd_jax.distill.objectives import fuse, fusion_weights, step_of_frame
 from qkd_jax.distill.tagger import tagger_logits
 from qkd_jax.errors import InputError, printable
-from qkd_jax.evaluation.prediction import clip_logits, make_predict
-from qkd_jax.run_folder.folder import TEACHER, Run
+from qkd_jax.evaluation.metrics import average_precision
+from qkd_jax.evaluation.prediction import clip_logits, make_predict, make_predict_steps, step_logits
+from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
+from qkd_jax.system.progress import track
+
+_BATCH = 16
+_MIN_STD = 0.01  # relative to the largest standard deviation
 
 
-def foreign_logits(run: Run, data: Dataset) -> np.ndarray:
-    """The logits of each foreign teacher on the training clips, float32 [teachers, clips, events].
+def check_clip_teachers(run: Run, train: Dataset) -> None:
+    """Compute and keep the logits of all teachers from files; raises InputError for those that can't be used."""
+    for model in run.config.models.values():
+        for teacher in filter(is_file, model.teachers):
+            _file_logits(run, teacher, train)
 
-    NaN for events that a teacher doesn't know.  Kept in the run, which a change of the file
-    shall not change.  Raises InputError.
+
+def teacher_logits(run: Run, name: str, train: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the logits of model `name`'s teachers on the training clips, float32 [clips, events].
+
+    An event's mean is over the teachers that know it.  The second array, bool [events], is False for events
+    that none knows, whose logits are 0.
     """
-    path = run.folder / "foreign.npy"
-    files = [Path(name) for name in run.config.distill.teachers if name != TRAINED]
-    if lacking(path):
-        clips = [clip for clip in run.clips if clip.split == "train" and clip.labelled]
-        logits = np.zeros((len(files), *data.targets.shape), np.float32)
-        for teacher, file in zip(logits, files):
-            if file.suffix == ".toml":
-                teacher[:] = tagger_logits(file, clips, data.events, run.cache)
-            else:
-                teacher[:] = read_logits(file, data.names, data.events)
-            unknown = [event for event, column in zip(data.events, teacher.T) if np.isnan(column).any()]
-            but = f" all but {printable(', '.join(unknown))}" if unknown else ""
-            print(f"{file.name}: teaches{but}", flush=True)
-        with whole_file(path) as opened:
-            np.save(opened, logits)
-    what = "logits of foreign teachers, asked anew if it is deleted"
-    logits = read_npy(path, what, "f", 3)
-    if logits.shape != (len(files), *data.targets.shape) or np.isinf(logits).any():
-        raise InputError(f"{path}: expected {what}: found an array {logits.shape}")
-    return logits
-
-
-def own_logits(run: Run, data: Dataset) -> np.ndarray:
-    """The best own teacher's logits on the unaugmented training clips, computed once."""
-    # Apart from what eval.py writes, maybe midway through the training.
-    path = run.folder / TEACHER / "teaching.npz"
-    if lacking(path):
-        predict, variables = make_predict(run.model(TEACHER)), run.best_variables(TEACHER)
-        logits = clip_logits(predict, variables, data, run.config.frames, run.config.train.batch_size)
-        write_logits(path, data.names, data.events, logits)
-    return read_logits(path, data.names, data.events)
-
-
-def mean_logits(run: Run, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the teachers' logits on the training clips, float32 [clips, events], and what they know.
-
-    The mean is over those who know an event; the second array, bool [events], is False where
-    nobody does, and the logits are 0.
-    """
-    logits = foreign_logits(run, data)
-    if TRAINED in run.config.distill.teachers:
-        logits = np.concatenate([own_logits(run, data)[None], logits])
+    logits = np.stack(
+        [
+            (_file_logits if is_file(teacher) else _model_logits)(run, teacher, train)
+            for teacher in run.config.models[name].teachers
+        ]
+    )
     knows = ~np.isnan(logits).any(axis=1, keepdims=True)  # [teachers, 1, events]
     total = np.where(knows, logits, 0).sum(axis=0) / np.maximum(knows.sum(axis=0), 1)
     return total.astype(np.float32), knows.any(axis=(0, 1))
 
 
-def make_augment(run: Run, *, taught: bool) -> Callable[[int, Batch], Batch]:
-    """The function (step, batch) -> augmented batch, the same for each model of the run.
+def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
+    """Logits of a tagger or from a file for the training clips, float32 [clips, events]; NaN for unknown events.
 
-    If the model is `taught`, its teacher sees the augmented clips: the batch gets the own
-    teacher's logits on them.
+    They are kept in the run, which later changes of the file must not change.
     """
-    settings, seed = run.config.augment, run.config.train.seed
-    teacher = run.model(TEACHER)
-    variables = run.best_variables(TEACHER) if taught else None
+    path, file = run.teacher_file(teacher), Path(teacher)
+    if lacking(path):
+        if file.suffix == ".toml":
+            clips = [clip for clip in run.clips if clip.split == "train" and clip.labelled]
+            logits = tagger_logits(file, clips, train.events, run.cache)
+        else:
+            logits = read_logits(file, train.names, train.events)
+        unknown = [event for event, column in zip(train.events, logits.T) if np.isnan(column).any()]
+        but = f", except {printable(', '.join(unknown))}" if unknown else ""
+        print(f"{file.name}: logits of {len(train.names)} training clips for all events{but}", flush=True)
+        with whole_file(path) as opened:
+            np.save(opened, logits)
+    what = f"logits of {file.name} (delete the file to compute them again)"
+    logits = read_npy(path, what, "f", 2)
+    if logits.shape != train.targets.shape or np.isinf(logits).any():
+        raise InputError(f"{path}: expected {what}: found an array {logits.shape}")
+    return logits
+
+
+def _model_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
+    """Logits of the best state of a model of the run on the unaugmented training clips, computed once."""
+    # A file of its own, since the eval command may write logits in the middle of the training.
+    path = run.model_folder(teacher) / "teaching.npz"
+    if lacking(path):
+        predict, variables = make_predict(run.model(teacher)), run.best_variables(teacher)
+        size = run.config.recipe.batch_size
+        write_logits(
+            path,
+            train.names,
+            train.events,
+            clip_logits(predict, variables, train, run.config.frames, size),
+        )
+    return read_logits(path, train.names, train.events)
+
+
+def live_teacher(run: Run, name: str) -> Callable[[int, Batch], Batch]:
+    """The function (update, batch) -> augmented batch, with the same augmentation for each model of the run.
+
+    If model `name` has teachers, models of the run, the batch gets their mean logits on the augmented clips.
+    """
+    settings, seed = run.config.augment, run.config.recipe.seed
+    names = run.config.models[name].teachers
+    teachers, states = [run.model(each) for each in names], [run.best_variables(each) for each in names]
 
     @jax.jit
-    def augmented(variables, step, batch):
-        key = jax.random.fold_in(jax.random.key(seed), step)
+    def augmented(states, update, batch):
+        key = jax.random.fold_in(jax.random.key(seed), update)
         features, labels = augment(key, batch["features"], batch["labels"], settings)
         batch = {"features": features, "labels": labels}
-        return batch | {"teacher_logits": teacher.apply(variables, features)} if taught else batch
+        if not teachers:
+            return batch
+        logits: Any = [model.apply(variables, features) for model, variables in zip(teachers, states)]
+        return batch | {"teacher_logits": sum(logits[1:], logits[0]) / len(logits)}
 
-    return lambda step, batch: augmented(variables, step, batch)
+    return lambda update, batch: augmented(states, update, batch)
+
+
+def check_step_teachers(run: Run, name: str, train: Dataset) -> None:
+    """Raise InputError unless the steps of model `name`'s teachers lie on one grid."""
+    config, grids = run.config, set()
+    for teacher in config.models[name].teachers:
+        if not is_file(teacher):
+            network: Any = config.models[teacher].network
+            grids.add((network.receptive_field, network.stride))
+            continue
+        logits = read_step_logits(Path(teacher), train.names, train.events)
+        expected = (config.frames - logits.receptive_field) // logits.stride + 1
+        grids.add((logits.receptive_field, logits.stride))
+        if (steps := logits.steps.shape[1]) != expected:
+            raise InputError(
+                f"{teacher}: expected {expected} steps of {config.frames} frames, found {steps}: the logits "
+                "belong to other features or another clip length"
+            )
+    if len(grids) > 1:
+        raise InputError(
+            f"models.{name}.teachers: expected teachers with equal receptive fields and strides, "
+            f"got {sorted(grids)}"
+        )
+
+
+def step_targets(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets | None:
+    """The fused posteriors of model `name`'s teachers on the training clips; None without teachers."""
+    config, objective = run.config.model(name), run.objective(name)
+    if not config.teachers:
+        return None
+    teachers = [_step_logits(run, teacher, data) for teacher in config.teachers]
+    weights = fusion_weights(objective.fusion, np.stack([each.precision for each in teachers]))
+    steps, clip = (
+        fuse(np.stack(logits).astype(np.float32), weights, objective.temperature)
+        for logits in ([each.steps for each in teachers], [each.clip for each in teachers])
+    )
+    grid = teachers[0].receptive_field, teachers[0].stride
+    return StepTargets(steps, clip, step_of_frame(*grid, steps=steps.shape[1], frames=run.config.frames))
+
+
+def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
+    """The logits of a teacher on the training clips: read from its file, or computed once and kept."""
+    train, config = data["train"], run.config
+    if is_file(teacher):
+        return read_step_logits(Path(teacher), train.names, train.events)
+    path = run.model_folder(teacher) / "teaching.npz"
+    if lacking(path):
+        network: Any = config.models[teacher].network
+        predict, variables = make_predict_steps(run.model(teacher)), run.best_variables(teacher)
+        clip, _ = step_logits(predict, variables, data["valid"], config.frames, network)
+        precision = average_precision(data["valid"].targets, clip)
+        clip, steps = step_logits(predict, variables, train, config.frames, network)
+        if len({len(logits) for logits in steps}) > 1:
+            raise InputError(
+                "--data.clip-seconds: expected no recording longer than the models' input where models teach, "
+                f"got {config.data.clip_seconds:g}"
+            )
+        grid = network.receptive_field, network.stride
+        kept = StepLogits(clip, np.stack(steps), precision, *grid)
+        write_step_logits(path, train.names, train.events, kept)
+    return read_step_logits(path, train.names, train.events)
+
+
+def embedding_targets(run: Run, name: str, clips: int) -> EmbeddingTargets | None:
+    """The embeddings that `keep_embeddings` wrote for model `name`; None if none guide it."""
+    if run.objective(name).embeddings is None:
+        return None
+    path, what = run.embeddings_file(name), f"embeddings of {clips} clips"
+    rows, row_of_step, size = read_npz(path, what, rows=("f", 3), row_of_step=("iu", 1), size=("iu", 0))
+    network: Any = run.config.models[name].network
+    steps = network.steps(run.config.frames)
+    if (
+        (len(rows), rows.shape[2], len(row_of_step)) != (clips, size, steps)
+        or not 0 <= row_of_step.min() <= row_of_step.max() < rows.shape[1]
+        or not np.isfinite(rows).all()
+    ):
+        raise InputError(f"{path}: expected {what}, {steps} steps, size {size}, found others: {rows.shape}")
+    return EmbeddingTargets(rows, row_of_step)
+
+
+def keep_embeddings(run: Run, name: str, train: Dataset) -> None:
+    """Write the embeddings of the training clips that guide model `name` (EEFD), if any do.
+
+    `rows` float16 [clips, rows, size], and for each of the model's steps the nearest row.  Each dimension is
+    standardized, except those that hardly vary: otherwise distances would be meaningless, since YAMNet's
+    embeddings are mostly near 0, and a layer-norm's output soon is too.  Raises InputError if a tagger
+    can't be used.
+    """
+    source, path = run.objective(name).embeddings, run.embeddings_file(name)
+    if source is None or not lacking(path):
+        return
+    network: Any = run.config.models[name].network
+    steps = np.arange(network.steps(run.config.frames))
+    if is_file(source):
+        clips = [clip for clip in run.clips if clip.split == "train"]
+        entries, hop = tagger_embeddings(Path(source), clips, run.cache)
+        embeddings = [read_entry(entry) for entry in entries]
+        most = max(map(len, embeddings))
+        rows = np.stack([np.resize(each, (most, each.shape[1])) for each in embeddings])
+        first, step = step_clock(run.config.features, network)
+        row_of_step = np.clip(np.rint((first + step * steps) / hop).astype(int), 0, most - 1)
+    else:
+        rows, row_of_step = _convolution_outputs(run, source, train), steps
+    with whole_file(path) as file:
+        np.savez(file, rows=_standardized(rows), row_of_step=row_of_step, size=rows.shape[-1])
+
+
+def _standardized(rows: np.ndarray) -> np.ndarray:
+    """`rows` [clips, rows, size] with mean 0 and variance 1 per dimension; those that hardly vary stay near 0."""
+    mean, std = mean_and_std(rows)
+    return ((rows - mean) / np.maximum(std, _MIN_STD * std.max())).astype(np.float16)
+
+
+def _convolution_outputs(run: Run, name: str, train: Dataset) -> np.ndarray:
+    """The outputs of model `name`'s convolutions on the training clips, [clips, steps, size]."""
+    model, variables, frames = run.model(name), run.best_variables(name), run.config.frames
+
+    @jax.jit
+    def front(variables: Any, features: jax.Array) -> jax.Array:
+        _, captured = model.apply(
+            variables,
+            features,
+            capture_intermediates=lambda module, _: module.name == "front",
+            mutable=["intermediates"],
+        )
+        return captured["intermediates"]["front"]["__call__"][0]
+
+    rows, starts = [], range(0, len(train.names), _BATCH)
+    for start in track(starts, len(starts), "embeddings"):
+        some = [
+            tiled(train.features[clip], frames) for clip in range(len(train.names))[start : start + _BATCH]
+        ]
+        batch = np.zeros((_BATCH, *some[0].shape), np.float32)
+        batch[: len(some)] = some
+        rows.append(np.asarray(front(variables, batch))[: len(some)])
+    return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""The source for AudioSet (Gemmeke et al. 2017): published segments, recordings from any downloader."""
+"""AudioSet (Gemmeke et al. 2017): published segments, recordings from any downloader."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import AudioSetData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.tables import data_root, read_table
 from qkd_jax.errors import InputError
@@ -14,33 +14,32 @@ from qkd_jax.errors import InputError
 _SEGMENTS = ("balanced_train_segments.csv", "unbalanced_train_segments.csv", "eval_segments.csv")
 _COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 _LABELS = "class_labels_indices.csv"
-# What libsndfile reads.  Video's .m4a and .webm are not among it.
+# Suffixes that libsndfile reads; the .m4a and .webm of videos are not among them.
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
 _TIMES = re.compile(r"(_\d.*)?")
 
 
-def read_audioset(config: DataConfig) -> list[Clip]:
+def read_audioset(config: AudioSetData) -> list[Clip]:
     """The clips of AudioSet whose recordings are in `config.root`, without splits.
 
-    In the root lie `class_labels_indices.csv` and one or more of the published tables of
-    segments: `balanced_train_segments.csv`, `unbalanced_train_segments.csv`, `eval_segments.csv`.
-    Recordings may be in any folder below it, links to folders followed, in any format that
-    libsndfile reads.  They are named by the YouTube id, with or without Y before it, and with or
-    without times after it: `ID.wav`, `YID.wav`, `ID_30000_40000.flac`.
+    The root holds `class_labels_indices.csv` and one or more of the published tables of segments:
+    `balanced_train_segments.csv`, `unbalanced_train_segments.csv`, `eval_segments.csv`.  Recordings may lie
+    in any folder below it (links to folders are followed), in any format that libsndfile reads.  They are
+    named by the YouTube id, with or without Y before it and times after it: `ID.wav`, `YID.wav`,
+    `ID_30000_40000.flac`.
 
-    Labels are display names; a segment that comes twice is one clip with the labels of both; the
-    group is the id.  Segments without a recording are left out: a printed line says how many,
-    of them all and of each of `config.events`.  Of several recordings of one segment the first
-    in the order of their paths is taken.
+    Labels are display names; a segment listed twice becomes one clip with the labels of both; the group is
+    the id.  Segments without a recording are left out, and a printed line counts them, in all and for each of
+    `config.events`.  If a segment has several recordings, the first by path is used.
 
-    Raises InputError that names the file, and the row or the column; also if there is no table
-    of segments, or no segment has a recording.
+    Raises InputError that names the file, and the row or column; also if there is no table of segments, or
+    no segment has a recording.
     """
     root = data_root(config, _LABELS)
     labels = _read_labels(root)
     recordings = _find_recordings(root, labels)
     if not recordings:
-        raise InputError(f"data.root: expected recordings named by YouTube ids under {root}, found none")
+        raise InputError(f"--data.root: expected recordings named by YouTube ids under {root}, found none")
     if len(recordings) < len(labels):
         print(_left_out(root, labels, recordings, config.events), flush=True)
     return [
@@ -52,15 +51,15 @@ def read_audioset(config: DataConfig) -> list[Clip]:
 
 def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     """The labels of each segment, by YouTube id."""
-    index = read_table(root / _LABELS, ("mid", "display_name"), setting="data.root")
+    index = read_table(root / _LABELS, ("mid", "display_name"), setting="--data.root")
     display_names = {row["mid"]: row["display_name"] for _, row in index}
     paths = [root / name for name in _SEGMENTS if (root / name).is_file()]
     if not paths:
-        raise InputError(f"data.root: expected one of {', '.join(_SEGMENTS)} in {root}, found none")
+        raise InputError(f"--data.root: expected one of {', '.join(_SEGMENTS)} in {root}, found none")
     labels: dict[str, frozenset[str]] = {}
-    sets: dict[frozenset[str], frozenset[str]] = {}  # one for all segments of the same labels
+    sets: dict[frozenset[str], frozenset[str]] = {}  # segments with the same labels share one set
     for path in paths:
-        for line, row in read_table(path, _COLUMNS, setting="data.root", header=False):
+        for line, row in read_table(path, _COLUMNS, setting="--data.root", header=False):
             mids = row["positive_labels"].split(",")
             for mid in mids:
                 if mid not in display_names:
@@ -73,17 +72,17 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
 
 
 def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
-    """The path of a recording of each id that has one, relative to `root`."""
+    """The path, relative to `root`, of a recording for each id that has one."""
     found: dict[str, str] = {}
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        # Links that lead back would lead on for ever.
+        # A link to a parent folder would make the walk endless.
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()  # the same names on each machine
+        folders.sort()  # the same order on every machine
         relative = Path(folder).relative_to(root)
         for file in files:
             stem, extension = os.path.splitext(file)
@@ -95,8 +94,8 @@ def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
 
 
 def _ytid(stem: str, ytids: Container[str]) -> str | None:
-    """The one of `ytids` that a file of this name is a recording of."""
-    # An id may itself begin with Y: only the ids tell which Y is the downloader's.
+    """The one of `ytids` that this file name belongs to, or None."""
+    # An id may itself begin with Y; only the list of ids tells whether the downloader added it.
     for start in (0, 1) if stem.startswith("Y") else (0,):
         ytid, times = stem[start : start + 11], stem[start + 11 :]
         if ytid in ytids and _TIMES.fullmatch(times):

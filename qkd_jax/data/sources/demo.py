@@ -1,8 +1,8 @@
 """The demo's recordings: synthesised, in the layout that the manifest source reads.
 
-Three events, `siren`, `bell` and `knock`, in coloured noise, beside distractors that share
-single traits with them.  Length, level and position of every sound follow one law, whatever
-it is, so that none of these tells which event it is or whether there is one.
+Three events, `siren`, `bell` and `knock`, in coloured noise, beside distractors that share single
+properties with them.  Length, level and position have the same distribution for every sound, so that
+none of them reveals an event.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import DemoData, ManifestData
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.sources.manifest import read_manifest
 from qkd_jax.system.devices import is_first, wait_for_all
@@ -26,35 +26,33 @@ _SAMPLE_RATE = 16_000
 _SOUNDS_PER_CLIP = 3
 
 
-def read_demo(config: DataConfig) -> list[Clip]:
-    """The demo's clips, made first if they are not there."""
+def read_demo(config: DemoData) -> list[Clip]:
+    """The demo's clips, which are made first if they are missing."""
     if is_first():
         make_demo(config)
     wait_for_all("demo")
-    return read_manifest(config)
+    return read_manifest(ManifestData(root=config.root))
 
 
-def make_demo(config: DataConfig) -> None:
-    """Write `config.demo_clips` recordings and the manifest under `config.root`, unless they are there.
+def make_demo(config: DemoData) -> None:
+    """Write `config.counts` recordings and the manifest under `config.root`, unless they are there.
 
-    Deterministic.  The manifest is written last: a folder that has one is complete.  Recordings
-    made with other settings are made anew.
+    Deterministic.  The manifest is written last, so a folder that has one is complete.  Recordings made
+    with other settings are replaced.
     """
     import soundfile
 
     assert config.root is not None
     root = Path(config.root)
-    manifest, made_with = root / config.manifest, root / "made-with.json"
-    settings = json.dumps(
-        [config.demo_clips, config.clip_seconds, config.label_separator, _columns(config)], indent=2
-    )
+    manifest, made_with = root / "metadata.csv", root / "made-with.json"
+    settings = json.dumps([config.counts, config.clip_seconds])
     if not made_with.is_file() or made_with.read_bytes() != settings.encode():
         manifest.unlink(missing_ok=True)
         with whole_file(made_with, "w") as file:
             file.write(settings)
     if manifest.is_file():
         return
-    names = [(split, index) for split, count in zip(SPLITS, config.demo_clips) for index in range(count)]
+    names = [(split, index) for split, count in zip(SPLITS, config.counts) for index in range(count)]
     rows = []
     for split, index in track(names, len(names), "making recordings"):
         stop_if_asked()
@@ -65,21 +63,17 @@ def make_demo(config: DataConfig) -> None:
         soundfile.write(encoded, samples, _SAMPLE_RATE, format="WAV", subtype="PCM_16")
         with whole_file(root / name) as file:
             file.write(encoded.getbuffer())
-        rows.append([name, config.label_separator.join(labels), split])
+        rows.append([name, ";".join(labels), split])
     with whole_file(manifest, "w") as file:
-        writer = csv.writer(file, delimiter="\t" if manifest.suffix == ".tsv" else ",")
-        writer.writerow(_columns(config))
+        writer = csv.writer(file)
+        writer.writerow(["filename", "labels", "split"])
         writer.writerows(rows)
-
-
-def _columns(config: DataConfig) -> list[str]:
-    return [config.filename_column, config.labels_column, config.split_column]
 
 
 def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tuple[np.ndarray, list[str]]:
     """One recording, float32 [samples] within ±1, and its labels.
 
-    Every clip holds the same number of sounds, each an event or a distractor at even odds.
+    Every clip holds the same number of sounds, each drawn from the events or the distractors.
     """
     length = round(seconds * sample_rate)
     mix = _noise(rng, length, rng.uniform(0, 1.5))
@@ -94,15 +88,15 @@ def make_clip(rng: np.random.Generator, sample_rate: int, seconds: float) -> tup
         sound *= np.sin(np.pi * (np.arange(count) + 0.5) / count) ** 0.5
         level = 10 ** (rng.uniform(-6, 9) / 20)
         mix[start : start + count] += level * sound / np.sqrt(np.mean(sound**2))
-    # Knocks are peaky: scaled to one peak a clip with them would be quieter, scaled to one RMS its
-    # peak higher.  A recorder that limits its peaks gives all clips about the same of both.
+    # Knocks have high peaks.  Scaled to equal peaks, clips with knocks would be quieter; scaled to equal RMS,
+    # their peaks would be higher.  Limiting, as a recorder does, gives all clips similar peaks and RMS.
     limited = np.tanh(mix / np.sqrt(np.mean(mix**2)))
     gain = 10 ** (rng.uniform(-18, -3) / 20)
     return (gain * limited).astype(np.float32), sorted(labels)
 
 
 def _noise(rng: np.random.Generator, count: int, slope: float) -> np.ndarray:
-    """Noise of unit RMS whose power falls as frequency to the `slope`."""
+    """Noise with RMS 1 and a power spectrum proportional to 1 / frequency^`slope`."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** (slope / 2)
     noise = np.fft.irfft(spectrum, count)
@@ -110,7 +104,7 @@ def _noise(rng: np.random.Generator, count: int, slope: float) -> np.ndarray:
 
 
 def _glide(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
-    """A siren: a tone that swings between two pitches three to six times a second."""
+    """A siren: a tone that swings between two pitches three to six times per second."""
     rate, middle, swing = rng.uniform(3, 6), rng.uniform(700, 2000), rng.uniform(0.15, 0.35)
     turn = np.sin(2 * np.pi * rate * time + rng.uniform(0, 2 * np.pi))
     return np.sin(2 * np.pi * np.cumsum(middle * (1 + swing * turn)) * (time[1] - time[0]))
@@ -125,23 +119,23 @@ def _bell(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
 
 
 def _knock(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
-    """Knocks: short bursts of noise at a steady eight to sixteen a second."""
+    """Knocks: short bursts of noise, eight to sixteen per second."""
     phase = (time * rng.uniform(8, 16)) % 1
     return _noise(rng, count, 0.5) * np.exp(-6 * phase)
 
 
 def _tone(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
-    """A steady tone, in the siren's and the bell's range."""
+    """A steady tone in the range of the siren and the bell."""
     return np.sin(2 * np.pi * rng.uniform(500, 2500) * time)
 
 
 def _hiss(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
-    """A knock's noise without its rhythm."""
+    """The noise of a knock without its rhythm."""
     return _noise(rng, count, 0.5)
 
 
 def _hum(rng: np.random.Generator, time: np.ndarray, count: int) -> np.ndarray:
-    """A bell's many partials, harmonic and steady."""
+    """Many partials like a bell's, but harmonic and steady."""
     base = rng.uniform(300, 700)
     return np.sin(2 * np.pi * base * np.arange(1, 6) * time[:, None]).sum(axis=1)
 

@@ -1,4 +1,4 @@
-"""The source for DESED (Turpault et al. 2019): recordings with strong labels, weak ones, or none."""
+"""DESED (Turpault et al. 2019): recordings with timed labels, labels without times, or none."""
 
 import dataclasses
 import math
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qkd_jax.config import DataConfig
-from qkd_jax.data.clips import LONGEST, SPLITS, Clip, Span
+from qkd_jax.config import DESEDData
+from qkd_jax.data.clips import MAX_SECONDS, SPLITS, Annotation, Clip
 from qkd_jax.data.sources.audioset import AUDIO
 from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError
 
 
 class _Part(NamedTuple):
-    """Recordings in one folder, and the tables that say what they hold, relative to the root."""
+    """Recordings in one folder, and their tables, relative to the root."""
 
     split: str
     audio: str
     strong: str | None = None
     weak: str | None = None
     listed: str | None = None
-    """Names recordings, those without events too; need not be there."""
+    """Lists recordings, also those without events; optional."""
 
 
 _PUBLISHED = (
@@ -58,29 +58,28 @@ _PLAIN = tuple(
 )
 
 
-def read_desed(config: DataConfig) -> list[Clip]:
+def read_desed(config: DESEDData) -> list[Clip]:
     """The clips of DESED in `config.root`, as published for task 4A of DCASE 2023, or of a set like it.
 
-    As published: `metadata` and `audio`, in which for training lie `train/weak`,
-    `train/unlabel_in_domain`, `train/synthetic21_train/soundscapes` and `train/strong_label_real`
-    (its table is `audioset_strong.tsv`), for validation
-    `validation/synthetic21_validation/soundscapes`, and for the test `validation/validation`, of
-    which papers report figures as those of DESED's validation set.  The public evaluation set is
-    not read.  A folder's copy at 16 kHz, its name with `_16k` or `-16k` behind it, goes first.
-    Sets like it: for each SPLIT, train, valid and test, recordings in `SPLIT/audio`, and
+    As published: folders `metadata` and `audio`.  Training reads `train/weak`, `train/unlabel_in_domain`,
+    `train/synthetic21_train/soundscapes` and `train/strong_label_real` (its table is `audioset_strong.tsv`),
+    validation reads `validation/synthetic21_validation/soundscapes`, and the test reads
+    `validation/validation`, which papers call DESED's validation set.  The public evaluation set is not
+    read.  A copy of a folder at 16 kHz, with `_16k` or `-16k` added to its name, is preferred.
+    Sets like it: for each SPLIT (train, valid, test), recordings in `SPLIT/audio`, and the tables
     `SPLIT/strong.tsv`, `SPLIT/weak.tsv` and `SPLIT/durations.tsv`.
 
-    Tables are tab-separated.  Strong ones have the columns filename, onset and offset (seconds)
-    and event_label; weak ones filename and event_labels, with commas between them.  A recording
-    has no events if its row in a strong table has a filename alone, or if beside a strong table
-    only one of durations names it, or a weak one without labels.  Without a table of unlabelled
-    recordings all in their folder are read.  A printed line says which parts are not there; the
-    group is the name.  Whether the recordings are there is not looked at.
+    Tables are tab-separated.  Strong tables have the columns filename, onset and offset (seconds) and
+    event_label; weak tables have filename and event_labels, separated by commas.  A recording has no events
+    if its row in a strong table holds a filename alone, or if, beside a strong table, only the table of
+    durations lists it, or a weak table without labels.  Without a table of unlabelled recordings, all in
+    their folder are read.  A printed line lists missing parts; the group is the name.  Does not check that
+    the recordings exist.
 
-    Of the training clips with spans, in the order of their names, the first `config.strong` keep
-    them, the next `config.weak` keep their labels alone, and the others become unlabelled; all
-    stay as they are if neither is given.  Raises InputError that names the file, the row and the
-    column; also if there are no clips for training or validation.
+    The training clips with annotations, in the order of their names, keep them for the first
+    `config.strong`, keep only labels for the next `config.weak`, and become unlabelled for the rest; if
+    neither is given, all stay as they are.  Raises InputError that names the file, the row and the column;
+    also if there are no clips for training or validation.
     """
     root = data_root(config, "DESED, or train, valid and test with audio and strong.tsv")
     published = (root / "metadata").is_dir()
@@ -90,7 +89,7 @@ def read_desed(config: DataConfig) -> list[Clip]:
         if split not in {part.split for part in found}:
             tables = [part.strong or part.weak for part in parts if part.split == split]
             wanted = " or ".join(filter(None, tables)) + ("" if published else ", or DESED's metadata,")
-            raise InputError(f"data.root: expected {wanted} with audio in {root}, found none")
+            raise InputError(f"--data.root: expected {wanted} with audio in {root}, found none")
     if absent := [part.audio for part in parts if part not in found]:
         print(f"desed: folder or table is missing in {root} for {', '.join(absent)}", flush=True)
     return _with_fewer_labels([clip for part in found for clip in _read_part(root, part)], config)
@@ -102,18 +101,18 @@ def _is_there(root: Path, part: _Part) -> bool:
 
 
 def _folder(root: Path, audio: str) -> str | None:
-    """The folder `audio` or the copy of it to be preferred, relative to `root`; None if neither is there."""
+    """The folder `audio`, or its preferred copy, relative to `root`; None if neither exists."""
     folders = (audio + suffix for suffix in ("_16k", "-16k", ""))
     return next((folder for folder in folders if (root / folder).is_dir()), None)
 
 
 def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
-    """The clips of a part in the order of their names."""
+    """The clips of a part, in the order of their names."""
     folder = _folder(root, part.audio)
     assert folder is not None
     labelled = part.strong is not None or part.weak is not None
-    spans = _read_strong(root / part.strong) if part.strong else {}
-    labels = {file: frozenset(span.event for span in held) for file, held in spans.items()}
+    timed = _read_strong(root / part.strong) if part.strong else {}
+    labels = {file: frozenset(each.event for each in events) for file, events in timed.items()}
     if part.weak and (root / part.weak).is_file():
         for where, file, row in _rows(root / part.weak, "event_labels"):
             kinds = frozenset(filter(None, map(str.strip, row["event_labels"].split(","))))
@@ -128,15 +127,15 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
         others = [] if labelled else [path.name for path in _recordings(root / folder)]
     for file in sorted({*labels, *others}):
         held = labels.get(file, frozenset())
-        # Without events there is nothing to say of their times.
-        timed = part.strong is not None and (file in spans or not held)
+        # A clip without events needs no times.
+        strong = part.strong is not None and (file in timed or not held)
         yield Clip(
             name=f"{folder}/{file}",
             root=root,
             labels=held,
             group=f"{folder}/{file}",
             split=part.split,
-            spans=tuple(spans.get(file, ())) if timed else None,
+            annotations=tuple(timed.get(file, ())) if strong else None,
             labelled=labelled,
         )
 
@@ -145,11 +144,11 @@ def _recordings(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix.lower() in AUDIO]
 
 
-def _read_strong(path: Path) -> dict[str, list[Span]]:
-    """The spans of each recording that the table names."""
-    spans: dict[str, list[Span]] = {}
+def _read_strong(path: Path) -> dict[str, list[Annotation]]:
+    """The annotations of each recording in the table."""
+    annotations: dict[str, list[Annotation]] = {}
     for where, file, row in _rows(path, "onset", "offset", "event_label", once=False):
-        held, event = spans.setdefault(file, []), row["event_label"]
+        held, event = annotations.setdefault(file, []), row["event_label"]
         if not (row["onset"] or row["offset"] or event):
             continue
         onset, offset = (_seconds(row[column], f"{where}: {column}") for column in ("onset", "offset"))
@@ -157,19 +156,21 @@ def _read_strong(path: Path) -> dict[str, list[Span]]:
             raise InputError(f"{where}: offset: expected more than the onset, {onset:g}, got {offset:g}")
         if not event:
             raise InputError(f"{where}: event_label: expected an event, got {event!r}")
-        held.append(Span(event, onset, offset))
-    return spans
+        held.append(Annotation(event, onset, offset))
+    return annotations
 
 
 def _rows(path: Path, *columns: str, once: bool = True) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Where each row of a table is, the file that it names, and its fields; no file twice if `once`."""
+    """The place of each row, the file it names, and its fields; with `once`, no file may be named twice."""
     lines: dict[str, int] = {}
-    rows = read_table(path, ("filename", *columns), setting="data.root", delimiter="\t", short=True)
+    rows = read_table(path, ("filename", *columns), setting="--data.root", delimiter="\t", short=True)
     for line, row in rows:
         where = f"{path}: row {line}"
         file = inside(row["filename"], f"{where}: filename")
         if once and file in lines:
-            raise InputError(f"{where}: filename: {file} is listed already, in row {lines[file]}")
+            raise InputError(
+                f"{where}: filename: expected each recording once, found {file} also in row {lines[file]}"
+            )
         lines[file] = line
         yield where, file, row
 
@@ -179,24 +180,24 @@ def _seconds(text: str, where: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 <= seconds <= LONGEST:
-        raise InputError(f"{where}: expected seconds, 0 to {LONGEST:g}, got {text!r}")
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise InputError(f"{where}: expected seconds, 0 to {MAX_SECONDS:g}, got {text!r}")
     return seconds
 
 
-def _with_fewer_labels(clips: list[Clip], config: DataConfig) -> list[Clip]:
-    """`clips` as `config.strong` and `config.weak` say."""
+def _with_fewer_labels(clips: list[Clip], config: DESEDData) -> list[Clip]:
+    """`clips` with the labels that `config.strong` and `config.weak` leave."""
     if config.strong is None and config.weak is None:
         return clips
     strong, weak = config.strong or 0, config.weak or 0
-    order = sorted(clip.name for clip in clips if clip.split == "train" and clip.spans is not None)
+    order = sorted(clip.name for clip in clips if clip.split == "train" and clip.annotations is not None)
     weakly, unlabelled = set(order[strong : strong + weak]), set(order[strong + weak :])
 
     def reduced(clip: Clip) -> Clip:
         if clip.name in weakly:
-            return dataclasses.replace(clip, spans=None)
+            return dataclasses.replace(clip, annotations=None)
         if clip.name in unlabelled:
-            return dataclasses.replace(clip, spans=None, labels=frozenset(), labelled=False)
+            return dataclasses.replace(clip, annotations=None, labels=frozenset(), labelled=False)
         return clip
 
     return [reduced(clip) for clip in clips]

@@ -1,19 +1,18 @@
-"""The source for one's own recordings: a folder and a table of its files."""
+"""Your own recordings: a folder and a table of its files."""
 
 import functools
 import sys
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import ManifestData
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError
 
 
-def read_manifest(config: DataConfig) -> list[Clip]:
-    """The clips that the manifest in `config.root` lists; without a split column theirs is None.
+def read_manifest(config: ManifestData) -> list[Clip]:
+    """The clips that the manifest in `config.root` lists; their split is None if there is no split column.
 
-    Columns, label separator and manifest are `config`'s.  Whether the recordings are there is not
-    looked at.  Raises InputError that names the file, the row or the column.
+    Does not check that the recordings exist.  Raises InputError that names the file, the row or the column.
     """
     root = data_root(config, config.manifest)
     path = root / config.manifest
@@ -21,18 +20,18 @@ def read_manifest(config: DataConfig) -> list[Clip]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     clips: list[Clip] = []
 
-    @functools.cache  # one set for all recordings of the same labels
+    @functools.cache  # recordings with the same labels share one set
     def labels_of(text: str) -> frozenset[str]:
         labels = (label.strip() for label in text.split(config.label_separator))
         return frozenset(label for label in labels if label)
 
     lines: dict[str, int] = {}
-    hint = "; data.filename_column and data.labels_column say which to read"
-    for line, row in read_table(path, columns, setting="data.root", delimiter=delimiter, hint=hint):
+    hint = "; --data.filename-column and --data.labels-column name the columns to read"
+    for line, row in read_table(path, columns, setting="--data.root", delimiter=delimiter, hint=hint):
         where = f"{path}: row {line}: {config.filename_column}"
         name = inside(row[config.filename_column], where)
         if name in lines:
-            raise InputError(f"{where}: {name} is listed already, in row {lines[name]}")
+            raise InputError(f"{where}: expected each recording once, found {name} also in row {lines[name]}")
         lines[name] = line
         split = row.get(config.split_column)
         if split not in (None, *SPLITS):

@@ -1,0 +1,39 @@
+"""Train the models of a preset, or resume: train [PRESET] [--teacher FILE …] [--section.field value …]"""
+
+from qkd_jax.commands.cli import load_preset, override
+from qkd_jax.commands.override import take, with_teachers
+from qkd_jax.config import RunConfig
+from qkd_jax.run_folder.folder import open_run
+from qkd_jax.run_folder.run import Run
+from qkd_jax.system.interrupt import stop_requests
+from qkd_jax.training.run import check_config, train_models
+
+
+def main(arguments: list[str], prog: str) -> None:
+    """`arguments` may start with a preset's name or file, demo by default; `--help` lists the settings."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    preset = load_preset(arguments[0] if named else "demo")
+    teachers, settings = take("--teacher", arguments[named:])
+    if teachers:
+        preset = with_teachers(preset, teachers)
+    config = override(preset, settings, prog=f"{prog} {arguments[0] if named else '[PRESET]'}", description=__doc__)
+    if config.distributed:
+        from qkd_jax.system.devices import join_processes
+
+        join_processes()
+    train(config)
+
+
+def train(config: RunConfig) -> Run:
+    """Train the models of `config` in order, or resume where they stopped, then score them on the test split.
+
+    The folder of the returned run holds everything (see `qkd_jax.run_folder.run`); `run.results` has the
+    figures.  Raises InputError, and KeyboardInterrupt when asked to stop: the same call then resumes.
+    """
+    from qkd_jax.commands.evaluate import score
+
+    check_config(config)
+    with stop_requests(), open_run(config) as run:
+        train_models(run)
+        score(run)
+    return run

@@ -1,0 +1,104 @@
+"""The recipe for clip models: what differs from timed events in loading, batches, update and validation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qkd_jax.config import ClipRecipe
+from qkd_jax.data.batches import Batch, clip_batches, from_step
+from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.dataset import Dataset, load_split
+from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
+from qkd_jax.errors import InputError
+from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.prediction import clip_logits, make_predict
+from qkd_jax.run_folder.run import Run
+from qkd_jax.run_folder.state import make_optimizer
+from qkd_jax.system.devices import spread
+from qkd_jax.training.step import Loss, TrainStep, make_train_step
+from qkd_jax.training.teachers import check_clip_teachers, live_teacher, teacher_logits
+
+
+def load(run: Run) -> dict[str, Dataset]:
+    """The splits; features, and logits of teachers from files, are computed unless they are cached.
+
+    Faults in any of them, also in the test split, are raised here as InputError, before anything trains.
+    """
+    clips = run.clips
+    data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
+    check_clip_teachers(run, data["train"])
+    if (count := len(data["train"].names)) < (size := _recipe(run).batch_size):
+        raise InputError(f"--recipe.batch-size: expected at most the {count} training clips, got {size}")
+    return data
+
+
+def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:
+    """Updates per epoch, and the function update -> the batches from that update on.
+
+    Each batch is a pure function of the seed and the update.
+    """
+    recipe, train = _recipe(run), data["train"]
+    logits = None
+    if run.config.models[name].teachers and not run.config.augment.on:
+        logits, _ = teacher_logits(run, name, train)
+    size = recipe.batch_size
+    rows = clip_batches(train, logits, frames=run.config.frames, batch_size=size, seed=recipe.seed)
+    # With augmentation the teachers see the augmented clips.
+    augment = live_teacher(run, name) if run.config.augment.on else lambda update, batch: batch
+    return len(train.names) // size, lambda first: (
+        augment(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)
+    )
+
+
+def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> TrainStep:
+    """The jitted update (state, batch) -> (state, metrics), one of `updates`."""
+    recipe, config, train = _recipe(run), run.config.model(name), data["train"]
+    assert config.learning_rate is not None and config.ema_decay is not None
+    weight = jnp.asarray(positive_weights(train.targets, recipe.positive_weight))
+    known = None
+    if config.teachers and run.config.augment.on:
+        known = np.ones(len(train.events), bool)
+    elif config.teachers:
+        _, known = teacher_logits(run, name, train)
+    return make_train_step(
+        run.model(name),
+        make_optimizer(recipe, config.learning_rate, updates),
+        make_loss(recipe, weight, known),
+        ema_decay=config.ema_decay,
+    )
+
+
+def validate(run: Run, name: str, data: dict[str, Dataset]) -> Callable[[Any], dict[str, float]]:
+    """The function variables -> AUC and EER on the validation split, averaged over events."""
+    predict, valid, size = make_predict(run.model(name)), data["valid"], _recipe(run).batch_size
+
+    def figures(variables: Any) -> dict[str, float]:
+        logits = clip_logits(predict, variables, valid, run.config.frames, size)
+        return evaluate(valid.targets, logits, valid.events)["average"]
+
+    return figures
+
+
+def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None) -> Loss:
+    """Eq. 2 for the events that a teacher knows, eq. 1 for the others, and for all without a teacher.
+
+    `weight` [events] weights positive labels (w_c); `known` is bool [events], or None without a teacher.
+    """
+    if known is None:
+        return lambda logits, batch: weighted_bce(logits, batch["labels"], weight)
+    return lambda logits, batch: distillation_loss(
+        logits,
+        batch["labels"],
+        batch["teacher_logits"],
+        alpha=jnp.where(known, recipe.alpha, 0.0),
+        temperature=recipe.temperature,
+        positive_weight=weight,
+        form=recipe.form,
+    )
+
+
+def _recipe(run: Run) -> ClipRecipe:
+    assert isinstance(run.config.recipe, ClipRecipe)
+    return run.config.recipe
