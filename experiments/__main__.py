@@ -30,13 +30,13 @@ class Experiment(NamedTuple):
     cells: Callable[[int], list[Cell]]
     parts: Callable[[Path], dict[str, str]]
     seeds: tuple[int, ...] = (0,)
-    measured: Mapping[str, Callable[[Place], None]] = MappingProxyType({})
+    measured: Mapping[str, Callable[[Place, list[Cell]], None]] = MappingProxyType({})
 
 
 EXPERIMENTS = {
     "paper": Experiment(paper.cells, paper.parts, measured={"yamnet": paper.score_yamnet}),
     "past": Experiment(past.cells, past.parts),
-    "sed": Experiment(sed.cells, sed.parts),
+    "sed": Experiment(sed.cells, sed.parts, measured={"fusion": sed.score_fusion}),
     "readings": Experiment(readings.cells, readings.parts),
     # At the papers' sizes, for a GPU; neither has run.
     "paper-full": Experiment(partial(paper.cells, full=True), paper.parts, (0, 1, 2)),
@@ -48,13 +48,13 @@ def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
     """Train the cells `names` that lack results, all by default, and measure what needs no training."""
     experiment = EXPERIMENTS[name]
     cells = [cell for seed in seeds or experiment.seeds for cell in experiment.cells(seed)]
-    for measured, measure in experiment.measured.items():
-        if (not names or measured in names) and not place.path(measured).is_file():
-            measure(place)
     trained = [each for each in names if each not in experiment.measured]
     for cell in chosen(cells, trained) if trained or not names else []:
         print(f"{cell.name}-{cell.part}", flush=True)
         run_cell(cell, place, cells)
+    for measured, measure in experiment.measured.items():
+        if (not names or measured in names) and not place.path(measured).is_file():
+            measure(place, cells)
 
 
 def write_page(name: str, results: Path = RESULTS) -> None:
@@ -63,10 +63,10 @@ def write_page(name: str, results: Path = RESULTS) -> None:
     print(f"{results / name}.md has the tables")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], prog: str) -> None:
     """Train, or write the page."""
     parser = argparse.ArgumentParser(
-        "python -m experiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("data", nargs="?", type=Path, help="folder of the recordings: the standard set")
@@ -87,11 +87,11 @@ def main(arguments: list[str]) -> None:
             (options.runs or Path("runs", options.experiment)).absolute(),
             options.results / options.experiment / "cells",
             options.taggers,
-            f"python -m experiments {shlex.join(arguments)}",
+            f"{prog} {shlex.join(arguments)}",
         )
         run(options.experiment, place, options.cells, options.seeds)
     write_page(options.experiment, options.results)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:], "python -m experiments"))

@@ -1,7 +1,6 @@
 """Trains the cells of an experiment that have no results yet, and keeps what they came to."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +10,18 @@ import numpy as np
 import qkd_jax
 from benchmarks.common import processor, versions
 from experiments.cells import Cell, Place, Result, write_result
-from qkd_jax.config import ModelConfig, RunConfig, with_data
-from qkd_jax.config.run import is_file
+from qkd_jax.config import ModelConfig, RunConfig, is_file, with_data
+from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import build_model
-from qkd_jax.run_folder.folder import Run, load_run
+from qkd_jax.run_folder.folder import load_run
 from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.run_folder.run import Run
+from qkd_jax.training.teachers import teaching_file
 
 PACKAGES = ("qkd_jax", "jax", "flax", "optax", "numpy")
 
@@ -80,16 +81,15 @@ def teaching_logits(name: str, place: Place, cells: Sequence[Cell]) -> Path:
     """
     (teacher,) = (cell for cell in cells if cell.teaches and f"{cell.name}-{cell.part}.npz" == name)
     run = train(teacher, resolved(teacher, [teacher.name], place, cells))
-    path = run.model_folder(teacher.name) / "logits-train.npz"
-    if not path.is_file():
-        qkd_jax.score(run, only=teacher.name, split="train")
-    return path.absolute()
+    clips = run.clips
+    data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
+    return teaching_file(run, teacher.name, data).absolute()
 
 
 def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: float | None) -> None:
     """Write the results named: figures, and the logits of the test clips."""
     config, events = run.config, run.config.data.events
-    scored = json.loads((run.folder / "results.json").read_text())["models"]
+    scored = run.results["models"]
     for name in results:
         model, network = cell.quantized.get(name, (name, None))
         with np.load(run.model_folder(model) / "logits-test.npz") as archive:

@@ -96,7 +96,7 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
     ]
 
 
-def score_yamnet(place: Place) -> None:
+def score_yamnet(place: Place, cells: Sequence[Cell]) -> None:
     """Keep the result of YAMNet as it is, without training."""
     file = place.tagger("yamnet.toml")
     data = ManifestData(root=str(place.data), events=EVENTS)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from benchmarks.common import DASH, EVENTS, markdown, spread
-from experiments.cells import Cell, Result, Results, read_results
+from experiments.cells import Cell, Place, Result, Results, read_results, write_result
+from experiments.driver import teaching_logits
 from qkd_jax.config import (
     AugmentConfig,
     CRNNConfig,
@@ -21,8 +23,14 @@ from qkd_jax.config import (
     QuantConfig,
     RunConfig,
 )
+from qkd_jax.data.dataset import load_split
+from qkd_jax.data.logits import read_step_logits
+from qkd_jax.distill.objectives import fuse, fusion_weights
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.prediction import make_predict_steps, step_logits
 from qkd_jax.evaluation.table import SOUNDS
+from qkd_jax.evaluation.timed_events import timed_metrics
+from qkd_jax.run_folder.folder import load_run
 
 LABELLED = 1000  # clips with onsets and offsets, and as many with labels alone
 SE_TEACHER = "teacher-se"
@@ -117,6 +125,31 @@ def _recipe(seed: int, *, full: bool) -> tuple[EventRecipe, FeatureConfig]:
         seed=seed, strong=4, weak=4, unlabelled=4, epochs=16, learning_rate=3e-3, ramp=0.05, ema_decay=0.995
     )
     return recipe, features
+
+
+def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
+    """Keep the result of the three teachers fused on the test clips; their runs train again unless they are there."""
+    clips, steps, precisions, sizes = [], [], [], []
+    for cell in (cell for cell in cells if cell.name in SEVERAL and cell.part == "seed0"):
+        file = teaching_logits(f"{cell.name}-seed0.npz", place, cells)
+        run = load_run(place.runs / cell.config.name)
+        train, test = (load_split(run.config, run.clips, split, run.cache) for split in ("train", "test"))
+        network: Any = run.config.models[cell.name].network
+        predict, variables = make_predict_steps(run.model(cell.name)), run.best_variables(cell.name)
+        clip, of_steps = step_logits(predict, variables, test, run.config.frames, network)
+        clips.append(clip)
+        steps.append(np.stack(of_steps))
+        precisions.append(read_step_logits(file, train.names, EVENTS).precision)
+        sizes.append(run.results["models"][cell.name])
+    weights = fusion_weights("precision", np.stack(precisions))
+    clip, fused = (
+        logit(np.clip(fuse(np.stack(logits).astype(np.float64), weights), 1e-12, 1 - 1e-12))
+        for logits in (clips, steps)
+    )
+    metrics, _ = timed_metrics(run.config, network, test, clip, list(fused))
+    total = {key: sum(size[key] for size in sizes) for key in ("parameters", "multiply_adds", "bytes")}
+    result = Result(metrics=metrics, command=place.command, seed=0, **total)
+    write_result(place.path("fusion"), result, test.names, EVENTS, clip)
 
 
 FIGURES = {**SOUNDS, "auc": "AUC", "eer": "EER"}

@@ -1,4 +1,4 @@
-"""Intervals by resampling recordings: the weights, the weighted EER, and how often they hold the truth."""
+"""Intervals by resampling recordings: the weights, the weighted EER, and how often they contain the truth."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks.bootstrap import average_eer, interval, resample
+from experiments.bootstrap import average_eer, interval, resample
 from qkd_jax.evaluation.metrics import evaluate
 
 EVENTS = ("a", "b")
@@ -62,7 +62,7 @@ def test_a_scene_is_taken_as_often_as_the_product_of_its_recordings():
 
 def test_the_draws_are_the_same_in_every_process():
     code = (
-        "from benchmarks.bootstrap import resample; "
+        "from experiments.bootstrap import resample; "
         "print(resample(['dog=a;dog=b;dog=c', 'dog=b', 'dog=c'], 9, 0).tolist())"
     )
     printed = {
@@ -78,8 +78,8 @@ def test_the_draws_are_the_same_in_every_process():
     assert len(printed) == 1
 
 
-def _held(recordings, effect, sources, repeats=200):
-    """In how many of `repeats` worlds the interval holds the true EER, and the intervals' mean width.
+def _coverage(recordings, effect, sources, repeats=200):
+    """The share of `repeats` worlds whose interval contains the true EER, and the mean width of the intervals.
 
     A world has 100 positives of `recordings` recordings, whose scores share a normal `effect`, and
     100 negatives.
@@ -98,14 +98,14 @@ def _held(recordings, effect, sources, repeats=200):
     return np.mean((low <= truth) & (truth <= high)), np.mean(high - low)
 
 
-def test_independent_scenes_hold_the_truth_about_95_times_in_100():
-    share, _ = _held(recordings=100, effect=0.0, sources=range(100))
+def test_intervals_over_independent_scenes_contain_the_truth_about_95_times_in_100():
+    share, _ = _coverage(recordings=100, effect=0.0, sources=range(100))
     assert 0.9 <= share <= 0.99
 
 
 def test_scenes_that_share_recordings_need_the_recordings_resampled():
-    by_recording, wide = _held(recordings=12, effect=2.0, sources=np.arange(100) % 12)
-    by_scene, narrow = _held(recordings=12, effect=2.0, sources=range(100))
+    by_recording, wide = _coverage(recordings=12, effect=2.0, sources=np.arange(100) % 12)
+    by_scene, narrow = _coverage(recordings=12, effect=2.0, sources=range(100))
     assert by_recording > 0.85 > 0.75 > by_scene
     assert wide > 1.5 * narrow
 
