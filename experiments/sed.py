@@ -28,7 +28,7 @@ from qkd_jax.data.logits import read_step_logits
 from qkd_jax.distill.objectives import fuse, fusion_weights
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.prediction import make_predict_steps, step_logits
-from qkd_jax.evaluation.table import SOUNDS
+from qkd_jax.evaluation.table import TIMED_METRICS
 from qkd_jax.evaluation.timed_events import timed_metrics
 from qkd_jax.run_folder.folder import load_run
 
@@ -128,7 +128,7 @@ def _recipe(seed: int, *, full: bool) -> tuple[EventRecipe, FeatureConfig]:
 
 
 def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
-    """Keep the result of the three teachers fused on the test clips; their runs train again unless they are there."""
+    """Keep the result of the three teachers fused on the test clips; they train unless their runs are there."""
     clips, steps, precisions, sizes = [], [], [], []
     for cell in (cell for cell in cells if cell.name in SEVERAL and cell.part == "seed0"):
         file = teaching_logits(f"{cell.name}-seed0.npz", place, cells)
@@ -152,7 +152,7 @@ def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
     write_result(place.path("fusion"), result, test.names, EVENTS, clip)
 
 
-FIGURES = {**SOUNDS, "auc": "AUC", "eer": "EER"}
+FIGURES = {**TIMED_METRICS, "auc": "AUC", "eer": "EER"}
 FEW = {8: 0.98, 4: 0.94}
 """Bits, and the share of PSDS1 that should remain."""
 DUAL = {

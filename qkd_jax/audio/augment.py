@@ -1,4 +1,4 @@
-"""Random changes to a batch of log-mel energies, pure in their keys; each clip has its own draw."""
+"""Random augmentation of log-mel energies: pure functions of a key, with a draw per clip."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def augment(
     labels: Float[Array, "batch event"],
     config: AugmentConfig,
 ) -> tuple[Float[Array, "batch frames mel"], Float[Array, "batch event"]]:
-    """Shift in time, mix, then mask, so that no mask is mixed or wrapped; what is off (0) does nothing.
+    """Shift in time, mix, then mask, so that no mask is mixed or wrapped; a setting of 0 turns a change off.
 
     `config` is static under jit.
     """
@@ -37,24 +37,24 @@ def augment_frames(
     hop: int,
     sizes: tuple[int, int, int],
 ) -> dict[str, Float[Array, "batch *_"]]:
-    """A batch of `sed_batches`, augmented in the same order, with its labels.
+    """Augment a batch of timed events as `augment` does, its labels and targets along with the features.
 
-    What is known of frames (`strong`, `teacher`) is shifted with them, by multiples of `hop`, and
-    0 in spans of frames that are blanked; `embedding`, a row for each `hop` of them, is shifted too.
-    Of the `sizes` of strong, weak and unlabelled clips, which lie in this order, strong ones are mixed
-    with strong ones, weak ones with weak ones, both or neither; with them all that is known, by the
-    same shares.  `weak` of strong clips is the largest of their frames', as before.
+    Targets per frame (`strong`, `teacher`) are shifted with the frames, by multiples of `hop`, and set to 0
+    in masked frames; `embedding`, with one row per `hop` frames, is shifted too.  `sizes` counts the strong,
+    weak and unlabelled clips, which lie in this order: strong clips are mixed with strong ones and weak
+    with weak ones (both kinds or neither), and all their targets by the same shares.  `weak` of a strong
+    clip remains the maximum over its frames.
 
-    `config`, `hop` and `sizes` are static under jit.
+    `config`, `hop` and `sizes` are static under jit.  Raises ValueError if `sizes` don't add up to the batch.
     """
     if sum(sizes) != len(batch["features"]):
         raise ValueError(f"sizes: expected {len(batch['features'])} clips in all, got {sizes}")
     batch, (strong, weak, _) = dict(batch), sizes
-    of_frames = [name for name in ("strong", "teacher") if name in batch]
-    known = [name for name in ("strong", "weak", "teacher", "teacher_clip", "embedding") if name in batch]
+    per_frame = [name for name in ("strong", "teacher") if name in batch]
+    targets = [name for name in ("strong", "weak", "teacher", "teacher_clip", "embedding") if name in batch]
     shift_key, mixup_key, mask_key = jax.random.split(key, 3)
     if config.time_shift:
-        rolled = {name: batch[name] for name in ("features", *of_frames)}
+        rolled = {name: batch[name] for name in ("features", *per_frame)}
         batch |= time_shift(shift_key, rolled, config.time_shift, hop)
         if "embedding" in batch:
             steps = _steps(shift_key, batch["features"], config.time_shift, hop)
@@ -63,26 +63,26 @@ def augment_frames(
         mixed, rest = _is_mixed(key, config), strong + weak
         parts = []
         for kind_key, kind in zip(jax.random.split(mixup_key), (slice(strong), slice(strong, rest))):
-            labels = {name: batch[name][kind] for name in known}
+            labels = {name: batch[name][kind] for name in targets}
             features, labels = mixup(kind_key, batch["features"][kind], labels, config.mixup, mixed)
             parts.append({"features": features, **labels})
-        parts.append({name: batch[name][rest:] for name in ("features", *known)})
-        # Not `at[kind].set`: jit then reads partners that are mixed already, with jaxlib 0.10.2 on a CPU.
+        parts.append({name: batch[name][rest:] for name in ("features", *targets)})
+        # Not `at[kind].set`: on CPUs, jaxlib 0.10.2 then reads partners that are already mixed.
         batch |= jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     if config.time_masks or config.mel_masks:
         in_time, in_mel = _masks(mask_key, batch["features"], config)
-        batch["features"] = _blanked(batch["features"], in_time, in_mel)
-        batch |= {name: jnp.where(in_time[:, :, None], 0, batch[name]) for name in of_frames}
-    left = batch["strong"][:strong].max(axis=1)
-    return batch | {"weak": jnp.concatenate([left, batch["weak"][strong:]])}
+        batch["features"] = _masked(batch["features"], in_time, in_mel)
+        batch |= {name: jnp.where(in_time[:, :, None], 0, batch[name]) for name in per_frame}
+    weak_of_strong = batch["strong"][:strong].max(axis=1)
+    return batch | {"weak": jnp.concatenate([weak_of_strong, batch["weak"][strong:]])}
 
 
 def time_shift(
     key: PRNGKeyArray, features: PyTree[Float[Array, "batch frames _"]], largest: float, hop: int = 1
 ) -> PyTree[Float[Array, "batch frames _"]]:
-    """Roll each clip around its end by multiples of `hop` frames, uniform within ±`largest` of its length.
+    """Roll each clip around its end by a multiple of `hop` frames, uniform within ±`largest` of its length.
 
-    `features` may be a tree, whose leaves go together.  `largest` (0 to 1) and `hop` are static
+    `features` may be a tree, whose leaves are rolled together.  `largest` (0 to 1) and `hop` are static
     under jit.
     """
     shifts = hop * _steps(key, jax.tree.leaves(features)[0], largest, hop)
@@ -96,10 +96,10 @@ def mixup(
     alpha: float,
     mixed: bool | Bool[Array, ""] = True,
 ) -> tuple[Float[Array, "batch frames mel"], PyTree[Float[Array, "batch *_"]]]:
-    """Mix each clip and its labels with another's: mixup (Zhang et al. 2018), of log energies.
+    """Mix each clip and its labels with another clip: mixup (Zhang et al. 2018), on log energies.
 
-    share * own + (1 - share) * partner's, with a share from Beta(`alpha`, `alpha`), alpha > 0,
-    for each clip; partners are a permutation of the batch.  Nothing changes unless `mixed`.
+    The result is share · clip + (1 - share) · partner, with a share per clip from Beta(`alpha`, `alpha`),
+    alpha > 0; the partners are a permutation of the batch.  If `mixed` is false, nothing changes.
     """
     batch = len(features)
     share_key, partner_key = jax.random.split(key)
@@ -116,21 +116,21 @@ def mixup(
 def spec_augment(
     key: PRNGKeyArray, features: Float[Array, "batch frames mel"], config: AugmentConfig
 ) -> Float[Array, "batch frames mel"]:
-    """Blank spans of frames and of mel bands in each clip: SpecAugment (Park et al. 2019), without its warp.
+    """Mask ranges of frames and of mel bands in each clip: SpecAugment (Park et al. 2019) unwarped.
 
-    `time_masks` spans of 0 to `time_mask_frames` frames, `mel_masks` of 0 to `mel_mask_bands`
-    bands, none longer than the clip; they may overlap.  The paper masks to the zero of
-    mean-normalized features; these aren't, so a masked cell takes its clip's mean energy.
+    There are `time_masks` ranges of 0 to `time_mask_frames` frames, and `mel_masks` of 0 to `mel_mask_bands`
+    bands; none is longer than the clip, and they may overlap.  The paper masks with 0, the mean of its
+    normalized features; ours aren't normalized, so a masked cell gets the mean energy of its clip.
     `config` is static under jit.
     """
-    return _blanked(features, *_masks(key, features, config))
+    return _masked(features, *_masks(key, features, config))
 
 
 def _steps(key: PRNGKeyArray, features: jax.Array, largest: float, hop: int) -> jax.Array:
-    """How far each clip is shifted, in units of `hop`."""
+    """Shift of each clip, as a multiple of `hop` frames."""
     batch, frames, _ = features.shape
-    reach = int(largest * frames) // hop
-    return jax.random.randint(key, (batch,), -reach, reach + 1)
+    most = int(largest * frames) // hop
+    return jax.random.randint(key, (batch,), -most, most + 1)
 
 
 def _rolled(clips: jax.Array, shifts: jax.Array) -> jax.Array:
@@ -138,22 +138,22 @@ def _rolled(clips: jax.Array, shifts: jax.Array) -> jax.Array:
 
 
 def _is_mixed(key: PRNGKeyArray, config: AugmentConfig) -> Bool[Array, ""]:
-    """Whether the batch of `key`, of which three others are split, is mixed at all."""
+    """Whether the batch is mixed at all; folding in 3 is independent of the three keys split from `key`."""
     return jax.random.bernoulli(jax.random.fold_in(key, 3), config.mixup_share)
 
 
 def _masks(
     key: PRNGKeyArray, features: Float[Array, "batch frames mel"], config: AugmentConfig
 ) -> tuple[Bool[Array, "batch frames"], Bool[Array, "batch mel"]]:
-    """True in the frames and in the bands to blank."""
+    """True in the frames and in the bands to mask."""
     batch, frames, mels = features.shape
     time_key, mel_key = jax.random.split(key)
-    in_time = _spans(time_key, batch, frames, config.time_masks, config.time_mask_frames)
-    in_mel = _spans(mel_key, batch, mels, config.mel_masks, config.mel_mask_bands)
+    in_time = _ranges(time_key, batch, frames, config.time_masks, config.time_mask_frames)
+    in_mel = _ranges(mel_key, batch, mels, config.mel_masks, config.mel_mask_bands)
     return in_time, in_mel
 
 
-def _blanked(
+def _masked(
     features: Float[Array, "batch frames mel"],
     in_time: Bool[Array, "batch frames"],
     in_mel: Bool[Array, "batch mel"],
@@ -162,8 +162,8 @@ def _blanked(
     return jnp.where(in_time[:, :, None] | in_mel[:, None, :], mean, features)
 
 
-def _spans(key: PRNGKeyArray, batch: int, size: int, count: int, longest: int) -> Bool[Array, "batch size"]:
-    """True within `count` spans a clip, each of uniform length 0 to `longest`, then of uniform position."""
+def _ranges(key: PRNGKeyArray, batch: int, size: int, count: int, longest: int) -> Bool[Array, "batch size"]:
+    """True within `count` ranges per clip, with lengths uniform in 0 to `longest`, then uniform positions."""
     length_key, start_key = jax.random.split(key)
     length = jax.random.randint(length_key, (batch, count), 0, min(longest, size) + 1)
     start = jax.random.randint(start_key, (batch, count), 0, size - length + 1)

@@ -10,25 +10,28 @@ from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
 
 TILE = 48
-"""Frames that are computed at once: enough for transforms and products to fill a core's registers."""
+"""Frames computed at once: enough to keep the vector units of a core busy."""
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def log_mel(
     waveform: Float[Array, "*batch samples"], config: FeatureConfig = FeatureConfig()
 ) -> Float[Array, "*batch frames mel"]:
-    """log(mel energy + floor) of each frame of `waveform` (full scale is 1).
+    """log(mel energy + floor) of each frame of `waveform`, whose full scale is 1.
 
-    Frames of win_length samples every hop_length, none padded; Hann; zero-padded to n_fft;
-    power spectrum; Slaney mel bands.  Equal to librosa's within float32.  Frames are
-    computed in tiles of one shape, so a frame's values depend on its samples alone, bit for
-    bit: a stream in chunks gives what the whole clip gives.
+    Frames of win_length samples every hop_length, none padded; periodic Hann window; zero-padded to n_fft;
+    power spectrum; Slaney mel bands.  Equal to librosa within the precision of float32.  Frames are computed
+    in tiles of a fixed shape, so a frame depends on its own samples alone, bit for bit: a stream in chunks
+    gives the same values as the whole clip.
+
+    >>> log_mel(jnp.zeros(160_000)).shape
+    (998, 64)
     """
     hann, basis = jnp.asarray(window(config)), jnp.asarray(mel_basis(config))
 
     frames = config.frames(waveform.shape[-1])
     tiles = -(-frames // TILE)
-    # What is left of the last tile are copies of the last frame.
+    # The last tile is filled up with copies of the last frame.
     starts = jnp.minimum(jnp.arange(tiles * TILE), frames - 1) * config.hop_length
 
     def tile_energies(signal: jax.Array, starts: jax.Array) -> jax.Array:

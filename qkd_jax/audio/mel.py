@@ -1,4 +1,4 @@
-"""What the front end is made of: mel filters and window, in NumPy."""
+"""Mel filters and window of the log-mel energies, in NumPy."""
 
 import functools
 
@@ -8,7 +8,7 @@ from qkd_jax.config import FeatureConfig
 
 
 def mel_edges(config: FeatureConfig) -> np.ndarray:
-    """Where mel filters begin, peak and end, Hz, float64 [n_mels + 2]: evenly spaced in mels."""
+    """Where the mel filters begin, peak and end, in Hz, float64 [n_mels + 2]: evenly spaced in mels."""
     return _mel_to_hz(np.linspace(_hz_to_mel(config.fmin), _hz_to_mel(config.fmax), config.n_mels + 2))
 
 
@@ -16,8 +16,11 @@ def mel_edges(config: FeatureConfig) -> np.ndarray:
 def mel_basis(config: FeatureConfig) -> np.ndarray:
     """Slaney's mel filters, float32 [n_fft / 2 + 1, n_mels]: triangles of area 1 over the power spectrum.
 
-    Slaney's scale is linear below 1000 Hz (200/3 Hz a mel) and logarithmic above (27 mels for a factor of
-    6.4).  Equal to librosa's `filters.mel`, whose import takes longer than all else that a detector does.
+    Slaney's scale is linear below 1000 Hz (200/3 Hz per mel) and logarithmic above (27 mels per factor of
+    6.4).  Equal to `librosa.filters.mel`; importing librosa would take longer than running a detector.
+
+    >>> mel_basis(FeatureConfig()).shape
+    (257, 64)
     """
     edges = mel_edges(config)
     frequencies = np.linspace(0, config.sample_rate / 2, config.n_fft // 2 + 1)[:, None]
@@ -35,6 +38,7 @@ def window(config: FeatureConfig) -> np.ndarray:
 
 
 _LINEAR, _BEND, _STEP = 200 / 3, 1000.0, np.log(6.4) / 27
+"""Hz per mel below the bend, the bend in Hz, and the logarithm of the ratio per mel above it."""
 
 
 def _hz_to_mel(frequency: float) -> float:

@@ -1,4 +1,4 @@
-"""Sound from the default input device, by PortAudio: the extra `microphone`."""
+"""Recording from the default input device with PortAudio, from the extra `microphone`."""
 
 import sys
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ _BLOCKS_PER_SECOND = 10
 
 
 def microphone_blocks(sample_rate: int) -> Iterator[np.ndarray]:
-    """What the default input device hears from now on, without end: float32 [samples] at `sample_rate` Hz.
+    """Record from the default input device without end: blocks of float32 [samples] at `sample_rate` Hz.
 
-    Where samples were lost because they were fetched too late, a line on standard error says so: times that
-    follow are too early.  Raises InputError if there is no sounddevice, no PortAudio or no such device.
+    Prints a line on standard error whenever samples were lost because they were read too late; from then
+    on, times are too early.  Raises InputError without sounddevice, PortAudio or such a device.
     """
     try:
         import sounddevice
@@ -27,9 +27,9 @@ def microphone_blocks(sample_rate: int) -> Iterator[np.ndarray]:
             while True:
                 samples, lost = device.read(sample_rate // _BLOCKS_PER_SECOND)
                 if lost:
-                    print("mic: samples were lost: times that follow are too early", file=sys.stderr)
+                    print("mic: samples were lost: from here on, times are too early", file=sys.stderr)
                 yield samples[:, 0]
     except sounddevice.PortAudioError as error:
         raise InputError(
-            f"mic: expected a device that records {sample_rate} samples a second: {error}"
+            f"mic: expected a device that records {sample_rate} samples per second: {error}"
         ) from None

@@ -1,4 +1,4 @@
-"""Reading recordings: any file libsndfile reads, any rate, any number of channels, any length."""
+"""Reading recordings of any rate, length and number of channels, in any format that libsndfile reads."""
 
 import re
 from collections.abc import Iterator
@@ -10,27 +10,28 @@ from qkd_jax.errors import InputError
 
 _BLOCK_SECONDS = 30
 _BLOCK = 1 << 23
-"""Values of all channels in a block at most, whatever rate a header has."""
-_RATIO = 64
-"""Of the rate that is wanted to that of a file at most, so that no second becomes an hour."""
-_UNKNOWN = 0x7F000000  # what writes to a pipe can't know the length and puts the largest there
+"""Most values in a block, over all channels, whatever rate a header claims."""
+_MAX_RATIO = 64
+"""Largest ratio of the wanted rate to a file's: else a false header could turn a second into an hour."""
+_UNKNOWN = 0x7F000000
+"""Lengths from here on are placeholders of programs that write to a pipe, and so can't know the length."""
 
 
 def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
-    """The recording at `path` as float32 [samples]: `audio_blocks`, joined."""
+    """The recording at `path` as float32 [samples]: the blocks of `audio_blocks`, joined."""
     return np.concatenate(list(audio_blocks(path, sample_rate)))
 
 
 def audio_blocks(
     path: str | Path, sample_rate: int = 16_000, *, silent: bool = False
 ) -> Iterator[np.ndarray]:
-    """The recording at `path`, float32 [samples] each, in blocks of at most about 30 s.
+    """The recording at `path`, in blocks of float32 [samples] of at most about 30 s.
 
-    Mono (mean of the channels) at `sample_rate` Hz, resampled by soxr's high-quality filter; how
-    a recording is cut into blocks changes no sample.  Raises InputError, at the latest after
-    the last block, if the file can't be read or is cut off, if its rate is below 1/64 of
-    `sample_rate`, or if it holds no samples, NaN or infinity, or, unless it may be `silent`, one
-    constant value.  (A cut-off Ogg file can't be told from a shorter one.)
+    Mono (mean of the channels) at `sample_rate` Hz, resampled with the high-quality filter of soxr; the
+    samples don't depend on the cuts between blocks.  Raises InputError, at the latest after the last block,
+    if the file can't be read or is cut off, if its rate is below 1/64 of `sample_rate`, if it holds no
+    samples, NaN or infinity, and, unless `silent`, if all samples are equal.  (A cut-off Ogg file can't be
+    told from a shorter one.)
     """
     import soundfile
     import soxr
@@ -39,19 +40,19 @@ def audio_blocks(
     try:
         with soundfile.SoundFile(path) as file:
             _check_whole(path, file.extra_info)
-            if _RATIO * file.samplerate < sample_rate:
+            if _MAX_RATIO * file.samplerate < sample_rate:
                 raise InputError(
-                    f"{path}: expected at least {sample_rate / _RATIO:g} samples a second, "
+                    f"{path}: expected at least {sample_rate / _MAX_RATIO:g} samples per second, "
                     f"found {file.samplerate}"
                 )
             frames = min(_BLOCK_SECONDS * file.samplerate, _BLOCK // file.channels)
             resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-            # To the same floats, which libsndfile takes three times as long to make.
+            # Converted below to the same floats, in a third of libsndfile's time.
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
             while len(block := file.read(frames, dtype, always_2d=True)):
                 if dtype == "int16":
                     block = block * np.float32(2**-15)
-                with np.errstate(over="ignore", invalid="ignore"):  # named below
+                with np.errstate(over="ignore", invalid="ignore"):  # reported below
                     mono = block.mean(axis=1) if file.channels > 1 else block[:, 0]
                 count += len(mono)
                 low, high = min(low, mono.min()), max(high, mono.max())
@@ -72,8 +73,8 @@ def audio_blocks(
 
 
 def _check_whole(path: str | Path, log: str) -> None:
-    """Raise InputError where libsndfile's log says that samples end beyond the file."""
-    # In the words for WAV, AIFF, W64, RF64 and AU.
+    """Raise InputError if libsndfile's log shows that the header promises more bytes than the file has."""
+    # The log's wording for WAV, AIFF, W64, RF64 and AU.
     sizes = r"^ *(?:data|SSND|riff|Riff size|Data Size) *: (\d+) \(should be (\d+)\)"
     for promised, found in re.findall(sizes, log, re.MULTILINE):
         if int(found) < int(promised) < _UNKNOWN:

@@ -33,7 +33,9 @@ COMMANDS = {
     "train": Command("train", "[PRESET]", "train the models of a preset, demo by default, and score them"),
     "eval": Command("evaluate", "RUN[/MODEL]|FILE", "score a run, one of its models, or an exported file"),
     "export": Command("export", "RUN/MODEL", "write a model to a file for a device"),
-    "detect": Command("detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"),
+    "detect": Command(
+        "detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"
+    ),
     "presets": Command("presets", "", "list the presets"),
 }
 WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"
@@ -65,12 +67,14 @@ def run(command: str, arguments: Sequence[str], prog: str) -> int:
         try:
             importlib.import_module(f"qkd_jax.commands.{COMMANDS[command].module}").main(arguments, prog)
         except ModuleNotFoundError as error:
-            if _installed(WHOLE) or not _installed(DEVICE):
+            if _installed(DEVICE):
+                raise InputError(
+                    f"{prog} needs the whole package ({error.name} is missing): "
+                    f"pip uninstall {DEVICE} && pip install {WHOLE}"
+                ) from None
+            if str(error.name).startswith("qkd_jax"):
                 raise
-            raise InputError(
-                f"{prog} needs {error.name}, which {DEVICE} leaves out; expected the whole package: "
-                f"pip uninstall {DEVICE} && pip install {WHOLE}"
-            ) from None
+            raise InputError(f"{prog} needs {error.name}, which is not installed: pip install {WHOLE}") from None
 
     return run_command(imported, arguments, prog)
 

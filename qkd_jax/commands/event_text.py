@@ -1,4 +1,4 @@
-"""Events as lines of text: a table to read, JSON, Audacity's labels, DESED's table."""
+"""Events as lines of text: a table to read, JSON, labels for Audacity, the table of DESED."""
 
 import dataclasses
 import json
@@ -9,23 +9,24 @@ from qkd_jax.detector.events import Event
 from qkd_jax.errors import InputError, printable
 
 Found = Iterable[tuple[str, Event]]
-"""Events, each with the name of the file that it is in."""
+"""Events, each with the name of its file."""
 
 
 def lines(kind: str, found: Found, files: Sequence[str], events: Sequence[str]) -> Iterator[str]:
-    """What is `found` of `events` in `files`, in one of `DetectConfig.format`'s kinds, as it is found.
+    """The events `found` in `files`, in one of the formats of `DetectOptions`, one by one as they come.
 
-    Raises InputError for Audacity's if there are several files.
+    `events` are the names of all events of the detector.  Raises InputError for Audacity's format and several
+    files.
     """
     if kind == "table":
         return table(found, files, events)
     if kind == "audacity" and len(files) > 1:
-        raise InputError(f"format: audacity's labels are of one file, got {len(files)}")
+        raise InputError(f"--format: audacity's labels belong to one file, got {len(files)}")
     return {"json": json_lines, "audacity": audacity, "desed": desed}[kind](found)
 
 
 def table(found: Found, files: Sequence[str], events: Sequence[str]) -> Iterator[str]:
-    """A table to read, as wide as names of `files` and `events` need; times are h:mm:ss.s."""
+    """A table with columns wide enough for the names of `files` and `events`; times are h:mm:ss.s."""
     file_width, event_width = (max(map(len, column)) for column in (["file", *files], ["event", *events]))
 
     def row(file: str, onset: str, offset: str, event: str, peak: str) -> str:
@@ -38,25 +39,30 @@ def table(found: Found, files: Sequence[str], events: Sequence[str]) -> Iterator
 
 
 def json_lines(found: Found) -> Iterator[str]:
-    """An object a line with `file`, `event`, `onset` and `offset` in seconds, and `peak`, a probability."""
+    """One object per event: `file`, `event`, `onset` and `offset` in seconds, and `peak`, a probability."""
     for file, event in found:
         times = {"onset": round(event.onset, 3), "offset": round(event.offset, 3)}
         yield json.dumps({"file": file} | dataclasses.asdict(event) | times)
 
 
 def audacity(found: Found) -> Iterator[str]:
-    """A label track for Audacity (File, Import, Labels): onset, offset, event; it has no place for a file."""
+    """A label track for Audacity (File, Import, Labels), which does not name the file: onset, offset, event."""
     for _, event in found:
         yield f"{event.onset:.6f}\t{event.offset:.6f}\t{printable(event.event)}"
 
 
 def desed(found: Found) -> Iterator[str]:
-    """The table of DESED's tools, tab-separated: filename (without folders), onset, offset, event_label."""
+    """DESED's tab-separated table: filename (without folders), onset, offset, event_label."""
     yield "filename\tonset\toffset\tevent_label"
     for file, event in found:
         yield f"{printable(Path(file).name)}\t{event.onset:.3f}\t{event.offset:.3f}\t{printable(event.event)}"
 
 
 def _clock(seconds: float) -> str:
+    """Seconds as h:mm:ss.s.
+
+    >>> _clock(3661.25)
+    '1:01:01.2'
+    """
     tenths = round(10 * seconds)
     return f"{tenths // 36_000}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}.{tenths % 10}"

@@ -25,7 +25,7 @@ from qkd_jax.errors import InputError
 from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.models.lstm_integer import to_detector
-from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.folder import find_model, load_run
 from qkd_jax.run_folder.run import Run
 from qkd_jax.runtimes import FORMATS, FormatName, open_clip, write
 from qkd_jax.runtimes.jax import input_codes, to_steps

@@ -33,14 +33,16 @@ def short_help(config: Any, prog: str, description: str | None = None) -> str:
     """One line per setting in `config`, in at most 100 columns; each setting of the models once, as NAME's."""
     lines = _usage(prog, description)
     lines.append("The values are the present ones; of a|b the first is.  --help-all explains each in full.")
-    for section in _merged(_sections(config)):
+    merged = _merged(_sections(config))
+    line = _line if any(section.names for section in merged) else _lines
+    for section in merged:
         settings = list(_settings(section))
         if settings:
             lines.append(textwrap.shorten(_heading(section), WIDTH, placeholder=" …"))
         if section.place and section.place[-1] in _BRIEF:
             lines += _filled([setting for setting, _ in settings])
         else:
-            lines += [_line(setting, text) for setting, text in settings]
+            lines += [line(setting, text) for setting, text in settings]
     return "\n".join(lines)
 
 
@@ -48,9 +50,9 @@ def long_help(config: Any, prog: str, description: str | None = None) -> str:
     """Every setting in `config` with its whole explanation, those of each model apart."""
     lines = _usage(prog, description)
     for section in map(_of_one_model, _sections(config)):
-        lines.append(_heading(section))
+        lines += textwrap.wrap(_heading(section), WIDTH)
         for setting, text in _settings(section):
-            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")]
+            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -122,7 +124,8 @@ def _settings(section: Section) -> Iterator[tuple[str, str]]:
         if len(classes) > 1 and field.name == tag_of(kind):
             yield f"{name} {_choices(first, [getattr(each, field.name) for each in classes])}", text
         elif isinstance(first, dict):
-            yield from ((flag(f"{name[2:]}.{key}"), text) for key in _keys(first))
+            keys = [flag(f"{name[2:]}.{key}") for key in _keys(first)]
+            yield from zip(keys, [text] + [""] * len(keys))  # explained once
         elif isinstance(first, bool):
             yield re.sub(r"([\w-]+)$", r"no-\1", name) if first else name, text
         else:
@@ -178,6 +181,12 @@ def _line(setting: str, text: str) -> str:
     summary = re.split(r"[;:] |\.(?: (?=[A-Z])|$)", " ".join(text.split()))[0]
     room = WIDTH - len(start)
     return (start + (textwrap.shorten(summary, room, placeholder=" …") if room > 10 else "")).rstrip()
+
+
+def _lines(setting: str, text: str) -> str:
+    start, indent = f"{f'  {setting}':{_COLUMN - 2}}  ", " " * _COLUMN
+    wrapped = textwrap.wrap(" ".join(text.split()), WIDTH - _COLUMN)
+    return f"\n{indent}".join([start + (wrapped or [""])[0], *wrapped[1:]]).rstrip()
 
 
 def _filled(settings: list[str]) -> list[str]:

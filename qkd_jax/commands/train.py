@@ -16,7 +16,9 @@ def main(arguments: list[str], prog: str) -> None:
     teachers, settings = take("--teacher", arguments[named:])
     if teachers:
         preset = with_teachers(preset, teachers)
-    config = override(preset, settings, prog=f"{prog} {arguments[0] if named else '[PRESET]'}", description=__doc__)
+    config = override(
+        preset, settings, prog=f"{prog} {arguments[0] if named else '[PRESET]'}", description=__doc__
+    )
     if config.distributed:
         from qkd_jax.system.devices import join_processes
 

@@ -63,7 +63,7 @@ class QuantConfig:
     def __post_init__(self) -> None:
         few = max(self.weights, self.activations, self.output) <= 8
         if self.scheme == "integer" and self.ranges != "channel":
-            raise ValueError(f"ranges: expected channel in the integer scheme, got {self.ranges}")
+            raise ValueError(f"ranges: expected channel in the integer-only scheme, got {self.ranges}")
         if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
             raise ValueError(
                 "scheme: integer needs weights, activations and output of at most 8 bits, gates and cell of 16, "

@@ -267,7 +267,7 @@ def _check_start(where: str, model: ModelConfig, earlier: dict[str, ModelConfig]
         raise ValueError(f"{where}.start: expected a model with the same parameters, got {start!r}")
     if is_integer(network) and (start is None or (begun is not None and not is_float(begun))):
         raise ValueError(
-            f"{where}.start: expected a float model, since the integer scheme starts from one, got {start!r}"
+            f"{where}.start: expected a float model, from which the integer-only scheme starts, got {start!r}"
         )
 
 

@@ -1,34 +1,34 @@
-"""The integers of a network: what every runtime holds, and what they mean.
+"""Codes of the integer-only scheme: the integer arrays that every runtime holds, and what they stand for.
 
-An activation is an integer code in a static power-of-two unit, a weight a signed code with a
-scale for its column, and a product of theirs an int32 accumulator, brought back by one float32
-multiplication and rounded half to even:
+An activation is an integer code with a static scale of 2^-exponent: code q stands for q · 2^-exponent.  A
+weight is a signed code with one scale per output.  Their products add up in an int32 accumulator; one float32
+multiplication, rounded half to even, brings it to the scale of the result:
 
     rescaled(acc) = round(acc · multiplier)
 
-Everything else is integer arithmetic, shifts rounding half up: `shift(v, s) = (v + 2^(s - 1)) >> s`.
-`deploy/reference.py` is the definition, in NumPy; this file holds what it shares with other runtimes, and
-imports nothing but NumPy.
+Everything else is integer arithmetic, with shifts that round half up: `shift(v, s) = (v + 2^(s - 1)) >> s`.
+`detector/reference.py` defines the scheme in NumPy.  This module holds what it shares with the other
+runtimes, and imports NumPy alone.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-GRID = 9
-"""Pre-activations of gates, and logits, are in units of 2^-9."""
-GATE = 15
-"""Gates, and tanh, are in units of 2^-15."""
-CELL = 16
-"""Bits of the LSTM's cell."""
-MARGIN = 8
-"""Bits below its unit that a convolution's result has, until its bias is added."""
-LIMIT = (8 << GRID) - 1
-"""The sigmoid's table ends here, short of 8."""
+LOGIT_EXPONENT = 9
+"""Logits, and the gates' values before σ and tanh, have a scale of 2^-9."""
+GATE_EXPONENT = 15
+"""Gates, and values of tanh, have a scale of 2^-15."""
+CELL_BITS = 16
+"""Bits of the LSTM's cell state."""
+CONV_GUARD_BITS = 8
+"""Extra bits of a convolution's result below its output scale, until the bias is added."""
+TABLE_LIMIT = (8 << LOGIT_EXPONENT) - 1
+"""Last index of the sigmoid's table on either side of 0, just below 8; beyond it the end value holds."""
 
 
 class ConvCodes(NamedTuple):
-    """A convolution with its batch-norm and ReLU: shift(rescaled(acc) + bias, MARGIN), cut to 0 and above.
+    """A convolution with its batch-norm and ReLU: max(shift(rescaled(acc) + bias, CONV_GUARD_BITS), 0).
 
     `w`: [taps, bands, channels, outputs]; `multiplier`, `bias`: [outputs].
     """
@@ -41,8 +41,8 @@ class ConvCodes(NamedTuple):
 class LSTMCodes(NamedTuple):
     """A layer of an LSTM: z = rescaled(h · w_h) + rescaled(x · w_x) + bias, for the gates f, i, c~, o.
 
-    `w_h`: [units, 4 · units], `w_x`: [inputs, 4 · units]; `multiplier_h`, `multiplier_x`, `bias`:
-    [4 · units]; the cell is in units of 2^-`cell`.
+    `w_h`: [hidden_size, 4 · hidden_size], `w_x`: [inputs, 4 · hidden_size]; `multiplier_h`, `multiplier_x`,
+    `bias`: [4 · hidden_size].  The cell state has a scale of 2^-`cell_exponent`.
     """
 
     w_h: Any
@@ -50,11 +50,11 @@ class LSTMCodes(NamedTuple):
     multiplier_h: Any
     multiplier_x: Any
     bias: Any
-    cell: Any
+    cell_exponent: Any
 
 
 class LinearCodes(NamedTuple):
-    """An output layer: rescaled(h · w) + bias, on the grid, `w` [units, events]; the others [events]."""
+    """An output layer: logits rescaled(h · w) + bias; `w` is [hidden_size, events], the others [events]."""
 
     w: Any
     multiplier: Any
@@ -62,9 +62,14 @@ class LinearCodes(NamedTuple):
 
 
 def sigmoid_table() -> np.ndarray:
-    """σ(i / 2^GRID) in units of 2^-GATE for i in -LIMIT … LIMIT, int32 [2 · LIMIT + 1].
+    """σ(i / 2^LOGIT_EXPONENT) as codes of scale 2^-GATE_EXPONENT, for i from -TABLE_LIMIT to TABLE_LIMIT.
 
-    Symmetric: σ(-i) = 1 - σ(i).  No entry lies near a tie, so any libm gives the same ones.
+    int32 [2 · TABLE_LIMIT + 1], symmetric: σ(-i) = 1 - σ(i).  No entry lies near a rounding tie, so that
+    every maths library gives the same integers.
+
+    >>> int(sigmoid_table()[TABLE_LIMIT])  # σ(0) = 1/2
+    16384
     """
-    upper = np.rint(2.0**GATE / (1 + np.exp(-np.arange(LIMIT + 1) / 2.0**GRID))).astype(np.int32)
-    return np.concatenate([(1 << GATE) - upper[:0:-1], upper])
+    positive = np.arange(TABLE_LIMIT + 1) / 2.0**LOGIT_EXPONENT
+    upper = np.rint(2.0**GATE_EXPONENT / (1 + np.exp(-positive))).astype(np.int32)
+    return np.concatenate([(1 << GATE_EXPONENT) - upper[:0:-1], upper])

@@ -1,7 +1,7 @@
-"""Arrays and a document in one .safetensors file, in which no damage goes unnoticed.
+"""Arrays and a JSON document in one .safetensors file with a checksum, so that any damage is detected.
 
-The document is JSON, the one entry of the file's metadata, whose key names the format.  Its first field,
-`sha256`, is that of the whole file with zeros for its own digits.
+The document is the only entry of the file's metadata; its key names the format.  The document's first field,
+`sha256`, is the SHA-256 of the whole file, computed with zeros in place of its own digits.
 """
 
 import hashlib
@@ -11,48 +11,54 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_safetensors
 
-from qkd_jax.config import from_json
+from qkd_jax.config import EventConfig, from_json
 from qkd_jax.errors import InputError
 
 T = TypeVar("T")
 
 ZEROS = "0" * 64
 Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+StoredEventConfig = Annotated[EventConfig, Field(validation_alias=AliasChoices("event_config", "detection"))]
+"""An EventConfig in a file; earlier releases called the field `detection`."""
 MAX_FILE, MAX_HEADER = 1 << 24, 1 << 18
-"""Bytes."""
+"""Limits in bytes."""
 _DTYPES = {"U8": "uint8", "I32": "int32", "I64": "int64", "F32": "float32", "F64": "float64"}
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Type and shape of arrays, by name."""
+"""Type and shape of each array, by name."""
 
 
 def sealed(form: str, document: str, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The file of `arrays` and `document`, whose `sha256` is ZEROS; the same ones give the same bytes."""
-    # One entry: safetensors writes several in random order.
+    """The file of `arrays` and `document`, whose `sha256` must be ZEROS; equal arguments give equal bytes."""
+    # A single entry: safetensors writes several in random order.
     data = to_safetensors(dict(arrays), {form: document})
     return data.replace(ZEROS.encode(), _digest(data, ZEROS).encode(), 1)
 
 
 def opened(
-    data: bytes, form: str, kind: type[T], layout: Callable[[T], Layout], what: str, most: int
+    data: bytes,
+    form: str,
+    kind: type[T],
+    layout: Callable[[T], Layout],
+    what: str,
+    most: int,
+    older: Mapping[str, Callable[[str], str]] = {},
 ) -> tuple[T, dict[str, np.ndarray]]:
-    """The document, of the dataclass `kind`, and the arrays that `sealed` made `data` of.
+    """The document, a dataclass `kind`, and the arrays of a file that `sealed` wrote.
 
-    No array is made before all are as the `layout` of the document has them.  Raises InputError, which calls
-    the content `what`, for all else and for more than `most` bytes.
+    `older` maps each earlier format to the function that converts its document to `form`.  No array is
+    created before all of them match the document's `layout`.  Raises InputError, which calls the content
+    `what`, for anything else, and for more than `most` bytes.
     """
     if len(data) > most:
         raise InputError(f"expected {what} of at most {most} bytes, found more")
     header = int.from_bytes(data[:8], "little")
     if not 8 + header <= len(data):
-        raise InputError(
-            f"expected a .safetensors file, whose first 8 bytes are the length of its header, "
-            f"found {header} in a file of {len(data)} bytes"
-        )
+        raise InputError(f"expected {what} in a .safetensors file, found other or truncated content")
     if header > MAX_HEADER:
         raise InputError(f"expected metadata of at most {MAX_HEADER} bytes, found {header}")
     try:
@@ -60,9 +66,11 @@ def opened(
     except SafetensorError as error:
         raise InputError(f"expected a .safetensors file: {error}") from None
     metadata = json.loads(data[8 : 8 + header]).get("__metadata__") or {}
-    if list(metadata) != [form]:
+    found, *others = metadata or [None]
+    if others or found not in (form, *older):
         raise InputError(f"expected metadata {[form]}, found {list(metadata)}")
-    document: Any = from_json(kind, metadata[form], "metadata")
+    text = older[found](metadata[found]) if found in older else metadata[found]
+    document: Any = from_json(kind, text, "metadata")
     digest = _digest(data, document.sha256)
     if digest != document.sha256:
         raise InputError(f"damaged: expected the checksum {document.sha256}, got {digest}")
@@ -78,9 +86,9 @@ def opened(
 
 
 def read(path: Path, parse: Callable[[bytes], T], what: str, most: int) -> T:
-    """What `parse` makes of the file at `path`; its InputErrors become one line that names the file."""
+    """The result of `parse` on the content of the file at `path`; its InputErrors get the file's name."""
     try:
-        if not path.is_file():  # a pipe would wait for its writer
+        if not path.is_file():  # opening a pipe would wait for its writer
             raise InputError(f"{path}: expected {what}'s file, found none")
         with open(path, "rb") as file:
             data = file.read(most + 1)
@@ -93,7 +101,7 @@ def read(path: Path, parse: Callable[[bytes], T], what: str, most: int) -> T:
 
 
 def expect(found: Layout, expected: Layout) -> None:
-    """Raise InputError, naming an array, unless those that are `found` are as `expected`."""
+    """Raise InputError, naming the first array that differs, unless `found` equals `expected`."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             wanted, got = (

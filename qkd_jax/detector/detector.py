@@ -1,4 +1,4 @@
-"""A detector: all that it takes to go from log-mel energies to logits, as integers."""
+"""A detector: everything needed to turn log-mel energies into logits with integers."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from qkd_jax.detector.codes import ConvCodes, LinearCodes, LSTMCodes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detector:
-    """A network in the `integer` scheme; its codes are NumPy arrays: w int8, multiplier float32, bias int32.
+    """A network of the integer-only scheme, its codes in NumPy: w int8, multiplier float32, bias int32.
 
-    The input is q = round((log-mel - mean) / std · 2^input), cut to the signed codes of
-    `network.quant.activations` bits; `mean` and `std` are float32 [mels].  `event_config` says how readings
+    The input codes are q = round((log-mel - mean) / std · 2^input_exponent), clipped to the signed range of
+    `network.quant.activations` bits; `mean` and `std` are float32 [mels].  `event_config` says how posteriors
     become events.
     """
 
@@ -23,7 +23,7 @@ class Detector:
     clip_seconds: float
     mean: np.ndarray
     std: np.ndarray
-    input: int
+    input_exponent: int
     front: tuple[ConvCodes, ...]
     lstm: tuple[LSTMCodes, ...]
     output: LinearCodes

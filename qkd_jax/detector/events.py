@@ -1,4 +1,4 @@
-"""From what a detector says at each step to events, as they end."""
+"""From logits at each step to events, each reported as soon as it is over."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ _PIECE_SECONDS = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """What was heard, from when to when, in seconds since the start, and its highest probability."""
+    """A detected event: its class, onset and offset in seconds since the start, and highest probability."""
 
     event: str
     onset: float
@@ -25,11 +25,12 @@ class Event:
     peak: float
 
 
-class Rule(NamedTuple):
+class EventRule(NamedTuple):
     """A detector's `EventConfig` in logits and steps.
 
-    An event begins at logits `begin`, goes on down to `end` (float64 [events]), and is over after `gap` steps
-    without it; one of fewer than `shortest` steps is none.  Logits are medians with `around` on either side.
+    An event begins where a logit reaches `begin`, continues while it is at least `end` (both float64
+    [events]), and is over after `gap` steps below.  Events of fewer than `shortest` steps are dropped.
+    Logits are first median-filtered over `around` steps on either side.
     """
 
     events: tuple[str, ...]
@@ -41,12 +42,12 @@ class Rule(NamedTuple):
     shortest: int
 
 
-class Spans(NamedTuple):
-    """What is carried from one piece of a stream to the next.
+class EventState(NamedTuple):
+    """The state between two pieces of a stream of logits.
 
-    `recent`: the logits that medians to come are of [steps, events]; `steps`: the medians so far; and of each
-    event [events]: the step when what is not yet over began, -1 without such, when it was last there, and its
-    highest logit.
+    `recent`: the logits that later medians need [steps, events]; `steps`: the number of medians so far; and
+    for each class [events]: the first step of the event that isn't over yet, -1 without one, the last step
+    of an event, and the open event's highest logit.
     """
 
     recent: np.ndarray
@@ -56,56 +57,60 @@ class Spans(NamedTuple):
     peak: np.ndarray
 
 
-class Heard(NamedTuple):
-    """What is carried from one block of a waveform to the next: of the samples, and of what they said."""
+class DetectorState(NamedTuple):
+    """The state between two blocks of a waveform: of the stream of samples, and of the events."""
 
-    stream: stream.Stream
-    spans: Spans
+    stream: stream.StreamState
+    events: EventState
 
 
 def detect(detector: Detector, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
-    """Events in a waveform that comes in `blocks`, each when it is over: `detect_in` NumPy."""
+    """Events in a waveform that comes in `blocks`, computed by NumPy; see `detect_in`."""
     return detect_in(stream.in_numpy(detector), blocks)
 
 
 def detect_in(runtime: stream.Runtime, blocks: Iterable[np.ndarray]) -> Iterator[Event]:
-    """Events in a waveform that comes in `blocks` (float32 [samples], full scale is 1), each when it is over.
+    """Events in a waveform that comes in `blocks` (float32 [samples], full scale 1), each when it is over.
 
-    The `event_config` of the runtime's detector says what an event is.  However the waveform is cut into blocks,
-    the events are the same, in the same order; memory is bounded, however long it is.  Raises InputError for
-    blocks of another kind, and if the thresholds in use are not those of the detector's events.
+    The `event_config` of the runtime's detector defines an event.  However the waveform is cut into blocks,
+    the events and their order are the same; memory is bounded, however long it is.  Raises InputError for
+    other blocks, and if the thresholds in use are not those of the detector's events.
     """
-    rule = rule_of(runtime.detector)
-    heard = begin(runtime, rule)
+    rule = event_rule(runtime.detector)
+    state = begin(runtime, rule)
     for block in blocks:
-        heard, events = hear(runtime, rule, heard, block)
+        state, events = process(runtime, rule, state, block)
         yield from events
-    yield from finish(rule, heard.spans)
+    yield from finish(rule, state.events)
 
 
-def begin(runtime: stream.Runtime, rule: Rule) -> Heard:
+def begin(runtime: stream.Runtime, rule: EventRule) -> DetectorState:
     """The state before the first block."""
-    return Heard(stream.start(runtime), start(rule))
+    return DetectorState(stream.start(runtime), start(rule))
 
 
-def hear(runtime: stream.Runtime, rule: Rule, heard: Heard, block: np.ndarray) -> tuple[Heard, list[Event]]:
-    """The state after `block`, and the events that are over by then; raises what `detect_in` does."""
+def process(
+    runtime: stream.Runtime, rule: EventRule, state: DetectorState, block: np.ndarray
+) -> tuple[DetectorState, list[Event]]:
+    """The state after `block`, and the events that are over by then; raises InputError as `detect_in`."""
     if block.ndim != 1 or block.dtype != np.float32 or not np.isfinite(block).all():
+        nonfinite = block.dtype.kind == "f" and not np.isfinite(block).all()
         raise InputError(
             "blocks: expected finite float32 [samples] of full scale 1, "
-            f"found {block.dtype} {list(block.shape)}{_odd(block)}"
+            f"found {block.dtype} {list(block.shape)}{' with NaN or infinity' if nonfinite else ''}"
         )
-    (state, spans), events = heard, []
+    (samples, open_events), events = state, []
+    # Pieces of a second: a long block would need memory for all of its frames at once.
     piece = _PIECE_SECONDS * runtime.detector.features.sample_rate
     for first in range(0, len(block), piece):
-        state, logits = stream.push(runtime, state, block[first : first + piece])
-        spans, over = push(rule, spans, logits)
+        samples, logits = stream.push(runtime, samples, block[first : first + piece])
+        open_events, over = push(rule, open_events, logits)
         events += over
-    return Heard(state, spans), events
+    return DetectorState(samples, open_events), events
 
 
-def rule_of(detector: Detector) -> Rule:
-    """How `detector` makes events of logits; raises InputError where `detect_in` does."""
+def event_rule(detector: Detector) -> EventRule:
+    """The rule by which logits of `detector` become events; raises InputError as `detect_in`."""
     config, clock = detector.event_config, step_clock(detector.features, detector.network)
     point = config.thresholds[config.use] if config.use else dict.fromkeys(detector.events, 0.5)
     if point.keys() != set(detector.events):
@@ -114,7 +119,7 @@ def rule_of(detector: Detector) -> Rule:
             f"found {', '.join(point) or 'none'}"
         )
     thresholds = np.array([point[event] for event in detector.events])
-    return Rule(
+    return EventRule(
         detector.events,
         clock,
         begin=_logit(thresholds),
@@ -125,20 +130,21 @@ def rule_of(detector: Detector) -> Rule:
     )
 
 
-def start(rule: Rule) -> Spans:
+def start(rule: EventRule) -> EventState:
     """The state before the first step."""
     events = len(rule.events)
     none = np.full(events, -1)
-    return Spans(np.zeros((0, events), np.float32), 0, none, none - 1, np.full(events, -np.inf))
+    # `last` is -2: at step 0 nothing continues from step -1.
+    return EventState(np.zeros((0, events), np.float32), 0, none, none - 1, np.full(events, -np.inf))
 
 
-def push(rule: Rule, spans: Spans, logits: np.ndarray) -> tuple[Spans, list[Event]]:
+def push(rule: EventRule, state: EventState, logits: np.ndarray) -> tuple[EventState, list[Event]]:
     """The state after `logits` (float32 [steps, events]), and the events that are over by then.
 
-    These are in the order in which they turn out to be over, and in the detector's where that is the same.
+    Events come in the order in which they are known to be over, and at the same step in the detector's.
     """
-    recent, medians = _medians(rule, spans.recent, logits)
-    _, step, first, last, peak = spans
+    recent, medians = _medians(rule, state.recent, logits)
+    _, step, first, last, peak = state
     events = []
     for row in medians:
         on = row >= np.where(last == step - 1, rule.end, rule.begin)
@@ -150,20 +156,20 @@ def push(rule: Rule, spans: Spans, logits: np.ndarray) -> tuple[Spans, list[Even
         if over.any():
             events += _events(rule, over, first, last, peak)
             first, peak = np.where(over, -1, first), np.where(over, -np.inf, peak)
-    return Spans(recent, step, first, last, peak), events
+    return EventState(recent, step, first, last, peak), events
 
 
-def finish(rule: Rule, spans: Spans) -> list[Event]:
-    """The events that are over because the stream is."""
-    after = np.repeat(spans.recent[-1:], rule.around, axis=0)
-    (_, _, first, last, peak), events = push(rule, spans, after)
+def finish(rule: EventRule, state: EventState) -> list[Event]:
+    """The events that are over because the stream ends."""
+    after = np.repeat(state.recent[-1:], rule.around, axis=0)
+    (_, _, first, last, peak), events = push(rule, state, after)
     return events + _events(rule, first >= 0, first, last, peak)
 
 
-def _medians(rule: Rule, recent: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The logits that medians to come are of, and the medians that `logits` allow [steps, events].
+def _medians(rule: EventRule, recent: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The buffer for later medians, and the medians that `logits` complete [steps, events].
 
-    At either end of the stream, its first or last logits stand for those beyond.
+    Beyond either end of the stream, its first or last logits are repeated.
     """
     if not len(recent):
         recent = np.repeat(logits[:1], rule.around, axis=0)
@@ -176,9 +182,9 @@ def _medians(rule: Rule, recent: np.ndarray, logits: np.ndarray) -> tuple[np.nda
 
 
 def _events(
-    rule: Rule, over: np.ndarray, first: np.ndarray, last: np.ndarray, peak: np.ndarray
+    rule: EventRule, over: np.ndarray, first: np.ndarray, last: np.ndarray, peak: np.ndarray
 ) -> list[Event]:
-    """Those of the spans that are `over` (bool [events]) and not too short."""
+    """The open events that are `over` (bool [events]) and not too short."""
     start, step = rule.clock.first - rule.clock.step / 2, rule.clock.step
     return [
         Event(
@@ -189,10 +195,6 @@ def _events(
         )
         for index in np.flatnonzero(over & (last - first + 1 >= rule.shortest))
     ]
-
-
-def _odd(block: np.ndarray) -> str:
-    return " with NaN or infinity" if block.dtype.kind == "f" and not np.isfinite(block).all() else ""
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:

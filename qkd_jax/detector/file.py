@@ -1,23 +1,24 @@
 """A detector in one .safetensors file.
 
-Its tensors are `mean`, `std` and, after the name of the part (front.0 …, lstm.0 …, output, attention), the
-arrays that `nn/codes.py` describes.  Weights are packed at their bits (`quant/pack.py`), flat, each code plus
-2^(bits - 1).  All else is in the document of a `sealed` file.
+The tensors are `mean`, `std` and, prefixed by the name of the part (front.0 …, lstm.0 …, output, attention),
+the arrays that `detector/codes.py` describes.  Weights are flat and packed at their bits (`quant/pack.py`),
+each code plus 2^(bits - 1).  Everything else is in the JSON document (`container.sealed`).
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError
 
-from qkd_jax.config import EventConfig, FeatureConfig, LSTMConfig, to_json
-from qkd_jax.config.fields import Positive
+from qkd_jax.config import EventConfig, FeatureConfig, LSTMConfig, from_json, to_json
+from qkd_jax.config.fields import STRICT, Positive
 from qkd_jax.detector.codes import ConvCodes, LinearCodes, LSTMCodes
 from qkd_jax.detector.container import MAX_FILE, ZEROS, Checksum, Layout, expect, opened, read, sealed
 from qkd_jax.detector.detector import Detector
@@ -26,28 +27,28 @@ from qkd_jax.quant.pack import pack, unpack
 from qkd_jax.system.files import whole_file
 
 FORMAT = "qkd_jax detector, version 2"
+_VERSION_1 = "qkd_jax detector, version 1"
 _DAY = 24 * 3600
-_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 class _Product(NamedTuple):
-    """Codes x, of which |x| is at most `x_max`, times `w`, rescaled by `multiplier`."""
+    """A product of codes x, |x| at most `x_max`, with `w`, rescaled by `multiplier`."""
 
     w: np.ndarray
     multiplier: np.ndarray
     x_max: int
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Settings:
-    """What a detector has beside arrays: its own fields of these names, and the `cell` of each layer."""
+    """A detector without its arrays: its fields of the same names, and the `cell_exponent` of each layer."""
 
     features: FeatureConfig
     network: LSTMConfig
     events: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     clip_seconds: Positive
-    input: Annotated[int, Field(ge=-16, le=16)]
-    cell: tuple[Annotated[int, Field(ge=6, le=13)], ...]
+    input_exponent: Annotated[int, Field(ge=-16, le=16)]
+    cell_exponents: tuple[Annotated[int, Field(ge=6, le=13)], ...]
     event_config: EventConfig
 
     def __post_init__(self) -> None:
@@ -65,8 +66,10 @@ class _Settings:
                 raise ValueError(f"{name}: expected at most {most}, got {value}")
         if network.quant.scheme != "integer":
             raise ValueError(f"network.quant.scheme: expected integer, got {network.quant.scheme}")
-        if len(self.cell) != network.layers:
-            raise ValueError(f"cell: expected {network.layers}, one for each layer, got {len(self.cell)}")
+        if len(self.cell_exponents) != network.layers:
+            raise ValueError(
+                f"cell_exponents: expected {network.layers}, one per layer, got {len(self.cell_exponents)}"
+            )
         if len(set(self.events)) < len(self.events):
             raise ValueError(f"events: expected each once, got {', '.join(self.events)}")
         for point, thresholds in event_config.thresholds.items():
@@ -79,9 +82,9 @@ class _Settings:
             raise ValueError(f"clip_seconds: expected enough for one step, got {self.clip_seconds:g}")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Document:
-    """The JSON in the file's metadata; `sha256` comes first, so that its digits are the first such."""
+    """The JSON in the file's metadata; `sha256` is first, since `sealed` replaces the first 64 zeros."""
 
     sha256: Checksum = ZEROS
     detector: _Settings
@@ -89,46 +92,47 @@ class _Document:
 
 
 def save(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> None:
-    """Write `detector` to `path`, whole or not at all; the same detector gives the same bytes.
+    """Write `detector` to `path`, whole or not at all; equal detectors give equal bytes.
 
-    `provenance` says where it comes from: a run, versions of libraries, data.  Raises InputError if
-    `check` does, if there is too much to write, or if `path` can't be written.
+    `provenance` says where it comes from: a run, versions of libraries, data.  Raises InputError if `check`
+    does, if the file would be too large to load, or if `path` can't be written.
     """
     check(detector)
     try:
         document = to_json(_Document(detector=_settings(detector), provenance=dict(provenance)))
     except ValidationError as error:
         raise InputError(explain(error)) from None
-    except PydanticSerializationError as error:  # of file names that are no text, say
+    except PydanticSerializationError as error:  # for example of file names that are not text
         raise InputError(str(error)) from None
     tensors = {
         name: _packed(array, _bits(name, detector.network)) for name, array in _arrays(detector).items()
     }
     data = sealed(FORMAT, document, tensors)
-    _parse(data)  # what is written can be read: it isn't too long
+    _parse(data)  # refuse to write what could not be loaded, for its length
     with whole_file(path) as file:
         file.write(data)
 
 
 def load(path: str | Path) -> Detector:
-    """The detector in the file at `path`, however that came about.
+    """The detector in the file at `path`, which need not be trusted.
 
-    Raises InputError, of one line, for all that `save` didn't write or `check` refuses.
+    Files of format version 1 load too.  Raises InputError, of one line, for anything that `save` didn't write
+    or `check` refuses.
     """
     return _read(Path(path))[0]
 
 
 def load_provenance(path: str | Path) -> dict[str, str]:
-    """What `save` was told of where the detector at `path` comes from; raises what `load` does."""
+    """The `provenance` that `save` wrote to `path`; raises InputError as `load`."""
     return _read(Path(path))[1]
 
 
 def check(detector: Detector) -> None:
-    """Raise InputError, naming the part, unless every runtime computes `detector` alike.
+    """Raise InputError, naming the part, unless every runtime computes the same codes for `detector`.
 
-    Arrays must have the types and shapes that the settings ask for, and finite values, weights
-    symmetric codes in their bits.  No input may take an accumulator to 2^24, which float32 no longer
-    holds exactly, nor what is rescaled, bias included, to 2^29, where doubling it for tanh must fit int32.
+    Arrays must have the types and shapes that the settings require, and finite values; weights must be
+    symmetric codes of their bits.  For no input may an accumulator reach 2^24, beyond which float32 is not
+    exact, or a rescaled sum with its bias 2^29, which doubled for tanh must still fit int32.
     """
     settings, arrays = _settings(detector), _arrays(detector)
     expect({name: (str(array.dtype), array.shape) for name, array in arrays.items()}, _layout(settings))
@@ -141,7 +145,7 @@ def check(detector: Detector) -> None:
                 raise InputError(
                     f"{name}: expected codes from {-largest} to {largest}, got {array.min()} to {array.max()}"
                 )
-    # Runtimes may flush what is smaller to 0.
+    # Runtimes may flush smaller numbers to 0.
     if detector.std.min() < np.finfo(np.float32).tiny:
         raise InputError(f"std: expected positive normal numbers, got {detector.std.min()}")
     for part, products, bias in _outputs(detector):
@@ -175,13 +179,16 @@ def _outputs(detector: Detector) -> Iterator[tuple[str, list[_Product], np.ndarr
 def _plain(of: Detector | _Settings) -> dict[str, Any]:
     """The fields that a detector has in common with its settings."""
     return {
-        field.name: getattr(of, field.name) for field in dataclasses.fields(_Settings) if field.name != "cell"
+        field.name: getattr(of, field.name)
+        for field in dataclasses.fields(_Settings)
+        if field.name != "cell_exponents"
     }
 
 
 def _settings(detector: Detector) -> _Settings:
     try:
-        return _Settings(**_plain(detector), cell=tuple(layer.cell for layer in detector.lstm))
+        exponents = tuple(layer.cell_exponent for layer in detector.lstm)
+        return _Settings(**_plain(detector), cell_exponents=exponents)
     except ValidationError as error:
         raise InputError(explain(error)) from None
 
@@ -195,12 +202,12 @@ def _arrays(detector: Detector) -> dict[str, np.ndarray]:
         for part, codes in parts.items()
         if codes is not None
         for name, array in codes._asdict().items()
-        if name != "cell"
+        if name != "cell_exponent"
     }
 
 
 def _layout(settings: _Settings) -> Layout:
-    """The arrays of a detector of these settings."""
+    """The arrays of a detector with these settings."""
     network, mels = settings.network, settings.features.n_mels
     layout: Layout = {"mean": ("float32", (mels,)), "std": ("float32", (mels,))}
 
@@ -229,7 +236,7 @@ def _bits(name: str, network: LSTMConfig) -> int:
 
 def _packed(array: np.ndarray, bits: int) -> np.ndarray:
     if array.dtype != np.int8:
-        return np.ascontiguousarray(array)  # safetensors would write what lies in memory
+        return np.ascontiguousarray(array)  # safetensors writes memory in its order, not the array's
     return pack(array.astype(np.int16) + (1 << (bits - 1)), bits)
 
 
@@ -249,15 +256,41 @@ def _unpacked(data: np.ndarray, dtype: str, shape: tuple[int, ...], bits: int) -
     return codes.view(np.int8).reshape(shape)
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Version1:
+    """The document of version 1; `detector.student` also has settings of its training."""
+
+    sha256: str
+    detector: dict[str, Any]
+    provenance: dict[str, str]
+
+
+_NAMES = {"input": "input_exponent", "cell": "cell_exponents", "detection": "event_config"}
+_NETWORK_NAMES = {"halvings": "time_strides", "units": "hidden_size"}
+_TRAINING = {"distill", "learning_rate", "ema_decay", "start"}
+
+
+def _from_version_1(text: str) -> str:
+    """The document `text` of version 1 as one of today: without settings of training, under today's names."""
+    document = from_json(_Version1, text, "metadata")
+    detector = {_NAMES.get(name, name): value for name, value in document.detector.items()}
+    student = detector.pop("student", None)
+    if isinstance(student, dict):
+        network = {_NETWORK_NAMES.get(name, name): value for name, value in student.items()}
+        detector["network"] = {name: value for name, value in network.items() if name not in _TRAINING}
+    return json.dumps(dataclasses.asdict(document) | {"detector": detector})
+
+
 def _read(path: Path) -> tuple[Detector, dict[str, str]]:
     return read(path, _parse, "a detector", MAX_FILE)
 
 
 def _parse(data: bytes) -> tuple[Detector, dict[str, str]]:
-    """The detector and its provenance; no array is made before all that it is made of fits the settings."""
-    document, stored = opened(data, FORMAT, _Document, _stored_layout, "a detector", MAX_FILE)
+    """The detector and its provenance; no array is created before all stored ones match the settings."""
+    older = {_VERSION_1: _from_version_1}
+    document, stored = opened(data, FORMAT, _Document, _stored_layout, "a detector", MAX_FILE, older)
     settings, network = document.detector, document.detector.network
-    # Of at most MAX_FILE bytes, of 2-bit codes, this takes 200 MB.
+    # At most 200 MB: a file of MAX_FILE bytes with 2-bit codes.
     arrays = {
         name: _unpacked(stored[name], *kind, _bits(name, network)) for name, kind in _layout(settings).items()
     }
@@ -271,7 +304,10 @@ def _parse(data: bytes) -> tuple[Detector, dict[str, str]]:
         mean=arrays["mean"],
         std=arrays["std"],
         front=tuple(part(ConvCodes, f"front.{index}") for index in range(len(network.convolutions))),
-        lstm=tuple(part(LSTMCodes, f"lstm.{index}", cell=cell) for index, cell in enumerate(settings.cell)),
+        lstm=tuple(
+            part(LSTMCodes, f"lstm.{index}", cell_exponent=exponent)
+            for index, exponent in enumerate(settings.cell_exponents)
+        ),
         output=part(LinearCodes, "output"),
         attention=part(LinearCodes, "attention") if network.pooling == "attention" else None,
     )

@@ -1,4 +1,4 @@
-"""The integer scheme in NumPy: the definition that every other runtime is held to, code for code."""
+"""The integer-only scheme in NumPy: the definition, which every other runtime must match code for code."""
 
 import math
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from qkd_jax.detector.codes import (
-    CELL,
-    GATE,
-    GRID,
-    LIMIT,
-    MARGIN,
+    CELL_BITS,
+    CONV_GUARD_BITS,
+    GATE_EXPONENT,
+    LOGIT_EXPONENT,
+    TABLE_LIMIT,
     ConvCodes,
     LinearCodes,
     LSTMCodes,
@@ -22,17 +22,17 @@ _SIGMOID = sigmoid_table()
 
 
 class Cell(NamedTuple):
-    """What a layer of the LSTM carries: codes `h`, units of 2^-(activations - 1), and `c`, int32 [units]."""
+    """State of an LSTM layer: codes `h`, of scale 2^-(activations - 1), and `c`, int32 [hidden_size]."""
 
     h: np.ndarray
     c: np.ndarray
 
 
 class State(NamedTuple):
-    """What a detector carries from one piece of a stream to the next.
+    """The state between two pieces of a stream.
 
-    `tails`: for each convolution, the frames of its input that are still to be read [frames, bands,
-    channels]; `cells`: what each layer of the LSTM carries.
+    `tails`: for each convolution, the frames of its input that later steps read [frames, bands, channels];
+    `cells`: the state of each layer of the LSTM.
     """
 
     tails: tuple[np.ndarray, ...]
@@ -50,19 +50,19 @@ def start(detector: Detector) -> State:
 
 
 def input_codes(detector: Detector, log_mel: np.ndarray) -> np.ndarray:
-    """What the first layer sees of log-mel energies, float32 [frames, mels]: int32 of the same shape."""
+    """The input codes of log-mel energies, float32 [frames, mels]: int32 of the same shape."""
     half = 1 << (detector.network.quant.activations - 1)
-    scaled = (log_mel - detector.mean) / detector.std * np.float32(2.0**detector.input)
+    scaled = (log_mel - detector.mean) / detector.std * np.float32(2.0**detector.input_exponent)
     return np.clip(np.rint(scaled), -half, half - 1).astype(np.int32)
 
 
 def advance(
     detector: Detector, state: State, codes: np.ndarray
 ) -> tuple[State, np.ndarray, np.ndarray | None]:
-    """The state after `codes` (`input_codes` [frames, mels]), and what the output layers say at each step.
+    """The state after `codes` (`input_codes` [frames, mels]), and the output layers' codes at each step.
 
-    These are on the grid: int32 [steps, events], those of the attention None without one.  However a
-    stream is cut into pieces, the steps are the same.
+    These are the logits and the attention's, int32 [steps, events] of scale 2^-LOGIT_EXPONENT; None without
+    attention.  However a stream is cut into pieces, the codes are the same.
     """
     bits, (tails, cells) = detector.network.quant.activations, state
     x, new_tails, new_cells = codes[..., None], [], []
@@ -83,10 +83,10 @@ def clip_logits(detector: Detector, codes: np.ndarray) -> np.ndarray:
 
 
 def pooled(pooling: str, outputs: np.ndarray, attention: np.ndarray | None) -> np.ndarray:
-    """Logits float32 [events] from what the output layers said at each step of a clip, on the grid."""
-    logits = outputs / 2.0**GRID
+    """Logits float32 [events] of a clip from the output layers' codes at each step, int32 [steps, events]."""
+    logits = outputs / 2.0**LOGIT_EXPONENT
     if attention is not None:
-        weights = np.exp((attention - attention.max(axis=0)) / 2.0**GRID)
+        weights = np.exp((attention - attention.max(axis=0)) / 2.0**LOGIT_EXPONENT)
         logits = (weights * logits).sum(axis=0) / weights.sum(axis=0)
     else:
         logits = logits[-1] if pooling == "last" else logits.mean(axis=0)
@@ -94,7 +94,7 @@ def pooled(pooling: str, outputs: np.ndarray, attention: np.ndarray | None) -> n
 
 
 def _convolve(conv: ConvCodes, x: np.ndarray, stride: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """The steps that the frames of x allow, [steps, bands / 2, outputs], and the frames not done with."""
+    """The codes of the steps that x completes, [steps, bands / 2, outputs], and the frames still needed."""
     taps, *_, outputs = conv.w.shape
     steps = max((len(x) - taps) // stride + 1, 0)
     if not steps:
@@ -105,7 +105,7 @@ def _convolve(conv: ConvCodes, x: np.ndarray, stride: int, bits: int) -> tuple[n
         patches[: steps * stride : stride, ::2].transpose(0, 1, 3, 4, 2).reshape(-1, conv.w[..., 0].size)
     )
     acc = _product(patches, conv.w.reshape(-1, outputs)).reshape(steps, -(-x.shape[1] // 2), outputs)
-    codes = _shift(_rescaled(acc, conv.multiplier) + conv.bias, MARGIN)
+    codes = _shift(_rescaled(acc, conv.multiplier) + conv.bias, CONV_GUARD_BITS)
     return np.clip(codes, 0, (1 << bits) - 1), x[steps * stride :]
 
 
@@ -122,10 +122,11 @@ def _scan(layer: LSTMCodes, cell: Cell, x: np.ndarray, bits: int) -> tuple[np.nd
 def _step(layer: LSTMCodes, cell: Cell, z: np.ndarray, bits: int) -> Cell:
     z_f, z_i, z_c, z_o = np.split(z, 4)
     f, i, o, candidate = _sigmoid(z_f), _sigmoid(z_i), _sigmoid(z_o), _tanh(z_c)
-    c = _shift(f * cell.c, GATE) + _shift(i * candidate, 2 * GATE - layer.cell)
-    c = np.clip(c, -(1 << (CELL - 1)), (1 << (CELL - 1)) - 1)
-    on_grid = _shift(c, layer.cell - GRID) if layer.cell > GRID else c << (GRID - layer.cell)
-    h = _shift(o * _tanh(on_grid), 2 * GATE - (bits - 1))
+    c = _shift(f * cell.c, GATE_EXPONENT) + _shift(i * candidate, 2 * GATE_EXPONENT - layer.cell_exponent)
+    c = np.clip(c, -(1 << (CELL_BITS - 1)), (1 << (CELL_BITS - 1)) - 1)
+    finer = layer.cell_exponent - LOGIT_EXPONENT
+    rescaled = _shift(c, finer) if finer > 0 else c << -finer
+    h = _shift(o * _tanh(rescaled), 2 * GATE_EXPONENT - (bits - 1))
     return Cell(np.clip(h, -(1 << (bits - 1)), (1 << (bits - 1)) - 1), c)
 
 
@@ -147,9 +148,9 @@ def _shift(value: np.ndarray, by: int) -> np.ndarray:
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return _SIGMOID[np.clip(z, -LIMIT, LIMIT) + LIMIT]
+    return _SIGMOID[np.clip(z, -TABLE_LIMIT, TABLE_LIMIT) + TABLE_LIMIT]
 
 
 def _tanh(z: np.ndarray) -> np.ndarray:
     """2 σ(2 z) - 1."""
-    return 2 * _sigmoid(2 * z) - (1 << GATE)
+    return 2 * _sigmoid(2 * z) - (1 << GATE_EXPONENT)

@@ -1,7 +1,7 @@
-"""What detect.py has heard so far, in a file: a stream that was stopped goes on as if it had not been.
+"""Save and load the state of a detector on a stream, so that an interrupted stream resumes exactly.
 
-Beside the document, which says whose state it is, lie `samples`, the cells h and c of each layer of each
-carrier (cells.CARRIER.0 …), and what is known of events that are not yet over.
+Beside the document, which says whose state it is, the file holds `samples`, h and c of each layer of each
+LSTM (cells.LSTM.0 …), and the state of the events.
 """
 
 import hashlib
@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.config import EventConfig, step_samples, to_json
-from qkd_jax.config.fields import RuntimeName
-from qkd_jax.detector.codes import CELL
-from qkd_jax.detector.container import MAX_FILE, ZEROS, Checksum, Layout, opened, read, sealed
-from qkd_jax.detector.events import Event, Heard, Rule, Spans, begin, hear, rule_of
-from qkd_jax.detector.stream import Runtime, Stream
+from qkd_jax.config.fields import STRICT
+from qkd_jax.detector.codes import CELL_BITS
+from qkd_jax.detector.container import (
+    MAX_FILE,
+    ZEROS,
+    Checksum,
+    Layout,
+    StoredEventConfig,
+    opened,
+    read,
+    sealed,
+)
+from qkd_jax.detector.events import DetectorState, Event, EventRule, EventState, begin, event_rule, process
+from qkd_jax.detector.stream import Runtime, StreamState
 from qkd_jax.errors import InputError
 from qkd_jax.system.files import whole_file
 from qkd_jax.system.interrupt import asked_to_stop
@@ -27,21 +36,20 @@ from qkd_jax.system.interrupt import asked_to_stop
 FORMAT = "qkd_jax state, version 1"
 _SECONDS = 60
 _LOUDEST = 1e6  # full scale is 1
-_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Owner:
-    """Whose state it is: of a file of `model`'s sha256, in a runtime, with what an event is."""
+    """The detector that a state belongs to: the SHA-256 of its file, its runtime, and its rule for events."""
 
     model: Checksum
-    runtime: RuntimeName
-    event_config: EventConfig
+    runtime: str
+    event_config: StoredEventConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Document:
-    """The JSON in the file's metadata; the numbers are those of a `Stream`, `unread` that of its samples."""
+    """The JSON in the file's metadata: `skip` and `steps` of a `StreamState`, and its samples' number."""
 
     sha256: Checksum = ZEROS
     owner: Owner
@@ -50,142 +58,144 @@ class _Document:
     steps: Annotated[int, Field(ge=0, le=1 << 52)]
 
 
-def owner(model: Path, runtime: RuntimeName, event_config: EventConfig) -> Owner:
+def owner(model: Path, runtime: str, event_config: EventConfig) -> Owner:
     """The owner of states of the detector in the file `model`."""
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     return Owner(model=digest, runtime=runtime, event_config=event_config)
 
 
-def go_on(path: Path, of: Owner, runtime: Runtime) -> Heard:
-    """The state at `path`, or that before the first block if there is none, which is then kept there.
+def load_or_start(path: Path, owner: Owner, runtime: Runtime) -> DetectorState:
+    """The state at `path`; if there is none, the state before the first block, which is saved there.
 
     Raises InputError as `load` and `save` do.
     """
     if path.exists():
-        return load(path, of, runtime)
-    heard = begin(runtime, rule_of(runtime.detector))
-    save(path, of, heard)  # or else what can't be written would be noticed late
-    return heard
+        return load(path, owner, runtime)
+    state = begin(runtime, event_rule(runtime.detector))
+    save(path, owner, state)  # a path that can't be written is reported now rather than after hours
+    return state
 
 
-def detect_on(
-    path: Path, of: Owner, runtime: Runtime, heard: Heard, blocks: Iterable[np.ndarray]
+def detect_and_save(
+    path: Path, owner: Owner, runtime: Runtime, state: DetectorState, blocks: Iterable[np.ndarray]
 ) -> Iterator[Event]:
-    """Events as `events.detect_in`'s, from the state `heard` on.
+    """Events as `events.detect_in`, from `state` on, which is saved at `path`.
 
-    Those that are not over when `blocks` end are not said: they go on where the next blocks begin.  The state
-    is kept at `path` when blocks end or a stop is asked for (`stop.py`), and before that after a block with
-    events, and each minute.  A block is heard once what follows its events is asked for: until then they may
-    not have been said.  Raises InputError as `save` does, and for blocks that are no waveform.
+    Events that are still open when `blocks` end are not reported: they continue with the next blocks.  The
+    state is saved when blocks end or a stop is requested (`system/interrupt.py`), and before that after
+    each block with events, and once per minute of sound.  A block counts as processed only when the caller
+    asks for more after its last event: until then its events may not have been reported.  Raises InputError
+    as `save` does, and for blocks that are not a waveform.
     """
-    rule, kept = rule_of(runtime.detector), heard
+    rule, saved = event_rule(runtime.detector), state
     try:
         for block in blocks:
-            after, events = hear(runtime, rule, heard, block)
+            after, events = process(runtime, rule, state, block)
             yield from events
-            heard = after
-            if events or (heard.stream.steps - kept.stream.steps) * rule.clock.step >= _SECONDS:
-                save(path, of, heard)
-                kept = heard
+            state = after
+            if events or (state.stream.steps - saved.stream.steps) * rule.clock.step >= _SECONDS:
+                save(path, owner, state)
+                saved = state
             if asked_to_stop():
                 break
     finally:
-        save(path, of, heard)
+        save(path, owner, state)
 
 
-def save(path: Path, of: Owner, heard: Heard) -> None:
-    """Write the state to `path`, whole or not at all; raises InputError if it can't be."""
-    stream = heard.stream
-    document = _Document(owner=of, unread=len(stream.samples), skip=stream.skip, steps=stream.steps)
-    data = sealed(FORMAT, to_json(document), _arrays(heard))
+def save(path: Path, owner: Owner, state: DetectorState) -> None:
+    """Write `state` to `path`, whole or not at all; raises InputError if it can't be written."""
+    stream = state.stream
+    document = _Document(owner=owner, unread=len(stream.samples), skip=stream.skip, steps=stream.steps)
+    data = sealed(FORMAT, to_json(document), _arrays(state))
     with whole_file(path) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # devices lose power
 
 
-def load(path: Path, of: Owner, runtime: Runtime) -> Heard:
+def load(path: Path, owner: Owner, runtime: Runtime) -> DetectorState:
     """The state that `save` wrote to `path`.
 
-    Raises InputError, of one line, if it is damaged, another's than `of`, or such as no stream leaves.
+    Raises InputError, of one line, if it is damaged, does not belong to `owner`, or can't come from a stream.
     """
-    return read(path, lambda data: _parse(data, of, runtime), "a state", MAX_FILE)
+    return read(path, lambda data: _parse(data, owner, runtime), "a state", MAX_FILE)
 
 
-def _parse(data: bytes, of: Owner, runtime: Runtime) -> Heard:
-    rule = rule_of(runtime.detector)
+def _parse(data: bytes, owner: Owner, runtime: Runtime) -> DetectorState:
+    rule = event_rule(runtime.detector)
 
     def layout(document: _Document) -> Layout:
-        for name, value in _said(of).items():
-            found = _said(document.owner)[name]
+        for name, value in _fields(owner).items():
+            found = _fields(document.owner)[name]
             if found != value:
                 raise InputError(f"expected a state with {name} {value}, found one with {found}")
         return _layout(document, runtime, rule)
 
     document, arrays = opened(data, FORMAT, _Document, layout, "a state", MAX_FILE)
-    carriers = tuple(
-        tuple(arrays[f"cells.{carrier}.{index}"] for index in range(len(cells)))
-        for carrier, cells in enumerate(begin(runtime, rule).stream.carriers)
+    lstms = tuple(
+        tuple(arrays[f"cells.{index}.{part}"] for part in range(len(lstm)))
+        for index, lstm in enumerate(begin(runtime, rule).stream.lstm)
     )
     medians = max(document.steps - rule.around, 0)
-    heard = Heard(
-        Stream(arrays["samples"], document.skip, carriers, document.steps),
-        Spans(arrays["recent"], medians, arrays["first"], arrays["last"], arrays["peak"]),
+    state = DetectorState(
+        StreamState(arrays["samples"], document.skip, lstms, document.steps),
+        EventState(arrays["recent"], medians, arrays["first"], arrays["last"], arrays["peak"]),
     )
-    _check(heard, runtime)
-    return heard
+    _check(state, runtime)
+    return state
 
 
-def _said(of: Owner) -> dict[str, Any]:
-    """What is in `of`, the longest last."""
-    return {"model": of.model, "runtime": of.runtime} | dict(reversed(vars(of.event_config).items()))
+def _fields(owner: Owner) -> dict[str, Any]:
+    """The fields of `owner`, to compare one by one; thresholds last, since they are long in an error."""
+    return {"model": owner.model, "runtime": owner.runtime} | dict(reversed(vars(owner.event_config).items()))
 
 
-def _arrays(heard: Heard) -> dict[str, np.ndarray]:
-    stream, spans = heard
+def _arrays(state: DetectorState) -> dict[str, np.ndarray]:
+    stream, events = state
     return {
         "samples": np.ascontiguousarray(stream.samples),
         **{
-            f"cells.{carrier}.{index}": np.ascontiguousarray(cell)
-            for carrier, cells in enumerate(stream.carriers)
-            for index, cell in enumerate(cells)
+            f"cells.{index}.{part}": np.ascontiguousarray(array)
+            for index, lstm in enumerate(stream.lstm)
+            for part, array in enumerate(lstm)
         },
-        "recent": np.ascontiguousarray(spans.recent),
-        **{name: getattr(spans, name) for name in ("first", "last", "peak")},
+        "recent": np.ascontiguousarray(events.recent),
+        **{name: getattr(events, name) for name in ("first", "last", "peak")},
     }
 
 
-def _layout(document: _Document, runtime: Runtime, rule: Rule) -> Layout:
+def _layout(document: _Document, runtime: Runtime, rule: EventRule) -> Layout:
     window, hop = step_samples(runtime.detector.features, runtime.detector.network)
     events, steps = len(rule.events), document.steps
     if document.unread >= window or document.skip > (0 if document.unread else hop):
         raise InputError(
-            f"unread, skip: expected fewer than {window} samples to read, or up to {hop} to pass over, "
+            f"unread, skip: expected fewer than {window} samples to read, or up to {hop} to skip, "
             f"found {document.unread} and {document.skip}"
         )
+    # The median filter keeps 2 · around rows, of which the first `around` repeat the stream's beginning.
     recent = min(rule.around + steps, 2 * rule.around) if steps else 0
     fixed = {name: (str(array.dtype), array.shape) for name, array in _arrays(begin(runtime, rule)).items()}
     return fixed | {"samples": ("float32", (document.unread,)), "recent": ("float32", (recent, events))}
 
 
-def _check(heard: Heard, runtime: Runtime) -> None:
-    """Raise InputError for values that no stream leaves."""
-    (samples, _, carriers, _), spans = heard
+def _check(state: DetectorState, runtime: Runtime) -> None:
+    """Raise InputError for values that can't come from a stream."""
+    (samples, _, lstms, _), events = state
     half = 1 << (runtime.detector.network.quant.activations - 1)
-    first, last, peak = spans[2:]
+    first, last, peak = events.first, events.last, events.peak
     on = first >= 0
-    sound = {
-        "samples": (np.abs(samples) < _LOUDEST).all(),  # nor NaN
-        "recent": np.isfinite(spans.recent).all(),
-        "first": first.min() >= -1 and first.max() < spans.steps,
-        "last": last.min() >= -2 and last.max() < spans.steps and (last >= first)[on].all(),
+    valid = {
+        "samples": (np.abs(samples) < _LOUDEST).all(),  # False for NaN too
+        "recent": np.isfinite(events.recent).all(),
+        "first": first.min() >= -1 and first.max() < events.steps,
+        "last": last.min() >= -2 and last.max() < events.steps and (last >= first)[on].all(),
         "peak": np.where(on, np.isfinite(peak), np.isneginf(peak)).all(),
     }
-    for carrier, cells in enumerate(carriers):
-        for index, cell in enumerate(cells):
-            largest = 1 << (CELL - 1) if index % 2 else half
-            inside = cell.min() >= -largest and cell.max() < largest
-            sound[f"cells.{carrier}.{index}"] = inside if cell.dtype == np.int32 else np.isfinite(cell).all()
-    for name, good in sound.items():
+    for index, lstm in enumerate(lstms):
+        for part, array in enumerate(lstm):
+            largest = 1 << (CELL_BITS - 1) if part % 2 else half  # h and c take turns
+            inside = array.min() >= -largest and array.max() < largest
+            valid[f"cells.{index}.{part}"] = inside if array.dtype == np.int32 else np.isfinite(array).all()
+    for name, good in valid.items():
         if not good:
-            raise InputError(f"{name}: expected what a stream leaves, found other numbers")
+            raise InputError(f"{name}: expected values that a stream can leave, found others")

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.errors import InputError, first_line
+from qkd_jax.errors import InputError, first_line, naming
 from qkd_jax.system import isolation as trial
+from qkd_jax.system.libraries import onnx_session, optional
 
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Shape = list[int | None]
@@ -40,13 +40,8 @@ def open_model(path: Path) -> tuple[int | None, Run]:
 def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
     """Like `open_model`, or with a `layer` like `open_inner`, but without the trial: this process may crash."""
     _check(path)
-    try:
+    with naming(path, f"a model for {_RUNTIMES[path.suffix]}"):
         shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)
-    except InputError:
-        raise
-    except Exception as error:  # runtimes have no common class of errors
-        runtime = _RUNTIMES[path.suffix]
-        raise InputError(f"{path}: expected a model for {runtime}: {first_line(error)}") from None
 
     def checked(waveform: np.ndarray) -> list[np.ndarray]:
         array = waveform.reshape([1] * (len(shape) - 1) + [-1])
@@ -97,17 +92,14 @@ def run_once(path: Path, layer: str | None = None) -> None:
 
 
 def _onnx(path: Path) -> tuple[Shape, Run]:
-    onnxruntime = _import("onnxruntime", path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path, path)
     shape = _waveform_shape(path, [(item.shape, item.type) for item in session.get_inputs()], "tensor(float)")
     name = session.get_inputs()[0].name
     return shape, lambda array: session.run(None, {name: array})
 
 
 def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
-    litert = _import("ai_edge_litert.interpreter", path)
+    litert = optional("ai_edge_litert.interpreter", path, "pip install 'qkd_jax[taggers]'")
     options: dict[str, Any] = {"num_threads": 1}
     if layer is not None:
         # XNNPACK, the default delegate, would fuse operations and reuse the memory of tensors.
@@ -182,10 +174,3 @@ def _waveform_shape(path: Path, inputs: Sequence[tuple[Sequence[Any], Any]], flo
     raise InputError(
         f"{path}: expected a model of one float32 waveform, [samples] or [1, samples], found inputs {found}"
     )
-
-
-def _import(name: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f"{path}: needs {name}: pip install 'qkd_jax[taggers]'") from None

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds and bytes, counted from the model itself."""
+"""The cost of a model: parameters, multiply-adds and bytes, counted from the model itself."""
 
 import math
 from typing import Any
@@ -18,14 +18,11 @@ def model_cost(
 ) -> dict[str, int]:
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
-    Parameters are those that training moves (batch-norm statistics and CMVN are not among
-    them), but for a layer `embedding`, which only guides it; and bytes are theirs: with `quant`, weights
-    at its bits, packed, and the rest in float32.
-    As in the paper, the few bytes of ranges, CMVN and a file's header don't count; ranges for each
-    unit and channel do, by two numbers each, or in the integer scheme by one, which for a
-    convolution is its batch-norm's.
+    Parameters are the trained values, so batch-norm statistics and the mean and std of the features don't
+    count, nor does a layer `embedding`, which only guides training.  `bytes` is their size: with `quant`,
+    weights packed at its bits and the rest in float32, as in `packed_bytes`.
     """
-    params = _kept(variables["params"])
+    params = _deployed(variables["params"])
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -37,17 +34,19 @@ def model_cost(
 def packed_bytes(params: Any, quant: QuantConfig) -> int:
     """Bytes of a model's `params` at the bits of `quant`; biases and batch-norms are float32.
 
-    A layer `embedding` has none.  Raises ValueError for `quant` of what is neither a student nor a CRNN.
+    As in the paper, the few bytes of ranges and of a file's header don't count, but ranges per column or
+    channel do.  A layer `embedding` counts nothing.  Raises ValueError for `quant` other than float with a
+    model that is neither an LSTM nor a CRNN.
     """
-    params = _kept(params)
+    params = _deployed(params)
     if quant == QuantConfig():
         return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     if not {"lstm", "gru"} & set(params):
-        raise ValueError(f"params: expected a student's or CRNN's to count at few bits, got {list(params)}")
+        raise ValueError(f"params: expected those of an LSTM or CRNN to quantize, got {list(params)}")
     return sum(_leaf_bytes(path, leaf, quant) for path, leaf in jax.tree.leaves_with_path(params))
 
 
-def _kept(params: Any) -> Any:
+def _deployed(params: Any) -> Any:
     return {name: part for name, part in params.items() if name != "embedding"}
 
 
@@ -56,21 +55,24 @@ def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:
     if not name.startswith("w"):
         return 4 * leaf.size
     bits = quant.weights if part in ("lstm", "gru", "front") else quant.output
-    ranges = 0
+    per_column = 0
     if quant.ranges == "channel" and bits != OFF:
+        # Floats per column or channel: scale and offset, or in the integer-only scheme a multiplier, which
+        # for convolutions replaces the scale of batch-norm.  W_h and W_x of the LSTM are one leaf: twice.
         integer = quant.scheme == "integer"
-        # W_h and W_x of the LSTM are one leaf.
-        numbers = {"lstm": 2, "front": 0} if integer else {"lstm": 4, "gru": 2, "front": 2}
-        ranges = numbers.get(part, 0) * leaf.shape[-1]
-    return -(-leaf.size * bits // 8) + 4 * ranges
+        per_column = ({"lstm": 2} if integer else {"lstm": 4, "gru": 2, "front": 2}).get(part, 0)
+    return -(-leaf.size * bits // 8) + 4 * per_column * leaf.shape[-1]
 
 
 def multiply_adds(function: Any, *arguments: Any) -> int:
     """Multiply-adds of all matrix products and convolutions in one call (the paper's "FLOPs").
 
-    Read off the traced program, without what its results don't need, loops counted as often as they
-    run, of branches the dearest; nothing is computed.
-    Raises ValueError for a loop of unknown length.
+    Counted in the traced program, without computing anything: unused results are left out, loops count as
+    often as they run, and of several branches the most expensive one counts.  Raises ValueError for a loop
+    of unknown length.
+
+    >>> multiply_adds(jnp.matmul, jnp.ones((2, 3)), jnp.ones((3, 5)))
+    30
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

@@ -1,4 +1,4 @@
-"""Pictures: ROC and DET as PNG beside a run's figures, and the plots of its report as SVG."""
+"""Plots: ROC and DET curves as PNG, and the plots of a run's report as SVG."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Styles = dict[str, dict[str, Any]]
-"""Keywords for each model's lines, under its name."""
+"""Matplotlib keywords for the lines of each model."""
 
 PALETTE = (
     ("#24292f", "#e6e9ed"),
@@ -29,14 +29,15 @@ PALETTE = (
     ("#037a9e", "#73b4c4"),
     ("#8d1b0a", "#e9847c"),
 )
-"""Colours of the models on light and on dark ground: a contrast of 3 to it, and apart from each other
-also for the colour-blind (simulated after Machado et al. 2009)."""
+"""Colours of models on light and on dark backgrounds: with a contrast of 3 to the background, and distinct
+from each other also for colour-blind readers (simulated by Machado et al. 2009)."""
 
 _DASHES = ("solid", "dashed", "dotted")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 _GREY = "#8a9099"
-_ACROSS = 6  # events beside each other in the picture
-_LOOK: Any = {
+_COLUMNS = 6
+"""Most events side by side."""
+_STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,13 +56,13 @@ _LOOK: Any = {
 def plot_curves(
     path: Path, targets: np.ndarray, logits: dict[str, np.ndarray], events: Sequence[str]
 ) -> None:
-    """ROC (above) and DET (below, normal-deviate axes) of each event, a line a model, as PNG.
+    """Plot ROC (above) and DET (below, normal-deviate axes) of each event, with one line per model, as PNG.
 
     `targets` and each model's `logits` are [clips, events].
     """
     from matplotlib.figure import Figure
 
-    columns = min(len(events), _ACROSS)
+    columns = min(len(events), _COLUMNS)
     rows = -(-len(events) // columns)
     figure = Figure(figsize=(4.2 * columns, 8 * rows), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)
@@ -80,7 +81,7 @@ def plot_curves(
 
 
 def model_styles(names: Sequence[str]) -> Styles:
-    """A colour of `PALETTE` for each model and, from the ninth on, a dash."""
+    """A colour of `PALETTE` for each model; from the ninth model on, a dash pattern too."""
     return {
         name: {
             "color": PALETTE[index % len(PALETTE)][0],
@@ -100,14 +101,14 @@ def curve_figures(
 
 
 def psd_roc_figures(rocs: Mapping[str, Rocs], styles: Styles) -> tuple["Figure", "Figure"]:
-    """The curves of PSDS1 and of PSDS2: each model's `rocs` are those of `evaluate_sound_events`."""
+    """The curves of PSDS1 and PSDS2; `rocs` holds those of each model from `evaluate_sound_events`."""
     figures = []
     for scenario in ("psds1", "psds2"):
         figure, axis = _panel(3.4, 3.4)
         for name, curves in rocs.items():
             false_positives, true_positive = curves[scenario]
             axis.step(false_positives, 100 * true_positive, where="post", **styles[name])
-        axis.set(xlabel="false positives an hour", ylabel="true positives, %")
+        axis.set(xlabel="false positives per hour", ylabel="true positives, %")
         axis.set(xlim=(0, MAX_FALSE_POSITIVES), ylim=(0, 100))
         axis.grid(alpha=0.3)
         figures.append(figure)
@@ -115,19 +116,19 @@ def psd_roc_figures(rocs: Mapping[str, Rocs], styles: Styles) -> tuple["Figure",
 
 
 def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, styles: Styles) -> "Figure":
-    """A point for each model, at its bytes (logarithmic) and its value, with its name beside it."""
+    """A named point for each model, at its bytes (logarithmic) and its value."""
     height = 3.0
     figure, axis = _panel(4.6, height)
     x, y = np.log10(list(sizes.values())), np.array(list(values.values()))
     margin = max(0.12 * np.ptp(y), 0.5)
     bottom, top = y.min() - margin, y.max() + margin
-    left, right = x.min() - 0.15, x.max() + 0.35 + 0.2 * np.ptp(x)  # the last name needs room
+    left, right = x.min() - 0.15, x.max() + 0.35 + 0.2 * np.ptp(x)  # room for the name of the largest model
     axis.set(xlim=(left, right), ylim=(bottom, top), xlabel="bytes", ylabel=label)
     ticks = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
     inside = [tick for tick in ticks if left <= np.log10(tick) <= right]
     axis.set_xticks(np.log10(inside), [size(tick) for tick in inside])
-    line = (top - bottom) * 0.16 / height  # of text
-    heights = _spread(x, y, line, 0.25 * (right - left))
+    line_height = (top - bottom) * 0.16 / height
+    heights = _spread(x, y, line_height, 0.25 * (right - left))
     for name, point, beside in zip(sizes, zip(x, y), heights):
         axis.plot(*point, "o", color=styles[name]["color"])
         axis.annotate(
@@ -147,7 +148,7 @@ def history_figure(
     value: Callable[[dict[str, Any]], float],
     styles: Styles,
 ) -> "Figure":
-    """A `value` of each model's epochs; a dot at the one that is kept, by PSDS or else AUC on validation."""
+    """A `value` by epoch for each model, with a dot at the best epoch, by PSDS or else AUC on validation."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _panel(3.4, 2.5)
@@ -165,9 +166,9 @@ def history_figure(
 def histogram_figure(
     truth: np.ndarray, scores: np.ndarray, threshold: float, style: dict[str, Any]
 ) -> "Figure":
-    """Scores of clips with the event (in the model's colour) and without (grey), each in percent of theirs.
+    """Histograms of logits of clips with the event (in the model's colour) and without (grey), in percent.
 
-    `truth` and `scores` are [clips]; `threshold` is drawn.
+    `truth` and `scores` are [clips]; a dashed line marks `threshold`.
     """
     figure, axis = _panel(3.4, 2.1)
     edges = np.histogram_bin_edges(scores, 40)
@@ -182,10 +183,10 @@ def histogram_figure(
 
 
 def to_svg(figure: "Figure", key: str) -> str:
-    """`figure` as an `<svg>` for an HTML page, with ids that no other `key` has.
+    """`figure` as an `<svg>` for an HTML page, with ids unique to `key`.
 
-    Texts are texts, in the page's font and colour; the palette's colours are the page's variables
-    --model-0, --model-1, ...
+    Text remains text, in the font and colour of the page; the colours of the palette become the variables
+    --model-0, --model-1, ... of the page.
     """
     import matplotlib
 
@@ -195,7 +196,7 @@ def to_svg(figure: "Figure", key: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :])
-    # Names of parts that nothing refers to, and looks that are the page's to say.
+    # Remove ids without references, and styles that the page sets.
     svg = re.sub(r' id="[\w.]+_\d+"| font-family: [^;]*;|<style.*?</style>', "", svg)
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d+", _short, path[0]), svg)
     for index, (light, _) in enumerate(PALETTE):
@@ -204,26 +205,30 @@ def to_svg(figure: "Figure", key: str) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes to three digits: 892 B, 171 kB, 9.22 MB."""
+    """Bytes to three digits.
+
+    >>> size(171_020)
+    '171 kB'
+    """
     rounded = float(f"{count:.3g}")
     power = min(int(np.log10(max(rounded, 1))) // 3, 3)
     return f"{rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def _short(number: re.Match[str]) -> str:
-    """A hundredth of a point is more than a screen shows."""
+    """Round to a hundredth of a point, which is finer than a screen."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _panel(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """Axes in a figure of `width` x `height` inches, with the same margins whatever is drawn."""
+    """A figure of `width` x `height` inches, and its axes, with fixed margins."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    left, bottom, rest = 0.52, 0.4, 0.12
-    with matplotlib.rc_context(_LOOK):
+    left, bottom, other = 0.52, 0.4, 0.12
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
-        box = (left / width, bottom / height, 1 - (left + rest) / width, 1 - (bottom + rest) / height)
+        box = (left / width, bottom / height, 1 - (left + other) / width, 1 - (bottom + other) / height)
         return figure, figure.add_axes(box)
 
 
@@ -252,7 +257,7 @@ def _draw_curves(
 
 
 def _spread(x: np.ndarray, y: np.ndarray, gap: float, near: float) -> np.ndarray:
-    """`y` moved so that points less than `near` apart in `x` are at least `gap` apart."""
+    """Move `y` so that points less than `near` apart in `x` are at least `gap` apart; means stay."""
     moved = y.copy()
     order = np.argsort(x, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(x[order]) >= near) + 1):

@@ -1,6 +1,6 @@
-"""A run's report: one HTML file that needs nothing but itself, and the recordings to listen to."""
+"""The report of a run: one self-contained HTML file, with links to the recordings."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +21,7 @@ from qkd_jax.evaluation.plots import (
     size_figure,
     to_svg,
 )
-from qkd_jax.evaluation.table import SOUNDS
+from qkd_jax.evaluation.table import TIMED_METRICS
 from qkd_jax.evaluation.timed_events import Rocs
 from qkd_jax.system.files import whole_file
 
@@ -39,23 +39,23 @@ def write_report(
     history: dict[str, list[dict[str, Any]]],
     config_json: str,
     versions: dict[str, str],
-    teacher: str = "teacher",
+    teachers: Collection[str] = (),
     rocs: Mapping[str, Rocs] | None = None,
 ) -> None:
-    """Write the report of the run `title` to `path`, an HTML file; the same input gives the same bytes.
+    """Write the report of the run `title` to `path`, an HTML file; equal arguments give equal bytes.
 
-    `results` is what `print_table` prints; `targets` and each model's `logits` are [clips, events],
-    and `clips` has the name and the path of each recording in that order.  `history` has each model's
-    epochs: `epoch`, `epoch_loss` and, under `valid`, what was measured, in percent; models without any
-    may be missing.  `rocs` are each model's curves of `evaluate_sound_events`.  Students are compared with
-    the model `teacher`, if there is one.
+    `results` is the argument of `print_table`; `targets` and each model's `logits` are [clips, events], and
+    `clips` maps the name of each recording to its path, in the same order.  `history` lists each model's
+    epochs: `epoch`, `epoch_loss`, and under `valid` the metrics in percent; models without epochs may be
+    missing.  `rocs` are each model's curves from `evaluate_sound_events`.  `teachers` names the models that
+    teach others: they don't compete with their students, which are compared with the largest of them.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     models = results["models"]
     events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
-    sounds = [key for key in SOUNDS if key in next(iter(models.values()))["metrics"]["average"]]
-    students = [name for name in models if name != teacher] or list(models)
+    timed = [key for key in TIMED_METRICS if key in next(iter(models.values()))["metrics"]["average"]]
+    students = [name for name in models if name not in teachers] or list(models)
     smallest = min(
         students, key=lambda name: (models[name]["bytes"], models[name]["metrics"]["average"]["eer"])
     )
@@ -74,14 +74,14 @@ def write_report(
         palette=PALETTE,
         swatches=_swatches(styles),
         smallest=smallest,
-        tiles=_tiles(models, smallest, teacher),
-        sounds=[SOUNDS[key] for key in sounds],
-        table=_table(models, events, sounds, students),
+        tiles=_tiles(models, smallest, teachers),
+        timed=[TIMED_METRICS[key] for key in timed],
+        table=_table(models, events, timed, students),
         sizes=_sizes(models, styles),
         psd_rocs=_psd_rocs(rocs, styles) if rocs else {},
         curves=_curves(targets, logits, styles),
         learning=_learning(history, styles),
-        # What would be shipped comes first.
+        # The smallest first, because it is the one to deploy.
         errors={
             name: _errors(targets, logits[name], events, clips, styles[name], f"scores-{index}")
             for index, name in enumerate(sorted(models, key=lambda name: name != smallest))
@@ -90,49 +90,50 @@ def write_report(
         versions=versions,
     )
     with whole_file(path) as file:
-        # A file's name need not be text.
+        # File names need not be valid Unicode.
         file.write(page.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _swatches(styles: Styles) -> dict[str, str]:
-    """CSS of a line that looks like each model's."""
+    """CSS of a line in the style of each model."""
     return {
         name: f"{style['linestyle']} var(--model-{index % len(PALETTE)})"
         for index, (name, style) in enumerate(styles.items())
     }
 
 
-def _tiles(models: dict[str, Any], name: str, teacher: str) -> list[tuple[str, str, str]]:
-    """What is said first of the model `name`: label, figure, and what it compares with."""
-    row, other = models[name], models.get(teacher) if name != teacher else None
-    figures, others = row["metrics"]["average"], other and other["metrics"]["average"]
-    tiles = [
-        ("size", size(row["bytes"]), f"{row['parameters']:,} parameters"),
-        ("average AUC", f"{figures['auc']:.2f} %", f"teacher {others['auc']:.2f} %" if others else ""),
-        ("average EER", f"{figures['eer']:.2f} %", f"teacher {others['eer']:.2f} %" if others else ""),
-    ]
-    if other and other["bytes"] > row["bytes"]:
-        ratio = other["bytes"] / row["bytes"]
-        tiles.insert(1, ("smaller by", f"{ratio:,.1f} ×", f"teacher {size(other['bytes'])}"))
+def _tiles(models: dict[str, Any], name: str, teachers: Collection[str]) -> list[tuple[str, str, str]]:
+    """Key figures of the model `name`: label, figure, and that of the largest teacher."""
+    row, figures = models[name], models[name]["metrics"]["average"]
+    others = [other for other in models if other in teachers and other != name]
+    teacher = max(others, key=lambda other: models[other]["bytes"], default="")
+    compared = models[teacher]["metrics"]["average"] if teacher else {}
+    tiles = [("size", size(row["bytes"]), f"{row['parameters']:,} parameters")]
+    if teacher and models[teacher]["bytes"] > row["bytes"]:
+        ratio = models[teacher]["bytes"] / row["bytes"]
+        tiles.append(("smaller by", f"{ratio:,.1f} ×", f"{teacher} {size(models[teacher]['bytes'])}"))
+    for key in ("auc", "eer"):
+        note = f"{teacher} {compared[key]:.2f} %" if teacher else ""
+        tiles.append((f"average {key.upper()}", f"{figures[key]:.2f} %", note))
     return tiles
 
 
 def _table(
-    models: dict[str, Any], events: Sequence[str], sounds: Sequence[str], students: Sequence[str]
+    models: dict[str, Any], events: Sequence[str], timed: Sequence[str], students: Sequence[str]
 ) -> dict[str, list[tuple[str, bool]]]:
-    """The cells of each model's row: text, and whether no student is better and some are worse."""
+    """The cells of each model's row: text, and whether it is the best of students that differ."""
     figures = {
         name: [row["metrics"][event][key] for event in ("average", *events) for key in ("auc", "eer")]
-        + [row["metrics"]["average"][key] for key in sounds]
+        + [row["metrics"]["average"][key] for key in timed]
         + [row["bytes"], row["parameters"], row["multiply_adds"] / 1e6]
         for name, row in models.items()
     }
     rates = 2 + 2 * len(events)
-    formats = ["{:.2f}"] * (rates + len(sounds)) + ["{:,}", "{:,}", "{:,.1f} M"]
+    formats = ["{:.2f}"] * (rates + len(timed)) + ["{:,}", "{:,}", "{:,.1f} M"]
     ranges = []
     for column in range(len(formats)):
         values = [figures[name][column] for name in students]
-        more_is_better = column % 2 == 0 if column < rates else column < rates + len(sounds)
+        more_is_better = column % 2 == 0 if column < rates else column < rates + len(timed)
         ranges.append((max(values), min(values)) if more_is_better else (min(values), max(values)))
     return {
         name: [
@@ -144,7 +145,7 @@ def _table(
 
 
 def _sizes(models: dict[str, Any], styles: Styles) -> dict[str, str]:
-    """Average EER and AUC against bytes, and where there is a PSDS that, as SVG."""
+    """Average EER, AUC, and PSDS if measured, against bytes, as SVG."""
     sizes = {name: row["bytes"] for name, row in models.items()}
     plots = {}
     labels = {"eer": "average EER, %", "auc": "average AUC, %", "psds1": "PSDS1, %", "psds2": "PSDS2, %"}
@@ -173,7 +174,7 @@ def _curves(targets: np.ndarray, logits: dict[str, np.ndarray], styles: Styles) 
 
 
 def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[str, str]:
-    """Loss and what was measured on validation by epoch, as SVG; nothing if no model has epochs."""
+    """Loss and validation metrics by epoch, as SVG; empty if no model has epochs."""
     epochs = {name: history[name] for name in styles if history.get(name)}
     if not epochs:
         return {}
@@ -198,8 +199,8 @@ def _errors(
     style: dict[str, Any],
     key: str,
 ) -> list[dict[str, Any]]:
-    """What a model gets wrong of each event: its scores as SVG, their threshold, and the worst clips."""
-    found = []
+    """The errors of a model, per event: histogram of logits as SVG, threshold, and the worst clips."""
+    errors = []
     for column, event in enumerate(events):
         truth, scores = targets[:, column], logits[:, column]
         threshold = eer_threshold(truth, scores)
@@ -208,18 +209,18 @@ def _errors(
             "False alarms": falling[truth[falling] == 0][:_WORST],
             "Misses": rising[truth[rising] == 1][:_WORST],
         }
-        found.append(
+        errors.append(
             {
                 "event": event,
                 "plot": to_svg(histogram_figure(truth, scores, threshold, style), f"{key}-{column}"),
                 "threshold": threshold,
                 "worst": {
-                    kind: [_clip(clip, targets, scores, events, clips) for clip in chosen.tolist()]
-                    for kind, chosen in worst.items()
+                    kind: [_clip(clip, targets, scores, events, clips) for clip in indices.tolist()]
+                    for kind, indices in worst.items()
                 },
             }
         )
-    return found
+    return errors
 
 
 def _clip(

@@ -1,4 +1,4 @@
-"""From settings to a model."""
+"""From the configuration of a network to its Flax module."""
 
 from typing import TypeAlias
 
@@ -17,8 +17,11 @@ Model: TypeAlias = nn.Module
 def build_model(config: Network, events: int, embedding: int = 0) -> Model:
     """The Flax module of `config`: log-mel energies [batch, frames, mels] to logits [batch, events].
 
-    LSTMs and CRNNs also have the method `step_logits`, which gives `StepLogits`: the logits of every step
-    too.  `embedding` is the size of a CRNN's embedding layer, 0 for none.
+    LSTMs and CRNNs also have the method `step_logits`, which returns `Logits`, including those of every
+    step.  `embedding` is the size of a CRNN's embedding layer, 0 for none.
+
+    >>> build_model(LSTMConfig(), events=3).config.hidden_size
+    256
     """
     if isinstance(config, CRNNConfig):
         return CRNN(config, events, embedding)

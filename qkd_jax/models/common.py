@@ -1,4 +1,4 @@
-"""What teachers and students share."""
+"""Layers that several models share."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Logits(NamedTuple):
-    """What a model says of clips and of each of their steps: logits, and what EEFD guides, if anything."""
+    """Logits of clips and of each of their steps, and the embedding, if the model has one (see `CRNN`)."""
 
     clip: Float[Array, "batch event"]
     steps: Float[Array, "batch step event"]
@@ -22,7 +22,7 @@ class Logits(NamedTuple):
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per mel band; both are kept with the model, in the collection `norm`."""
+    """(x - mean) / std per mel band, with both in the model's collection `norm`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,26 +32,26 @@ class Normalize(nn.Module):
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """`Normalize` under its own name, at the head of every model."""
+    """Apply `Normalize`, the first layer of every model, under the name that `with_norm` expects."""
     return Normalize(name=_NAME)(x)
 
 
 def with_norm(variables: dict[str, Any], mean: jax.Array, std: jax.Array) -> dict[str, Any]:
-    """`variables` of a model that begins with `normalize`, with `mean` and `std` [mels] in it."""
+    """`variables` of a model that begins with `normalize`, with `mean` and `std` [mels] set."""
     return variables | {"norm": {_NAME: {"mean": mean, "std": std}}}
 
 
 def conv(x: jax.Array, channels: int, size: int, stride: int = 1) -> jax.Array:
-    """Convolution of x [batch, time, mel, channel], `size` x `size` without bias, in x's type."""
+    """A `size` x `size` convolution of x [batch, time, mel, channel], without bias, in the type of x."""
     he = nn.initializers.he_normal()
     settings: dict[str, Any] = {"use_bias": False, "dtype": x.dtype, "kernel_init": he, "precision": _EXACT}
-    if size == 1:  # the same product, faster on a CPU
+    if size == 1:  # the same product, faster on CPUs
         return nn.Dense(channels, **settings)(x[:, ::stride, ::stride])
     return nn.Conv(channels, (size, size), (stride, stride), **settings)(x)
 
 
 def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0, epsilon: float = 1e-5) -> jax.Array:
-    """Batch-norm of x [..., channel] in x's type: by the batch's statistics, or the running ones."""
+    """Batch-norm of x [..., channel] in the type of x: by batch statistics if `train`, else running ones."""
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
@@ -62,7 +62,7 @@ def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0, epsilon
 
 
 class Linear(nn.Module):
-    """x · W + b, with W and each vector of x quantized to `bits`, or in float at 32."""
+    """x · W + b, with W and each vector of x quantized to `bits`; 32 for float."""
 
     outputs: int
     bits: int
@@ -76,9 +76,9 @@ class Linear(nn.Module):
 
 
 def stem(features: jax.Array, channels: int, dtype: str, *, train: bool) -> jax.Array:
-    """A teacher's head: features [batch, time, mel] to [batch, time / 4, mel / 4, channel], rounded up.
+    """First layers of image networks: features [batch, time, mel] to [batch, time / 4, mel / 4, channel].
 
-    `normalize`, and from there in `dtype`: 7x7/2 convolution, batch-norm, ReLU, 3x3/2 max-pool.
+    `normalize`, then in `dtype` 7x7/2 convolution, batch-norm, ReLU and 3x3/2 max-pool; sizes round up.
     """
     x = normalize(features)[..., None].astype(dtype)
     x = nn.relu(batch_norm(conv(x, channels, 7, 2), train=train))
@@ -86,5 +86,5 @@ def stem(features: jax.Array, channels: int, dtype: str, *, train: bool) -> jax.
 
 
 def pooled_logits(x: jax.Array, events: int) -> jax.Array:
-    """A teacher's tail: mean of x [batch, time, mel, channel] over time and mel, one float32 linear layer."""
+    """Last layers of image networks: mean of x [batch, time, mel, channel] over time and mel; linear."""
     return nn.Dense(events, precision=_EXACT)(x.astype(jnp.float32).mean(axis=(1, 2)))

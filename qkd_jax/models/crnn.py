@@ -1,4 +1,4 @@
-"""The CRNN of sound event detection: convolutions, a GRU, and a reading of each step."""
+"""The CRNN of sound event detection: convolutions, a GRU, and an output layer at each step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,24 +14,24 @@ from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.dropout import dropout
 from qkd_jax.nn.gru import gru_init, gru_scan
 
-_LEAST = 1e-7
+_MIN_WEIGHT = 1e-7
 _Convolve = Callable[..., jax.Array]
 _Norm = Callable[[jax.Array], jax.Array]
 
 
 class CRNN(nn.Module):
-    """Log-mel energies to the logits of a clip, and by `detect` of each step; by default DESED's baseline.
+    """Log-mel energies to logits of a clip, and with `step_logits` of each step; by default DESED's baseline.
 
-    Blocks of convolutions, dropout and an average pool; dropout; a GRU, in one or both directions;
-    dropout; an output layer for each step, and a second one that weighs the steps (`clip_logits`).
-    Training takes a random key for `dropout`.  With `embedding`, a layer of that size with layer-norm reads
-    the convolutions' output, to be guided by embeddings of another model (EEFD, Xiao & Das 2024); no
-    device has it.  In one direction a step hears what comes after it as far as convolutions reach; but SE
-    has its means over the whole clip.
+    Blocks of convolutions, dropout and an average pool; dropout; a GRU in one or both directions; dropout;
+    an output layer at each step, and a second one for the weights of the steps (`clip_logits`).  Training
+    needs a random key named `dropout`.  With `embedding`, an extra layer of that size with layer-norm reads
+    the output of the convolutions, to be guided by embeddings of another model (EEFD, Xiao & Das 2024); it
+    is not part of the deployed model.  With a GRU in one direction, a step depends on later frames only as
+    far as convolutions reach, except that SE averages over the whole clip.
 
-    In `config.quant`, the paper's scheme, are weights and inputs of convolutions, of products within a
-    block and of the output layers, and the GRU (`qkd_jax.nn.gru`); batch-norms and sigmoids stay float.
-    Raises ValueError where pools leave nothing of the features.
+    `config.quant`, of the paper's scheme, quantizes weights and inputs of the convolutions, of the products
+    within a block and of the output layers, and the GRU (`qkd_jax.nn.gru`); batch-norms and sigmoids remain
+    float.  Raises ValueError if the pools leave nothing of the features.
     """
 
     config: CRNNConfig
@@ -52,43 +52,46 @@ class CRNN(nn.Module):
         gru = self.param("gru", lambda key: _gru_init(key, inputs, config))
         x = _Dropout(config.dropout)(x, train=train)
         for layer in gru:
-            ways = [
-                gru_scan(way, x, quant=config.quant, reverse=reverse)[0]
-                for way, reverse in zip(layer, (False, True))
+            outputs = [
+                gru_scan(direction, x, quant=config.quant, reverse=reverse)[0]
+                for direction, reverse in zip(layer, (False, True))
             ]
-            x = jnp.concatenate(ways, axis=-1)
+            x = jnp.concatenate(outputs, axis=-1)
         x = _Dropout(config.dropout)(x, train=train)
-        frames, attention = (
+        steps, attention = (
             Linear(self.events, config.quant.output, name=name)(x) for name in ("output", "attention")
         )
-        return Logits(clip_logits(frames, attention), frames, embedding)
+        return Logits(clip_logits(steps, attention), steps, embedding)
 
 
 def clip_logits(
-    frames: Float[Array, "*batch step event"], attention: Float[Array, "*batch step event"]
+    steps: Float[Array, "*batch step event"], attention: Float[Array, "*batch step event"]
 ) -> Float[Array, "*batch event"]:
-    """The logit of Σ_t a σ(frames) / Σ_t a, with a, at least 1e-7, the softmax of `attention` over events.
+    """The logit of Σ_t a σ(steps) / Σ_t a, where a is the softmax of `attention` over events, at least 1e-7.
 
-    (Over events, not over time: so it is in DESED's baseline.)
+    The softmax is over events, not over time, as in DESED's baseline.
     """
-    log_a = jnp.maximum(jax.nn.log_softmax(attention, axis=-1), jnp.log(_LEAST))
-    on, off = (jax.nn.logsumexp(jax.nn.log_sigmoid(z) + log_a, axis=-2) for z in (frames, -frames))
+    # In logarithms, since sums of probabilities near 0 or 1 would lose their logit to rounding:
+    # logit(Σ a σ(z) / Σ a) = log Σ a σ(z) - log Σ a σ(-z).
+    log_a = jnp.maximum(jax.nn.log_softmax(attention, axis=-1), jnp.log(_MIN_WEIGHT))
+    on, off = (jax.nn.logsumexp(jax.nn.log_sigmoid(z) + log_a, axis=-2) for z in (steps, -steps))
     return on - off
 
 
 def _gru_init(key: jax.Array, inputs: int, config: CRNNConfig) -> Any:
-    """Parameters of each layer, and in it of each direction."""
-    ways = 2 if config.bidirectional else 1
+    """Parameters per layer and direction."""
+    directions = 2 if config.bidirectional else 1
     return tuple(
         tuple(
-            gru_init(key, ways * config.hidden_size if index else inputs, config.hidden_size) for key in keys
+            gru_init(key, directions * config.hidden_size if index else inputs, config.hidden_size)
+            for key in keys
         )
-        for index, keys in enumerate(jax.random.split(key, (config.layers, ways)))
+        for index, keys in enumerate(jax.random.split(key, (config.layers, directions)))
     )
 
 
 class _Dropout(nn.Module):
-    """`dropout` in training, by the key of that name."""
+    """`dropout` in training, with the random key of that name."""
 
     rate: float
 
@@ -98,7 +101,7 @@ class _Dropout(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """A linear layer and layer-norm."""
+    """A linear layer with layer-norm."""
 
     size: int
 
@@ -129,12 +132,12 @@ class _Front(nn.Module):
             x = _Dropout(config.dropout)(x, train=train)
             x = nn.avg_pool(x, pool, pool)
             if 0 in x.shape[1:]:
-                raise ValueError(f"pools: nothing is left of {frames} x {mels} behind block {block + 1}")
+                raise ValueError(f"pools: nothing is left of {frames} x {mels} after block {block + 1}")
         return x.reshape(*x.shape[:2], -1)
 
 
 def _gated(x: jax.Array, channels: int, conv: _Convolve, norm: _Norm) -> jax.Array:
-    """A gated linear unit, as DESED's baseline has it: the gate is what the linear layer reads."""
+    """A gated linear unit in the form of DESED's baseline: the sigmoid is of the linear layer's input."""
     x = norm(conv(x, channels))
     return conv(x, channels, 1) * nn.sigmoid(x)
 
@@ -145,12 +148,12 @@ def _context_gated(x: jax.Array, channels: int, conv: _Convolve, norm: _Norm) ->
 
 
 def _se(x: jax.Array, conv: _Convolve) -> jax.Array:
-    """Squeeze and excitation (Hu et al. 2018): channels weighed by their means over the clip."""
+    """Squeeze and excitation (Hu et al. 2018): weights of channels from their means over the clip."""
     return x * _excitation(x.mean(axis=(1, 2), keepdims=True), conv)
 
 
 def _tfwse(x: jax.Array, conv: _Convolve) -> jax.Array:
-    """Time-frame frequency-wise SE (Nam & Park 2023): bands weighed by their means, frame by frame."""
+    """Time-frame frequency-wise SE (Nam & Park 2023): weights of bands from their means, frame by frame."""
     squeezed = x.mean(axis=3, keepdims=True).swapaxes(2, 3)
     return x * _excitation(squeezed, conv).swapaxes(2, 3)
 
@@ -162,9 +165,9 @@ def _excitation(x: jax.Array, conv: _Convolve) -> jax.Array:
 
 
 def _separable(x: jax.Array, channels: int, conv: _Convolve, norm: _Norm) -> jax.Array:
-    """Depthwise and pointwise (MobileNet, Howard et al. 2017); many read the one channel of features."""
+    """Depthwise and pointwise convolution (MobileNet, Howard et al. 2017)."""
     groups = x.shape[-1]
-    depth = groups if groups > 1 else channels
+    depth = groups if groups > 1 else channels  # all outputs read the single channel of the features
     x = nn.relu(norm(conv(x, depth, groups=groups, bias=False)))
     return nn.relu(norm(conv(x, channels, 1, bias=False)))
 
@@ -177,7 +180,7 @@ def _residual(x: jax.Array, channels: int, conv: _Convolve, norm: _Norm) -> jax.
 
 
 def _dense(x: jax.Array, channels: int, conv: _Convolve, norm: _Norm) -> jax.Array:
-    """Two layers, each of half the channels beside all before it, brought to `channels` by a 1 x 1."""
+    """Two layers that each append half of `channels`, then a 1 x 1 convolution to `channels`."""
     for _ in range(2):
         new = nn.relu(norm(conv(x, max(channels // 2, 1), bias=False)))
         x = jnp.concatenate([x, new], axis=-1)
@@ -194,7 +197,7 @@ _BLOCKS = {
 
 
 class _Conv(nn.Module):
-    """Q(W) * Q(x) + b, of x [batch, time, mel, channel] padded in time and mel (`conv_frames`)."""
+    """Q(W) * Q(x) + b by `conv_frames`, for x [batch, time, mel, channel] padded in time and mel."""
 
     channels: int
     size: int

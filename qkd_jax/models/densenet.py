@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al. 2017, the bottleneck variant) over log-mel energies."""
+"""DenseNet (Huang et al. 2017, bottleneck variant) over log-mel energies."""
 
 import flax.linen as nn
 import jax
@@ -10,10 +10,11 @@ from qkd_jax.models.common import batch_norm, conv, pooled_logits, stem
 
 
 class DenseNet(nn.Module):
-    """Log-mel energies to logits; by default the paper's DenseNet-63 of 2.28 M weights.
+    """Log-mel energies to logits; by default the paper's DenseNet-63 with 2.28 M weights.
 
-    Stem 7x7/2 and 3x3/2 max-pool; dense blocks of BN-ReLU-1x1, BN-ReLU-3x3; transitions that
-    halve channels, time and frequency; mean over time and frequency; one linear layer.
+    Stem 7x7/2 and 3x3/2 max-pool; dense blocks of BN-ReLU-1x1, BN-ReLU-3x3; transitions that halve
+    channels, time and frequency; mean over time and frequency; one linear layer.  Raises ValueError if
+    the blocks leave nothing of the features.
     """
 
     config: DenseNetConfig

@@ -1,4 +1,4 @@
-"""The student: a quantized LSTM over log-mel energies, convolutions in front of it if it has any."""
+"""A quantized LSTM over log-mel energies, optionally behind convolutions."""
 
 import flax.linen as nn
 import jax
@@ -11,11 +11,10 @@ from qkd_jax.nn.lstm import lstm_init, lstm_scan
 
 
 class LSTM(nn.Module):
-    """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's 256 units.
+    """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's, with a hidden size of 256.
 
-    The output layer reads the last hidden state (or, options, the mean over time, or every state,
-    the logits then weighed over time by a softmax for each event).  `detect` has the readings of every
-    state too.
+    The output layer reads the last hidden state, the mean over time, or every state; in the last case a
+    softmax over time, per event, weights the logits.  `step_logits` also returns the logits of every state.
     """
 
     config: LSTMConfig
@@ -36,18 +35,18 @@ class LSTM(nn.Module):
             "lstm", lambda key: lstm_init(key, inputs, config.hidden_size, config.layers, steps=steps)
         )
         outputs, state = lstm_scan(params, x, quant=config.quant)
-        read = Linear(self.events, config.quant.output, name="output")
-        frames = read(outputs)
+        output = Linear(self.events, config.quant.output, name="output")
+        logits = output(outputs)
         if config.pooling == "attention":
-            attend = Linear(self.events, config.quant.output, name="attention")
-            return Logits((jax.nn.softmax(attend(outputs), axis=-2) * frames).sum(axis=-2), frames)
-        return Logits(read(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), frames)
+            attention = Linear(self.events, config.quant.output, name="attention")
+            return Logits((jax.nn.softmax(attention(outputs), axis=-2) * logits).sum(axis=-2), logits)
+        return Logits(output(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), logits)
 
 
 class _Front(nn.Module):
     """3 x 3 convolutions with batch-norm and ReLU: x [batch, time, mel] to [batch, step, inputs].
 
-    Batch-norm stays float: two numbers a channel.
+    Batch-norm remains float: it has only two numbers per channel.
     """
 
     config: LSTMConfig
@@ -61,7 +60,7 @@ class _Front(nn.Module):
             x = conv_frames(
                 w,
                 x,
-                strides=(2 if index < self.config.time_strides else 1, 2),
+                strides=(self.config.conv_stride(index), 2),
                 x_bits=quant.activations,
                 w_bits=quant.weights,
                 per_channel=quant.ranges == "channel",

@@ -1,4 +1,4 @@
-"""The student in the integer scheme: its Flax module, its calibration, and the detector that it becomes."""
+"""The LSTM of the integer-only scheme: its Flax module, its calibration, and its conversion to a detector."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
-from qkd_jax.detector.codes import CELL
+from qkd_jax.detector.codes import CELL_BITS
 from qkd_jax.detector.detector import Detector
 from qkd_jax.models.common import Logits, Normalize
 from qkd_jax.models.lstm import LSTM
@@ -24,19 +24,19 @@ from qkd_jax.nn.integer_only import (
     normalized,
 )
 from qkd_jax.nn.lstm import lstm_scan, lstm_step, lstm_zeros
-from qkd_jax.quant.static import on_grid, signed
+from qkd_jax.quant.static import fake_quant_static, signed_range
 
 _EXPONENTS = np.arange(-8, 16)
 _CELL_EXPONENTS = (6, 13)
-_EPSILON = 1e-5  # Flax's, of batch-norm
+_EPSILON = 1e-5  # of Flax's batch-norm
 
 
 class IntegerLSTM(nn.Module):
-    """Log-mel energies to the logits that a device computes, by the parameters of an `LSTM`.
+    """Log-mel energies to the logits that a device computes, with the parameters of an `LSTM`.
 
-    Also in training batch-norms are by the running statistics, folded into the product before them.
-    The collection `exponents` holds the units of activations (`calibrate`): 2^-`input` of the features,
-    2^-`convolutions` of each convolution's output, 2^-`cell` of each layer's cell.
+    Batch-norms use the running statistics in training too; they are folded into the convolution before them.
+    The collection `exponents` (`calibrate`) holds the exponents of the activations' scales: `input` for the
+    features, `convolutions` for each convolution's output, and `cell` for each layer's cell state.
     """
 
     config: LSTMConfig
@@ -46,7 +46,7 @@ class IntegerLSTM(nn.Module):
         self.floats = LSTM(_in_float(self.config), self.events)
         nn.share_scope(self, self.floats)
         self.variable("exponents", "input", jnp.zeros, (), jnp.int32)
-        if self.config.convolutions:  # Orbax keeps no array of no size
+        if self.config.convolutions:  # Orbax can't save empty arrays
             self.variable("exponents", "convolutions", jnp.zeros, len(self.config.convolutions), jnp.int32)
         self.variable("exponents", "cell", jnp.full, self.config.layers, _CELL_EXPONENTS[0], jnp.int32)
 
@@ -69,7 +69,7 @@ def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> Logits:
     params, exponents, quant = variables["params"], variables["exponents"], config.quant
     norm = variables["norm"]["normalize"]
     x = normalized(features, norm["mean"], norm["std"])
-    x = on_grid(x, exponents["input"], *signed(quant.activations))
+    x = fake_quant_static(x, exponents["input"], *signed_range(quant.activations))
     if config.convolutions:
         x = x[..., None]
         for index, (w, gain, shift, before, after) in enumerate(_front(config, variables)):
@@ -77,19 +77,19 @@ def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> Logits:
         x = x.reshape(*x.shape[:2], -1)
     outputs, _ = lstm_scan(_layers(config, variables), x, quant=quant)
 
-    def read(name: str, outputs: jax.Array) -> jax.Array:
-        return integer_linear(params[name]["w"], params[name]["b"], outputs, quant)
+    def linear(name: str, h: jax.Array) -> jax.Array:
+        return integer_linear(params[name]["w"], params[name]["b"], h, quant)
 
-    frames = read("output", outputs)
+    steps = linear("output", outputs)
     if config.pooling == "attention":
-        clip = (jax.nn.softmax(read("attention", outputs), axis=-2) * frames).sum(axis=-2)
+        clip = (jax.nn.softmax(linear("attention", outputs), axis=-2) * steps).sum(axis=-2)
     else:
-        clip = read("output", outputs[:, -1]) if config.pooling == "last" else frames.mean(axis=-2)
-    return Logits(clip, frames)
+        clip = linear("output", outputs[:, -1]) if config.pooling == "last" else steps.mean(axis=-2)
+    return Logits(clip, steps)
 
 
 def _front(config: LSTMConfig, variables: Any) -> Iterable[tuple[Any, Any, Any, Any, Any]]:
-    """Of each convolution: w, gain, shift, and the exponents of what it reads and gives."""
+    """For each convolution: w, gain, shift, and the exponents of its input and of its output."""
     exponents, before = variables["exponents"], variables["exponents"]["input"]
     for index in range(len(config.convolutions)):
         params, name = variables["params"]["front"], f"BatchNorm_{index}"
@@ -100,13 +100,13 @@ def _front(config: LSTMConfig, variables: Any) -> Iterable[tuple[Any, Any, Any, 
 
 
 def _folded(scale: jax.Array, mean: jax.Array, variance: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Barriers, so that no program makes one multiplication of two, or a reciprocal root of a root.
+    # Barriers, so that XLA neither merges the multiplications nor replaces 1 / sqrt by rsqrt.
     gain = scale / jax.lax.optimization_barrier(jnp.sqrt(variance + _EPSILON))
     return gain, jax.lax.optimization_barrier(mean * gain)
 
 
 def _layers(config: LSTMConfig, variables: Any) -> list[dict[str, jax.Array]]:
-    """The LSTM's layers with their exponents."""
+    """The parameters of the LSTM's layers, with their exponents."""
     exponents = variables["exponents"]
     x = exponents["convolutions"][-1] if config.convolutions else exponents["input"]
     layers = []
@@ -117,10 +117,10 @@ def _layers(config: LSTMConfig, variables: Any) -> list[dict[str, jax.Array]]:
 
 
 def calibrate(config: LSTMConfig, variables: Any, batches: Iterable[Any]) -> dict[str, jax.Array]:
-    """The collection `exponents`, from what a float student of `variables` computes on `batches` of features.
+    """The collection `exponents`, measured on a float network of `variables` over `batches` of features.
 
-    Of the powers of two each activation gets the one of least squared error, and each layer's cell
-    the finest in which it may grow to twice what it reached.
+    Each activation gets the exponent of least squared error.  Each layer's cell state gets the largest
+    exponent at which codes can still hold twice the largest value observed.
     """
     model = LSTM(_in_float(config), variables["params"]["output"]["b"].shape[0])
     bits = config.quant.activations
@@ -133,12 +133,12 @@ def calibrate(config: LSTMConfig, variables: Any, batches: Iterable[Any]) -> dic
             capture_intermediates=lambda module, _: isinstance(module, Normalize | nn.BatchNorm),
             mutable=["intermediates"],
         )
-        found = captured["intermediates"]
-        x = found["normalize"]["__call__"][0]
-        errors = {"input": _errors(x, *signed(bits))}
+        outputs = captured["intermediates"]
+        x = outputs["normalize"]["__call__"][0]
+        errors = {"input": _errors(x, *signed_range(bits))}
         if config.convolutions:
             front = [
-                nn.relu(found["front"][f"BatchNorm_{index}"]["__call__"][0])
+                nn.relu(outputs["front"][f"BatchNorm_{index}"]["__call__"][0])
                 for index in range(len(config.convolutions))
             ]
             errors["convolutions"] = jnp.stack([_errors(y, 0, 2**bits - 1) for y in front])
@@ -156,14 +156,16 @@ def calibrate(config: LSTMConfig, variables: Any, batches: Iterable[Any]) -> dic
     measures = [measured(features) for features in batches]
     errors = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *(errors for errors, _ in measures))
     largest = np.max([largest for _, largest in measures], axis=0)
-    room = np.floor(np.log2(2 ** (CELL - 1) / (2 * np.maximum(largest, 1e-6))))
-    found = {site: _EXPONENTS[error.argmin(axis=-1)] for site, error in errors.items()}
-    cell = np.clip(room, *_CELL_EXPONENTS)
-    return {site: jnp.asarray(value, jnp.int32) for site, value in (*found.items(), ("cell", cell))}
+    # A signed code is below 2^(CELL_BITS - 1) in size: the exponent is the largest e with
+    # 2 · largest · 2^e <= 2^(CELL_BITS - 1), where the factor of 2 leaves headroom for other recordings.
+    fitting = np.floor(np.log2(2 ** (CELL_BITS - 1) / (2 * np.maximum(largest, 1e-6))))
+    exponents = {site: _EXPONENTS[error.argmin(axis=-1)] for site, error in errors.items()}
+    exponents["cell"] = np.clip(fitting, *_CELL_EXPONENTS)
+    return {site: jnp.asarray(value, jnp.int32) for site, value in exponents.items()}
 
 
 def _errors(x: jax.Array, low: int, high: int) -> jax.Array:
-    """The mean squared error of `x` in the codes `low` to `high`, for each of _EXPONENTS."""
+    """The mean squared error of `x` quantized to codes from `low` to `high`, at each of _EXPONENTS."""
     return jnp.stack(
         [
             jnp.square(jnp.clip(jnp.round(x * 2.0**exponent), low, high) * 2.0**-exponent - x).mean()
@@ -180,7 +182,7 @@ def to_detector(
     events: tuple[str, ...],
     clip_seconds: float,
 ) -> Detector:
-    """The detector of `network`, which is of the integer-only scheme, with `variables`."""
+    """The detector that computes what `network`, of the integer-only scheme, computes with `variables`."""
     quant, norm = network.quant, variables["norm"]["normalize"]
 
     @jax.jit
@@ -203,16 +205,16 @@ def to_detector(
         clip_seconds=clip_seconds,
         mean=np.asarray(norm["mean"]),
         std=np.asarray(norm["std"]),
-        input=int(variables["exponents"]["input"]),
-        front=tuple(_held(conv) for conv in front),
-        lstm=tuple(_held(layer)._replace(cell=int(layer.cell)) for layer in lstm),
-        output=_held(linear["output"]),
-        attention=_held(linear["attention"]) if "attention" in linear else None,
+        input_exponent=int(variables["exponents"]["input"]),
+        front=tuple(_in_int8(conv) for conv in front),
+        lstm=tuple(_in_int8(layer)._replace(cell_exponent=int(layer.cell_exponent)) for layer in lstm),
+        output=_in_int8(linear["output"]),
+        attention=_in_int8(linear["attention"]) if "attention" in linear else None,
     )
 
 
-def _held(codes: Any) -> Any:
-    """Codes of weights as int8."""
+def _in_int8(codes: Any) -> Any:
+    """`codes` with weights as int8."""
     return codes._replace(
         **{name: getattr(codes, name).astype(np.int8) for name in codes._fields if name.startswith("w")}
     )

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2016, the bottleneck variant) over log-mel energies."""
+"""ResNet (He et al. 2016, bottleneck variant) over log-mel energies."""
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,13 @@ from qkd_jax.models.common import batch_norm, conv, pooled_logits, stem
 
 
 class ResNet(nn.Module):
-    """Log-mel energies to logits; with blocks (3, 4, 6, 3) a ResNet-50.
+    """Log-mel energies to logits; by default a ResNet-50.
 
-    Stem 7x7/2 and 3x3/2 max-pool; stages of residual blocks, each of which but the first halves
-    time and frequency, rounded up, and doubles the width; mean over time and frequency; one
-    linear layer.  Two habits younger than the paper: the stride is in the 3x3 convolution, as in
-    torchvision ("v1.5"), and the last batch-norm of a branch begins with a scale of zero, so
-    that a block begins as its shortcut (Goyal et al. 2017).
+    Stem 7x7/2 and 3x3/2 max-pool; stages of residual blocks, each of which except the first halves time
+    and frequency, rounded up, and doubles the width; mean over time and frequency; one linear layer.  Two
+    practices are newer than the paper: the stride is in the 3x3 convolution, as in torchvision ("v1.5"), and
+    the scale of the last batch-norm of each branch is initialized to zero, so that a block starts as its
+    shortcut (Goyal et al. 2017).
     """
 
     config: ResNetConfig

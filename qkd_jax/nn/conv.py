@@ -1,4 +1,4 @@
-"""Convolution over log-mel energies, float or with both operands quantized."""
+"""Convolution over log-mel energies, in float or with both operands quantized."""
 
 from functools import partial
 
@@ -21,13 +21,16 @@ def conv_frames(
     w_bits: int = OFF,
     per_channel: bool = False,
 ) -> Float[Array, "batch step mel2 outputs"]:
-    """Q(w) * Q(x): a convolution of `strides` in time and mel, of channels in equal `groups`.
+    """Convolve Q(x) with the kernel Q(w), with `strides` in time and mel; `inputs` is per group.
 
-    Time is not padded: step t reads the frames from t · stride on, `taps` of them, so that a stream may be
-    cut between steps.  The mel axis, and with `pad_time` time too, is padded by zeros, half a kernel on
-    either side, which are no codes but exact.  Each frame of x has its own range, over bands and channels;
-    the kernel has one, or with `per_channel` one for each output.  The product is that of the recovered
-    floats (see `fake_quant`, also for the gradient).  Reverse mode only.  `inputs` are those of a group.
+    Time is not padded: step t reads `taps` frames from t · stride on, so a stream can be cut between steps.
+    The mel axis is padded by half a kernel on either side, and so is time with `pad_time`; the padding is
+    zeros in float, not codes.  x has one range per frame, over bands and channels; the kernel has one
+    range, or with `per_channel` one per output.  The product and its gradient are those of the recovered
+    floats (see `fake_quant`).  Reverse mode only.
+
+    >>> conv_frames(jnp.ones((3, 3, 1, 8)), jnp.ones((2, 10, 6, 1)), strides=(2, 2)).shape
+    (2, 4, 3, 8)
     """
     w = fake_quant(w, w_bits, axis=(0, 1, 2) if per_channel else None)
     x = fake_quant(x, x_bits, axis=(-2, -1))
@@ -53,9 +56,10 @@ def _convolved(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_channel(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Array:
-    """`_convolved` where each output reads one channel, on CPUs as a sum of shifted products.
+    """`_convolved` for outputs that read one channel each; on CPUs, a sum of shifted products.
 
-    XLA's kernel for CPUs takes some forty times as long for few channels, forward and in x; in w it is fast.
+    For few channels, XLA's convolution takes some 40 times as long on CPUs, forward and for the gradient in
+    x; for the gradient in w it is fast.
     """
     plain = partial(_convolved, strides=(1, 1), padding=padding, groups=x.shape[-1])
     return jax.lax.platform_dependent(w, x, cpu=partial(_shifted, padding), default=plain)
@@ -70,6 +74,7 @@ def _by_channel_backward(padding, residuals, gradient):
 
     def shifted(w, x, gradient):
         (d_w,) = jax.vjp(lambda w: plain(w, x), w)[1](gradient)
+        # The gradient in x is a convolution of dy with the flipped kernel, padded to the size of x.
         around = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
         moved = _shifted(around, w[::-1, ::-1], gradient)
         return d_w, moved.reshape(*x.shape, w.shape[-1] // x.shape[-1]).sum(axis=-1)
@@ -84,6 +89,7 @@ _by_channel.defvjp(_by_channel_forward, _by_channel_backward)
 
 
 def _shifted(padding: tuple[int, int], w: jax.Array, x: jax.Array) -> jax.Array:
+    """The convolution as a sum over taps and bands of x, shifted, times one weight per output."""
     (taps, bands, _, outputs), (batch, frames, mels, channels) = w.shape, x.shape
     steps, rest = frames + 2 * padding[0] - taps + 1, mels + 2 * padding[1] - bands + 1
     padded = jnp.pad(x, ((0, 0), *((half, half) for half in padding), (0, 0)))

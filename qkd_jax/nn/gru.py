@@ -1,19 +1,19 @@
-"""A GRU (Cho et al. 2014, as torch has it) over time, float or with every operand quantized.
+"""A GRU (Cho et al. 2014, in torch's form) over time, in float or with every operand quantized.
 
-The parameters of one layer in one direction are `{"w_h": [units, 3 · units], "w_x": [inputs, 3 · units],
-"b": [3 · units], "b_h": [units]}`, columns for the gates r, z, n.  Quantized it follows
-`qkd_jax.nn.lstm_cell`: for n-bit weights, activations, gates and cell, each with its own n,
+The parameters of one layer in one direction are `{"w_h": [hidden_size, 3 · hidden_size], "w_x": [inputs,
+3 · hidden_size], "b": [3 · hidden_size], "b_h": [hidden_size]}`, with columns for the gates r, z, n.
+Quantized, it follows `lstm_cell`: weights, activations, gates and cell have n bits, each its own n,
 
     r, z = Qn(σ(z_r)), Qn(σ(z_z));   z_g = Qn(W_gh) · Qn(h) + Qn(W_gx) · Qn(x) + b_g
     n  = Qn(tanh(Qn(W_nx) · Qn(x) + b_n + r * (Qn(W_nh) · Qn(h) + b_h)))
     h' = (1 - z) * n + z * Qn(h)           carried unquantized, quantized where it is used next
 
-with every range that of one vector of one example at one step; a matrix has one range, or with ranges
-"channel" one for each unit.  Those of h and x are always apart ("split"), because the candidate n wants
-W_nh · h alone.  In the products Qn(h) is at the bits of activations, in the last line at those of the cell.
+where every range is that of one vector of one example at one step; a matrix has one range, or with ranges
+"channel" one per column.  h and x always have separate ranges ("split"), because the candidate n needs
+W_nh · h alone.  Qn(h) has the bits of activations in the products, and those of the cell in the last line.
 
-torch's GRU has a second bias for all three gates; for r and z only the sum of both counts, so that ours
-has it for the candidate alone: the same functions by 2 · units fewer parameters.
+torch's GRU has a second bias for all three gates.  For r and z only the sum of both matters, so ours has it
+for the candidate alone: the same functions with 2 · hidden_size fewer parameters.
 """
 
 from collections.abc import Callable
@@ -30,29 +30,30 @@ from qkd_jax.quant.fake_quant import fake_quant
 FLOAT = QuantConfig()
 
 
-def gru_init(key: jax.Array, inputs: int, units: int, *, dtype: jnp.dtype = jnp.float32) -> Layer:
-    """New parameters: recurrent weights orthogonal, the others of variance 1 / inputs, biases zero."""
+def gru_init(key: jax.Array, inputs: int, hidden_size: int, *, dtype: jnp.dtype = jnp.float32) -> Layer:
+    """Initialize parameters: orthogonal recurrent weights, others of variance 1 / inputs, zero biases."""
     orthogonal, normal = jax.nn.initializers.orthogonal(), jax.nn.initializers.lecun_normal()
     *recurrent, from_x = jax.random.split(key, 4)
     return {
-        "w_h": jnp.concatenate([orthogonal(gate, (units, units), dtype) for gate in recurrent], axis=1),
-        "w_x": normal(from_x, (inputs, 3 * units), dtype),
-        "b": jnp.zeros(3 * units, dtype),
-        "b_h": jnp.zeros(units, dtype),
+        "w_h": jnp.concatenate(
+            [orthogonal(gate, (hidden_size, hidden_size), dtype) for gate in recurrent], axis=1
+        ),
+        "w_x": normal(from_x, (inputs, 3 * hidden_size), dtype),
+        "b": jnp.zeros(3 * hidden_size, dtype),
+        "b_h": jnp.zeros(hidden_size, dtype),
     }
 
 
 def gru_step(
     params: Layer,
-    carry: Float[Array, "*batch units"] | None,
+    carry: Float[Array, "*batch hidden"] | None,
     x: Float[Array, "*batch inputs"],
     *,
     quant: QuantConfig = FLOAT,
-) -> Float[Array, "*batch units"]:
-    """One step: the next h, which is the output and the next carry; the first `carry` is None, for zeros.
+) -> Float[Array, "*batch hidden"]:
+    """Compute one step: the next h, which is both output and next carry; a `carry` of None is zeros.
 
-    The weights are quantized anew in every call; `gru_scan` does it once.  Raises ValueError if shapes
-    don't fit.
+    Every call quantizes the weights again; `gru_scan` does it once.  Raises ValueError if shapes don't fit.
     """
     z_x = _from_inputs(params, x, quant)
     return _cell(params, quant)(_start(params, carry, z_x), z_x)
@@ -64,13 +65,16 @@ def gru_scan(
     *,
     quant: QuantConfig = FLOAT,
     reverse: bool = False,
-    carry: Float[Array, "*batch units"] | None = None,
-) -> tuple[Float[Array, "*batch time units"], Float[Array, "*batch units"]]:
-    """All steps of a sequence: h after each, and after the last.
+    carry: Float[Array, "*batch hidden"] | None = None,
+) -> tuple[Float[Array, "*batch time hidden"], Float[Array, "*batch hidden"]]:
+    """Compute all steps of a sequence: h after each step, and the final h.
 
-    Equal to `gru_step` over time, from `carry` (default zeros): a sequence may be cut anywhere.  With
-    `reverse` from its end to its beginning, where the last step is then.  Raises ValueError if shapes
-    don't fit.
+    Equal to `gru_step` over time, from `carry` (zeros by default), so a sequence can be cut anywhere.  With
+    `reverse`, it runs from the end to the beginning.  Raises ValueError if shapes don't fit.
+
+    >>> params = gru_init(jax.random.key(0), inputs=3, hidden_size=4)
+    >>> gru_scan(params, jnp.ones((2, 5, 3)))[0].shape
+    (2, 5, 4)
     """
     z_x = jnp.moveaxis(_from_inputs(params, x, quant), -2, 0)
     step = _cell(params, quant)
@@ -79,14 +83,14 @@ def gru_scan(
         h = step(h, z_x)
         return h, h
 
-    # An array made like z_x varies, within shard_map, over the devices that z_x varies over.
+    # Within shard_map, the start must be marked as varying over devices as z_x is: derive it from z_x.
     start = _start(params, carry, jnp.zeros_like(z_x).sum(axis=0))
     last, hs = jax.lax.scan(body, start, z_x, reverse=reverse)
     return jnp.moveaxis(hs, 0, -2), last
 
 
 def _from_inputs(params: Layer, x: jax.Array, quant: QuantConfig) -> jax.Array:
-    """What x adds to the gates before their nonlinearity, with the first bias."""
+    """The contribution of x to the pre-activations of the gates, with the first bias."""
     if x.shape[-1] != len(params["w_x"]):
         raise ValueError(f"x: expected {len(params['w_x'])} inputs, got {x.shape[-1]}")
     z_x = _matmul(params["w_x"], quant)(x.astype(params["w_x"].dtype))
@@ -94,7 +98,7 @@ def _from_inputs(params: Layer, x: jax.Array, quant: QuantConfig) -> jax.Array:
 
 
 def _start(params: Layer, carry: jax.Array | None, z_x: jax.Array) -> jax.Array:
-    """The carry before the first step; z_x is what the inputs add at a step."""
+    """The carry before the first step; `z_x` is the contribution of the inputs at one step."""
     shape = (*z_x.shape[:-1], len(params["w_h"]))
     if carry is None:
         return jnp.zeros_like(z_x[..., : shape[-1]])
@@ -104,7 +108,7 @@ def _start(params: Layer, carry: jax.Array | None, z_x: jax.Array) -> jax.Array:
 
 
 def _cell(params: Layer, quant: QuantConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The step (h, z_x) -> h, its weights quantized once."""
+    """The step (h, z_x) -> h, with weights quantized once."""
     from_h = _matmul(params["w_h"], quant)
 
     def cell(h: jax.Array, z_x: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
-"""The integer scheme in JAX: what a device computes, code for code, and gradients straight through it.
+"""The integer-only scheme in JAX: a device's computation, code for code, with straight-through gradients.
 
-Floats to codes (`conv_codes`, `lstm_codes`, `linear_codes`), for training and for export alike, and
-arithmetic on codes, whose definition is `qkd_jax.detector.reference`.  Codes of weights are held in float32,
-where sums are exact below 2^24 (export checks that those of its weights are), or in int8, with sums in int32.
+`conv_codes`, `lstm_codes` and `linear_codes` turn floats into codes, in training and in export alike.  The
+arithmetic on codes is defined by `qkd_jax.detector.reference`.  Codes of weights are held in float32, where
+sums are exact below 2^24 (export checks that its sums are), or in int8, with sums in int32.
 
-Beside what `qkd_jax.nn.lstm` says, a layer of an LSTM has `exponents`: int32 [2], of the units 2^-exponent
-of its inputs and of its cell.  h is in units of 2^-(activations - 1).
+Beside the parameters that `qkd_jax.nn.lstm` describes, a layer of an LSTM has `exponents`, int32 [2]: its
+inputs and its cell state have scales of 2^-exponent.  h has a scale of 2^-(activations - 1).
 """
 
 from functools import partial
@@ -17,18 +17,18 @@ from jaxtyping import Array, Float, Int
 
 from qkd_jax.config import QuantConfig
 from qkd_jax.detector.codes import (
-    CELL,
-    GATE,
-    GRID,
-    LIMIT,
-    MARGIN,
+    CELL_BITS,
+    CONV_GUARD_BITS,
+    GATE_EXPONENT,
+    LOGIT_EXPONENT,
+    TABLE_LIMIT,
     ConvCodes,
     LinearCodes,
     LSTMCodes,
     sigmoid_table,
 )
 from qkd_jax.nn.lstm_cell import Cell, Layer, LSTMState, Slopes
-from qkd_jax.quant.static import power_of_two, signed, symmetric
+from qkd_jax.quant.static import power_of_two, signed_range, symmetric
 
 Codes = Int[Array, "..."]
 
@@ -36,7 +36,7 @@ Codes = Int[Array, "..."]
 def normalized(
     x: Float[Array, "*batch mel"], mean: Float[Array, " mel"], std: Float[Array, " mel"]
 ) -> Float[Array, "*batch mel"]:
-    """(x - mean) / std, divided as NumPy divides; XLA would multiply by the reciprocal of a constant."""
+    """(x - mean) / std, divided as by NumPy; XLA would multiply by the reciprocal of a constant."""
     terms = tuple(jnp.broadcast_to(term, x.shape) for term in (mean, std))
     mean, std = jax.lax.optimization_barrier(terms)
     return (x - mean) / std
@@ -50,39 +50,41 @@ def conv_codes(
     exponent: Int[Array, ""],
     bits: int,
 ) -> ConvCodes:
-    """A convolution of `w`, its outputs then times `gain` plus `shift` (batch-norm, folded).
+    """The codes of gain · (w * x) + shift, a convolution with its batch-norm folded into `gain` and `shift`.
 
-    Its input is in units of 2^-x_exponent, its output in units of 2^-exponent.
+    The input has a scale of 2^-x_exponent, the output of 2^-exponent.
     """
     codes, scale = symmetric(w, bits)
     gain, shift = jax.lax.stop_gradient(jax.lax.optimization_barrier((gain, shift)))
-    multiplier = scale * gain * power_of_two(exponent + MARGIN - x_exponent)
-    return ConvCodes(codes, jax.lax.optimization_barrier(multiplier), _rounded(shift, exponent + MARGIN))
+    multiplier = scale * gain * power_of_two(exponent + CONV_GUARD_BITS - x_exponent)
+    return ConvCodes(
+        codes, jax.lax.optimization_barrier(multiplier), _rounded(shift, exponent + CONV_GUARD_BITS)
+    )
 
 
 def lstm_codes(layer: Layer, quant: QuantConfig) -> LSTMCodes:
-    """A layer of an LSTM."""
-    units = layer["b"].shape[0] // 4
-    x_exponent, cell = layer["exponents"]
-    w_h, scale_h = symmetric(layer["w"][:units], quant.weights)
-    w_x, scale_x = symmetric(layer["w"][units:], quant.weights)
+    """The codes of a layer of an LSTM."""
+    hidden_size = layer["b"].shape[0] // 4
+    x_exponent, cell_exponent = layer["exponents"]
+    w_h, scale_h = symmetric(layer["w"][:hidden_size], quant.weights)
+    w_x, scale_x = symmetric(layer["w"][hidden_size:], quant.weights)
     return LSTMCodes(
         w_h,
         w_x,
-        scale_h * power_of_two(jnp.int32(GRID - (quant.activations - 1))),
-        scale_x * power_of_two(GRID - x_exponent),
-        _rounded(layer["b"], jnp.int32(GRID)),
-        cell,
+        scale_h * power_of_two(jnp.int32(LOGIT_EXPONENT - (quant.activations - 1))),
+        scale_x * power_of_two(LOGIT_EXPONENT - x_exponent),
+        _rounded(layer["b"], jnp.int32(LOGIT_EXPONENT)),
+        cell_exponent,
     )
 
 
 def linear_codes(
-    w: Float[Array, "units events"], b: Float[Array, " events"], quant: QuantConfig
+    w: Float[Array, "hidden events"], b: Float[Array, " events"], quant: QuantConfig
 ) -> LinearCodes:
-    """An output layer, of h."""
+    """The codes of an output layer, which reads h."""
     codes, scale = symmetric(w, quant.output)
-    multiplier = scale * power_of_two(jnp.int32(GRID - (quant.activations - 1)))
-    return LinearCodes(codes, multiplier, _rounded(b, jnp.int32(GRID)))
+    multiplier = scale * power_of_two(jnp.int32(LOGIT_EXPONENT - (quant.activations - 1)))
+    return LinearCodes(codes, multiplier, _rounded(b, jnp.int32(LOGIT_EXPONENT)))
 
 
 def _rounded(b: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -94,7 +96,7 @@ def convolve(conv: ConvCodes, x: Codes, stride: int, bits: int) -> Codes:
 
     x: codes [batch, frames, bands, channels].
     """
-    return jnp.clip(_uncut(conv, _sums(conv.w, x, stride)), 0, (1 << bits) - 1)
+    return jnp.clip(_unclipped(conv, _sums(conv.w, x, stride)), 0, (1 << bits) - 1)
 
 
 def _sums(w: jax.Array, x: jax.Array, stride: int) -> jax.Array:
@@ -110,44 +112,45 @@ def _sums(w: jax.Array, x: jax.Array, stride: int) -> jax.Array:
     )
 
 
-def _uncut(conv: ConvCodes, sums: jax.Array) -> Codes:
-    return _shift(_rescaled(sums, conv.multiplier, conv.bias), MARGIN)
+def _unclipped(conv: ConvCodes, sums: jax.Array) -> Codes:
+    return _shift(_rescaled(sums, conv.multiplier, conv.bias), CONV_GUARD_BITS)
 
 
 def linear(layer: LinearCodes, h: Codes) -> Codes:
-    """What an output layer says of h [..., units], on the grid, [..., events]."""
+    """An output layer's codes [..., events], of scale 2^-LOGIT_EXPONENT, for h [..., hidden_size]."""
     return _rescaled(_product(h, layer.w), layer.multiplier, layer.bias)
 
 
 def from_inputs(layer: LSTMCodes, x: Codes) -> Codes:
-    """What x [..., inputs] and the bias add to pre-activations [..., 4 · units], for all steps at once."""
+    """The share of x [..., inputs] and the bias in z [..., 4 · hidden_size], for all steps at once."""
     return _rescaled(_product(x, layer.w_x), layer.multiplier_x, layer.bias)
 
 
 def step(
     layer: LSTMCodes, h: Codes, c: Codes, z_x: Codes, bits: int
 ) -> tuple[Codes, Codes, tuple[Codes, ...]]:
-    """The next h and c [..., units], and the gates f, i, c~, o and tanh of c, in units of 2^-GATE.
+    """The next h and c [..., hidden_size], and codes of f, i, c~, o, tanh(c) of scale 2^-GATE_EXPONENT.
 
     z_x: `from_inputs` of this step.
     """
     z = _rescaled(_product(h, layer.w_h), layer.multiplier_h) + z_x
     z_f, z_i, z_c, z_o = jnp.split(z, 4, axis=-1)
     f, i, o, candidate = _sigmoid(z_f), _sigmoid(z_i), _sigmoid(z_o), _tanh(z_c)
-    c = _shift(f * c, GATE) + _shift(i * candidate, 2 * GATE - layer.cell)
-    c = jnp.clip(c, *signed(CELL))
-    finer = layer.cell - GRID
-    on_grid = jnp.where(finer > 0, _shift(c, jnp.maximum(finer, 1)), c << jnp.maximum(-finer, 0))
-    squashed = _tanh(on_grid)
-    h = jnp.clip(_shift(o * squashed, 2 * GATE - (bits - 1)), *signed(bits))
+    c = _shift(f * c, GATE_EXPONENT) + _shift(i * candidate, 2 * GATE_EXPONENT - layer.cell_exponent)
+    c = jnp.clip(c, *signed_range(CELL_BITS))
+    # The exponent is traced in training, so both shifts are computed; maximum keeps the unused one valid.
+    finer = layer.cell_exponent - LOGIT_EXPONENT
+    rescaled = jnp.where(finer > 0, _shift(c, jnp.maximum(finer, 1)), c << jnp.maximum(-finer, 0))
+    squashed = _tanh(rescaled)
+    h = jnp.clip(_shift(o * squashed, 2 * GATE_EXPONENT - (bits - 1)), *signed_range(bits))
     return h, c, (f, i, candidate, o, squashed)
 
 
 def integer_cell(layer: Layer, quant: QuantConfig) -> Cell:
-    """One layer's step, its weights made codes once; h, c and x hold codes times their units."""
+    """One layer's step, for weights that are quantized once; h, c and x hold codes times their scales."""
     codes, bits = lstm_codes(layer, quant), quant.activations
     x_exponent, cell_exponent = layer["exponents"]
-    unit = power_of_two(jnp.int32(-(bits - 1)))
+    h_scale = power_of_two(jnp.int32(-(bits - 1)))
 
     def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, Slopes]:
         h, c, gates = step(
@@ -157,8 +160,9 @@ def integer_cell(layer: Layer, quant: QuantConfig) -> Cell:
             from_inputs(codes, _codes(x, x_exponent)),
             bits,
         )
-        f, i, candidate, o, squashed = (gate * 2.0**-GATE for gate in gates)
-        low, high = signed(CELL)
+        f, i, candidate, o, squashed = (gate * 2.0**-GATE_EXPONENT for gate in gates)
+        low, high = signed_range(CELL_BITS)
+        # The slopes of sigmoid and tanh come from their values, σ' = σ (1 - σ) and tanh' = 1 - tanh².
         inside = ((c > low) & (c < high)).astype(f.dtype)
         slopes = Slopes(
             c_c=inside * f,
@@ -168,15 +172,15 @@ def integer_cell(layer: Layer, quant: QuantConfig) -> Cell:
             h_c=o * (1 - squashed**2),
             h_o=squashed * o * (1 - o),
         )
-        return LSTMState(h * unit, c * power_of_two(-cell_exponent)), slopes
+        return LSTMState(h * h_scale, c * power_of_two(-cell_exponent)), slopes
 
     return cell
 
 
 def recovered_weights(layer: Layer, quant: QuantConfig) -> Float[Array, "inputs gates"]:
     """The weights that the codes of `layer` stand for."""
-    units = layer["b"].shape[0] // 4
-    parts = (symmetric(part, quant.weights) for part in (layer["w"][:units], layer["w"][units:]))
+    hidden_size = layer["b"].shape[0] // 4
+    parts = (symmetric(part, quant.weights) for part in (layer["w"][:hidden_size], layer["w"][hidden_size:]))
     return jnp.concatenate([codes * jnp.broadcast_to(scale, codes.shape) for codes, scale in parts])
 
 
@@ -191,9 +195,9 @@ def integer_conv(
     stride: int,
     quant: QuantConfig,
 ) -> Float[Array, "batch step mel2 outputs"]:
-    """ReLU(gain · (w * x) + shift) as `convolve` has it: x and the result hold codes times their units.
+    """ReLU(gain · (w * x) + shift) as `convolve` computes it; x and the result hold codes times their scales.
 
-    The gradient is that of the recovered floats, cut where the codes were.
+    The gradient is that of the recovered floats, and 0 where codes are clipped.
     """
     return _conv(stride, quant, w, gain, shift, x, x_exponent, exponent)
 
@@ -211,24 +215,27 @@ def _conv_jvp(stride, quant, primals, tangents):
     folded = conv_codes(w, gain, shift, x_exponent, exponent, quant.weights)
     scale = symmetric(w, quant.weights).scale
     sums = _sums(folded.w, _codes(x, x_exponent), stride)
-    codes, largest = _uncut(folded, sums), (1 << quant.activations) - 1
-    gain, unit, d_gain, d_shift = (
+    codes, largest = _unclipped(folded, sums), (1 << quant.activations) - 1
+    gain, sum_scale, d_gain, d_shift = (
         jnp.broadcast_to(term, sums.shape)
         for term in (gain, scale * power_of_two(-x_exponent), d_gain, d_shift)
     )
+    # The derivative of gain · (w * x) + shift, by the product rule; `sums * sum_scale` is w * x.
     w_hat = folded.w * jnp.broadcast_to(scale, w.shape)
-    moved = gain * (_sums(d_w, x, stride) + _sums(w_hat, d_x, stride)) + d_gain * (sums * unit) + d_shift
+    tangent = (
+        gain * (_sums(d_w, x, stride) + _sums(w_hat, d_x, stride)) + d_gain * (sums * sum_scale) + d_shift
+    )
     inside = (codes > 0) & (codes <= largest)
-    return jnp.clip(codes, 0, largest) * power_of_two(-exponent), jnp.where(inside, moved, 0)
+    return jnp.clip(codes, 0, largest) * power_of_two(-exponent), jnp.where(inside, tangent, 0)
 
 
 def integer_linear(
-    w: Float[Array, "units events"],
+    w: Float[Array, "hidden events"],
     b: Float[Array, " events"],
-    h: Float[Array, "*batch units"],
+    h: Float[Array, "*batch hidden"],
     quant: QuantConfig,
 ) -> Float[Array, "*batch events"]:
-    """The output layer's logits of h, which holds codes times their unit.
+    """The output layer's logits for h, which holds codes times their scale.
 
     The gradient is that of the recovered floats.
     """
@@ -237,15 +244,17 @@ def integer_linear(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _linear(quant, w, b, h):
-    return linear(linear_codes(w, b, quant), _codes(h, jnp.int32(quant.activations - 1))) * 2.0**-GRID
+    return (
+        linear(linear_codes(w, b, quant), _codes(h, jnp.int32(quant.activations - 1))) * 2.0**-LOGIT_EXPONENT
+    )
 
 
 @_linear.defjvp
 def _linear_jvp(quant, primals, tangents):
     (w, b, h), (d_w, d_b, d_h) = primals, tangents
     codes, scale = symmetric(w, quant.output)
-    moved = _product(h, d_w) + _product(d_h, codes * jnp.broadcast_to(scale, w.shape))
-    return _linear(quant, w, b, h), moved + jnp.broadcast_to(d_b, moved.shape)
+    tangent = _product(h, d_w) + _product(d_h, codes * jnp.broadcast_to(scale, w.shape))
+    return _linear(quant, w, b, h), tangent + jnp.broadcast_to(d_b, tangent.shape)
 
 
 def _codes(x: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -259,7 +268,7 @@ def _product(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _like(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Codes x as floats beside float codes `w`; beside int8 in 16 bits, for they may be unsigned."""
+    """Codes x in float32 for float32 codes `w`; in int16 for int8, since codes x may be unsigned."""
     return x.astype(w.dtype if w.dtype == jnp.float32 else jnp.int16)
 
 
@@ -277,8 +286,8 @@ def _shift(value: jax.Array, by: int | jax.Array) -> jax.Array:
 
 
 def _sigmoid(z: jax.Array) -> jax.Array:
-    return jnp.asarray(sigmoid_table())[jnp.clip(z, -LIMIT, LIMIT) + LIMIT]
+    return jnp.asarray(sigmoid_table())[jnp.clip(z, -TABLE_LIMIT, TABLE_LIMIT) + TABLE_LIMIT]
 
 
 def _tanh(z: jax.Array) -> jax.Array:
-    return 2 * _sigmoid(2 * z) - (1 << GATE)
+    return 2 * _sigmoid(2 * z) - (1 << GATE_EXPONENT)

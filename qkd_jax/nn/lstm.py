@@ -1,8 +1,8 @@
-"""The LSTM of Shi et al. 2019 over time, float or quantized (`qkd_jax.nn.lstm_cell`, `qkd_jax.nn.integer_only`).
+"""The LSTM of Shi et al. 2019 over time, in float or quantized (see `lstm_cell` and `integer_only`).
 
-A layer's parameters are `{"w": [units + inputs, 4 · units], "b": [4 · units]}`: the rows of `w`
-are those of [h, x], its columns the gates f, i, c~, o; in the integer scheme they have its `exponents` too.
-Quantizing after training is calling the same functions with `quant` on parameters trained without it.
+The parameters of a layer are `{"w": [hidden_size + inputs, 4 · hidden_size], "b": [4 · hidden_size]}`: the
+rows of `w` are those of [h, x], its columns the gates f, i, c~, o.  In the integer-only scheme a layer also
+has `exponents`.  To quantize after training, call the same functions with `quant` on float parameters.
 """
 
 from collections.abc import Sequence
@@ -23,31 +23,48 @@ FLOAT = QuantConfig()
 
 
 def lstm_init(
-    key: jax.Array, inputs: int, units: int, layers: int = 1, *, steps: int, dtype: jnp.dtype = jnp.float32
+    key: jax.Array,
+    inputs: int,
+    hidden_size: int,
+    layers: int = 1,
+    *,
+    steps: int,
+    dtype: jnp.dtype = jnp.float32,
 ) -> tuple[Layer, ...]:
-    """New parameters, a dict for each layer, for sequences of about `steps` steps.
+    """Initialize parameters, a dict per layer, for sequences of about `steps` steps.
 
-    Chrono initialization (Tallec & Ollivier 2018): forget bias log U[1, steps - 1], input bias
-    its negative, so that the last state can remember the whole clip; with a forget bias of 1
-    a reader of the last of 998 states learns nothing.  Recurrent weights are orthogonal, the
-    others of variance 1 / inputs.
+    Chrono initialization (Tallec & Ollivier 2018): the forget bias is log U[1, steps - 1] and the input
+    bias its negative, so that the last state can remember the whole clip; with a forget bias of 1, a model
+    that reads only the last of 998 states learns nothing.  Recurrent weights are orthogonal, the others
+    have variance 1 / inputs.
+
+    >>> (layer,) = lstm_init(jax.random.key(0), inputs=64, hidden_size=256, steps=998)
+    >>> layer["w"].shape
+    (320, 1024)
     """
     orthogonal, normal = jax.nn.initializers.orthogonal(), jax.nn.initializers.lecun_normal()
 
     def layer(key: jax.Array, inputs: int) -> Layer:
         *recurrent, from_x, from_u = jax.random.split(key, 6)
-        w_h = jnp.concatenate([orthogonal(gate, (units, units), dtype) for gate in recurrent], axis=1)
-        w_x = normal(from_x, (inputs, 4 * units), dtype)
-        forget = jnp.log(jax.random.uniform(from_u, (units,), dtype, 1, max(steps - 1, 1)))
-        zeros = jnp.zeros(2 * units, dtype)
+        w_h = jnp.concatenate(
+            [orthogonal(gate, (hidden_size, hidden_size), dtype) for gate in recurrent], axis=1
+        )
+        w_x = normal(from_x, (inputs, 4 * hidden_size), dtype)
+        forget = jnp.log(jax.random.uniform(from_u, (hidden_size,), dtype, 1, max(steps - 1, 1)))
+        zeros = jnp.zeros(2 * hidden_size, dtype)
         return {"w": jnp.concatenate([w_h, w_x]), "b": jnp.concatenate([forget, -forget, zeros])}
 
     keys = jax.random.split(key, layers)
-    return tuple(layer(key, units if index else inputs) for index, key in enumerate(keys))
+    return tuple(layer(key, hidden_size if index else inputs) for index, key in enumerate(keys))
 
 
 def lstm_zeros(params: Sequence[Layer], batch: tuple[int, ...] = ()) -> tuple[LSTMState, ...]:
-    """The carry before the first step: zeros [*batch, units] for each layer."""
+    """The carry before the first step: zeros [*batch, hidden_size] for each layer.
+
+    >>> params = lstm_init(jax.random.key(0), inputs=3, hidden_size=4, steps=10)
+    >>> lstm_zeros(params, (2,))[0].c.shape
+    (2, 4)
+    """
     shapes = ((*batch, layer["b"].shape[0] // 4) for layer in params)
     return tuple(
         LSTMState(jnp.zeros(shape, layer["b"].dtype), jnp.zeros(shape, layer["b"].dtype))
@@ -62,10 +79,14 @@ def lstm_step(
     *,
     quant: QuantConfig = FLOAT,
 ) -> tuple[LSTMState, ...]:
-    """One step of all layers: the next carry, whose last `h` is the output.
+    """Compute one step of all layers: the next carry, whose last `h` is the output.
 
-    `carry` is what the last step returned, None before the first.  The weights are quantized
-    anew in every call; `lstm_scan` does it once.  Raises ValueError if shapes don't fit.
+    `carry` is the result of the previous step, or None before the first.  Every call quantizes the weights
+    again; `lstm_scan` does it once.  Raises ValueError if shapes don't fit.
+
+    >>> params = lstm_init(jax.random.key(0), inputs=3, hidden_size=4, steps=10)
+    >>> lstm_step(params, None, jnp.ones((2, 3)))[-1].h.shape
+    (2, 4)
     """
     carry = lstm_zeros(params, x.shape[:-1]) if carry is None else carry
     _check(params, carry, x.shape[:-1], x.shape[-1])
@@ -84,13 +105,17 @@ def lstm_scan(
     quant: QuantConfig = FLOAT,
     carry: Sequence[LSTMState] | None = None,
     lengths: Int[Array, "*batch"] | None = None,
-) -> tuple[Float[Array, "*batch time units"], tuple[LSTMState, ...]]:
-    """All steps of a sequence: the top layer's outputs, and the carry after the last step.
+) -> tuple[Float[Array, "*batch time hidden"], tuple[LSTMState, ...]]:
+    """Compute all steps of a sequence: the outputs of the top layer, and the carry after the last step.
 
-    Equal to `lstm_step` over time, from `carry` (default zeros): a sequence may be cut anywhere.
-    With `lengths`, a sequence ends after its own number of steps: its carry stays what it was
-    then, its outputs are zeros, and what stands in the padding (even NaN) changes nothing.
-    Raises ValueError if shapes don't fit.
+    Equal to `lstm_step` over time, from `carry` (zeros by default), so a sequence can be cut anywhere.
+    With `lengths`, each sequence ends after its number of steps: its carry is kept, later outputs are
+    zero, and the padding, even NaN, affects nothing.  Raises ValueError if shapes don't fit.
+
+    >>> params = lstm_init(jax.random.key(0), inputs=3, hidden_size=4, steps=10)
+    >>> outputs, carry = lstm_scan(params, jnp.ones((2, 10, 3)))
+    >>> outputs.shape
+    (2, 10, 4)
     """
     batch = x.shape[:-2]
     start = lstm_zeros(params, batch) if carry is None else tuple(carry)
@@ -99,7 +124,7 @@ def lstm_scan(
         if lengths.shape != batch:
             raise ValueError(f"lengths: expected shape {batch}, one for each sequence, got {lengths.shape}")
         valid = jax.lax.broadcasted_iota(jnp.int32, x.shape[:-1], x.ndim - 2) < lengths[..., None]
-        # Zeroed, not only skipped: a gradient of 0 times NaN would be NaN.
+        # Skipping the padding isn't enough: its gradient, 0 times NaN, would be NaN.
         x = jnp.where(valid[..., None], x, 0)
     start = _as_varied(start, (params, x, lengths))
     by_time = jnp.moveaxis(x, -2, 0)
@@ -117,9 +142,9 @@ def lstm_scan(
 def _layer_scan(
     quant: QuantConfig, layer: Layer, start: LSTMState, x: jax.Array, valid: jax.Array | None
 ) -> tuple[jax.Array, LSTMState]:
-    """One layer's steps over x [time, *batch, inputs]: h after each, [time, *batch, units], and the carry.
+    """Scan one layer over x [time, *batch, inputs]: h at each step, [time, *batch, hidden], and the carry.
 
-    Where `valid` [time, *batch, 1] is False the carry stays what it was.
+    Where `valid` [time, *batch, 1] is False, the carry is kept.
     """
     hs, final, _ = _run(quant, layer, start, x, valid)
     return hs, final
@@ -140,10 +165,10 @@ def _run(quant, layer, start, x, valid):
 
 @partial(_layer_scan.defjvp, symbolic_zeros=True)
 def _layer_scan_jvp(quant, primals, tangents):
-    """What the weights and the inputs move is one large product each, apart from the recurrence.
+    """Compute the effects of weights and inputs as one large product each, outside the recurrence.
 
-    Differentiating the scan itself would add up the weights' gradient step by step.  As the
-    rule is linear in the tangents, JAX transposes it for the gradient.
+    Differentiating the scan itself would accumulate the gradient of the weights step by step.  The rule is
+    linear in the tangents, so JAX transposes it for the gradient.
     """
     layer, start, x, valid = primals
     d_layer, d_start = jax.tree.map(_instantiated, tangents[:2], (layer, start), is_leaf=_is_zero)
@@ -154,32 +179,33 @@ def _layer_scan_jvp(quant, primals, tangents):
         w_hat, u_hat = integer.recovered_weights(layer, quant), jnp.concatenate([before, x], axis=-1)
     else:
         w_hat, u_hat = cell.recovered_weights(layer, quant), cell.recovered_inputs(before, x, quant)
-    units = start.h.shape[-1]
+    hidden_size = start.h.shape[-1]
+    # d_z holds the tangents of the pre-activations, except for the part that comes through h.
     if jax.device_count() == 1:
-        # Flat, for otherwise its transpose would copy u_hat into another order.
+        # Flattened, because the transpose would otherwise copy u_hat into another memory order.
         flat = u_hat.reshape(-1, u_hat.shape[-1])
-        moved = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], 4 * units)
+        d_z = product(flat, d_layer["w"]).reshape(*u_hat.shape[:-1], 4 * hidden_size)
     else:
-        # Flat, time and batch could not be divided among devices, and each would gather all of u_hat.
-        moved = product(u_hat, d_layer["w"])
-    moved += jnp.broadcast_to(d_layer["b"], moved.shape)
+        # Flattening would merge time with the sharded batch, and make each device gather all of u_hat.
+        d_z = product(u_hat, d_layer["w"])
+    d_z += jnp.broadcast_to(d_layer["b"], d_z.shape)
     if not _is_zero(tangents[2]):
-        moved += product(tangents[2].astype(moved.dtype), w_hat[units:])
+        d_z += product(tangents[2].astype(d_z.dtype), w_hat[hidden_size:])
 
     def body(d, inputs):
-        moved_t, slope, valid_t = inputs
-        d_f, d_i, d_candidate, d_o = jnp.split(product(d.h, w_hat[:units]) + moved_t, 4, axis=-1)
+        d_z_t, slope, valid_t = inputs
+        d_f, d_i, d_candidate, d_o = jnp.split(product(d.h, w_hat[:hidden_size]) + d_z_t, 4, axis=-1)
         d_c = slope.c_c * d.c + slope.c_f * d_f + slope.c_i * d_i + slope.c_candidate * d_candidate
         d_h = slope.h_c * d_c + slope.h_o * d_o
         new = _where(valid_t, LSTMState(d_h.astype(d.h.dtype), d_c.astype(d.c.dtype)), d)
         return new, new.h
 
-    d_final, d_hs = jax.lax.scan(body, d_start, (moved, slopes, valid))
+    d_final, d_hs = jax.lax.scan(body, d_start, (d_z, slopes, valid))
     return (hs, final), (d_hs, d_final)
 
 
 def _new_cell(layer: Layer, quant: QuantConfig) -> cell.Cell:
-    """One layer's step, its weights quantized once."""
+    """The step of one layer, with weights quantized once."""
     return (integer.integer_cell if quant.scheme == "integer" else cell.paper_cell)(layer, quant)
 
 
@@ -196,9 +222,9 @@ def _where(valid: jax.Array | None, new: LSTMState, old: LSTMState) -> LSTMState
 
 
 def _as_varied(carry: tuple[LSTMState, ...], others: Any) -> tuple[LSTMState, ...]:
-    """`carry`, marked within shard_map as varying over the devices that `others` vary over.
+    """`carry`, marked within shard_map as varying over the same devices as `others`.
 
-    A scan wants its carry to be of one type from the start; arrays made like others are of theirs.
+    A scan requires its carry to have that type from the start; adding a zero derived from `others` gives it.
     """
     zero = sum(jnp.zeros_like(leaf, jnp.float32).sum() for leaf in jax.tree.leaves((carry, others)))
     return jax.tree.map(lambda array: array + jnp.astype(zero, array.dtype), carry)
@@ -208,13 +234,15 @@ def _check(params: Sequence[Layer], carry: Sequence[LSTMState], batch: tuple[int
     if len(carry) != len(params):
         raise ValueError(f"carry: expected a state for each of {len(params)} layers, got {len(carry)}")
     for index, (layer, state) in enumerate(zip(params, carry)):
-        units = layer["b"].shape[0] // 4
-        if layer["w"].shape != (units + inputs, 4 * units):
+        hidden_size = layer["b"].shape[0] // 4
+        if layer["w"].shape != (hidden_size + inputs, 4 * hidden_size):
             raise ValueError(
-                f"layer {index}: expected w of shape ({units + inputs}, {4 * units}) for {inputs} inputs and "
-                f"{units} units, got {layer['w'].shape}"
+                f"layer {index}: expected w of shape ({hidden_size + inputs}, {4 * hidden_size}) for "
+                f"{inputs} inputs and hidden_size {hidden_size}, got {layer['w'].shape}"
             )
         for part, array in state._asdict().items():
-            if array.shape != (*batch, units):
-                raise ValueError(f"layer {index}: {part}: expected {(*batch, units)}, got {array.shape}")
-        inputs = units
+            if array.shape != (*batch, hidden_size):
+                raise ValueError(
+                    f"layer {index}: {part}: expected {(*batch, hidden_size)}, got {array.shape}"
+                )
+        inputs = hidden_size

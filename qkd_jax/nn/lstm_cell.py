@@ -1,16 +1,15 @@
-"""A step of the LSTM of Shi et al. 2019, float or with every operand quantized (eq. 5 and 6).
+"""One step of the LSTM of Shi et al. 2019, in float or with every operand quantized (eq. 5 and 6).
 
-For n-bit weights, activations, gates and cell, each with its own n,
+Weights, activations, gates and cell have n bits, each its own n:
 
-    u  = Qn([h, x])              one range ("joint"); "split" or "channel": Qn(h), Qn(x), Qn(W_gh), Qn(W_gx)
-    z_g = Qn(W_g) · u + b_g      for g in f, i, c, o; one range per gate matrix, "channel": per unit
+    u  = Qn([h, x])              one range ("joint"); "split", "channel": Qn(h), Qn(x), Qn(W_gh), Qn(W_gx)
+    z_g = Qn(W_g) · u + b_g      for g in f, i, c, o; one range per gate matrix, "channel": per column
     f, i, o = Qn(σ(z_f)), Qn(σ(z_i)), Qn(σ(z_o));   c~ = Qn(tanh(z_c))
     c' = f * Qn(c) + i * c~      carried unquantized, quantized where it is used next
     h' = o * Qn(tanh(c'))        carried unquantized
 
-with every range that of one vector of one example at one step, so that results depend neither
-on batch mates, nor on padding, nor on how a stream is cut.  (Eq. 5 prints b_i in the candidate;
-b_c is meant.)
+Every range is that of one vector of one example at one step, so results don't depend on the other examples
+of a batch, on padding, or on the cuts of a stream.  (Eq. 5 prints b_i in the candidate; b_c is meant.)
 """
 
 from collections.abc import Callable
@@ -27,39 +26,43 @@ Layer: TypeAlias = dict[str, jax.Array]
 
 
 class LSTMState(NamedTuple):
-    """What one layer carries: `h` and `c`, [*batch, units]."""
+    """The state of one layer: `h` and `c`, each [*batch, hidden_size]."""
 
     h: jax.Array
     c: jax.Array
 
 
 class Slopes(NamedTuple):
-    """Derivatives of one step, straight through the rounding: of c' in c and z, of h' in c' and z."""
+    """Partial derivatives of one step, with the identity through the rounding (eq. 4).
 
-    c_c: jax.Array
-    c_f: jax.Array
-    c_i: jax.Array
-    c_candidate: jax.Array
-    h_c: jax.Array
-    h_o: jax.Array
+    `y_x` is the derivative of the next y in x, where a gate is named for its pre-activation z.  The factor
+    beside the differentiated one is the quantized value of the forward pass.
+    """
+
+    c_c: jax.Array  # f
+    c_f: jax.Array  # c σ'(z_f), where σ' = σ (1 - σ)
+    c_i: jax.Array  # c~ σ'(z_i)
+    c_candidate: jax.Array  # i tanh'(z_c), where tanh' = 1 - tanh²
+    h_c: jax.Array  # o tanh'(c'), in the new c'
+    h_o: jax.Array  # tanh(c') σ'(z_o)
 
 
 Cell: TypeAlias = Callable[[LSTMState, jax.Array], tuple[LSTMState, Slopes]]
 
 
 def paper_cell(layer: Layer, quant: QuantConfig) -> Cell:
-    """One layer's step by the equations above, its weights quantized once."""
-    units = layer["b"].shape[0] // 4
+    """The step of one layer by the equations above, with weights quantized once."""
+    hidden_size = layer["b"].shape[0] // 4
 
     def matmul(w: jax.Array) -> Callable[[jax.Array], jax.Array]:
         return quantized_matmul(
-            w, x_bits=quant.activations, w_bits=quant.weights, blocks=_weight_ranges(quant, units)
+            w, x_bits=quant.activations, w_bits=quant.weights, blocks=_weight_ranges(quant, hidden_size)
         )
 
     if quant.ranges == "joint":
         joint = matmul(layer["w"])
     else:
-        from_h, from_x = matmul(layer["w"][:units]), matmul(layer["w"][units:])
+        from_h, from_x = matmul(layer["w"][:hidden_size]), matmul(layer["w"][hidden_size:])
 
     def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, Slopes]:
         h, c = state
@@ -88,21 +91,21 @@ def paper_cell(layer: Layer, quant: QuantConfig) -> Cell:
 
 
 def recovered_weights(layer: Layer, quant: QuantConfig) -> jax.Array:
-    """Qn(W) of all gates."""
-    w, units = layer["w"], layer["b"].shape[0] // 4
-    parts = (w,) if quant.ranges == "joint" else (w[:units], w[units:])
-    blocks = _weight_ranges(quant, units)
+    """Qn(W) of all gates, [hidden_size + inputs, 4 · hidden_size]."""
+    w, hidden_size = layer["w"], layer["b"].shape[0] // 4
+    parts = (w,) if quant.ranges == "joint" else (w[:hidden_size], w[hidden_size:])
+    blocks = _weight_ranges(quant, hidden_size)
     return jnp.concatenate([recovered(part, quant.weights, blocks=blocks) for part in parts])
 
 
 def recovered_inputs(h: jax.Array, x: jax.Array, quant: QuantConfig) -> jax.Array:
-    """Qn([h, x]) at each step."""
+    """Qn([h, x]), or [Qn(h), Qn(x)], at each step."""
     x = x.astype(h.dtype)
     if quant.ranges == "joint":
         return fake_quant(jnp.concatenate([h, x], axis=-1), quant.activations)
     return jnp.concatenate([fake_quant(part, quant.activations) for part in (h, x)], axis=-1)
 
 
-def _weight_ranges(quant: QuantConfig, units: int) -> int:
-    """How many equal blocks of columns of the weights have a range of their own."""
-    return 4 * units if quant.ranges == "channel" else 4
+def _weight_ranges(quant: QuantConfig, hidden_size: int) -> int:
+    """Number of equal blocks of columns of the weights, with one range each."""
+    return 4 * hidden_size if quant.ranges == "channel" else 4

@@ -1,4 +1,4 @@
-"""Products with a quantized matrix, the matrix made ready once."""
+"""Products with a matrix that is quantized once."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,14 @@ from qkd_jax.quant.qtensor import QTensor, quantize
 def quantized_matmul(
     w: Float[Array, "inputs outputs"], *, x_bits: int, w_bits: int, blocks: int = 1
 ) -> Callable[[Float[Array, "*batch inputs"]], Float[Array, "*batch outputs"]]:
-    """The function x -> Q(x) · Q(w), for use at many steps: w is quantized here, once.
+    """The function x -> Q(x) · Q(w), which quantizes `w` once, for use at many steps.
 
-    Each vector of x has its own range; `w` has one for each of its `blocks` equal blocks of
-    columns (the gates of an LSTM).  Up to 8 bits the product runs on codes, as `qdot` does;
-    beyond (16 bits, or 32 for off) on the recovered floats, in float32 precision.
+    x has one range per vector; `w` has one per block, with `blocks` equal blocks of columns (the gates of an
+    LSTM).  Up to 8 bits, the product is computed on codes, as in `qdot`; with more bits (16, or 32 for off),
+    on the recovered floats, in float32 precision.
+
+    >>> quantized_matmul(jnp.eye(3), x_bits=8, w_bits=8)(jnp.ones((5, 3))).shape
+    (5, 3)
     """
     inputs, outputs = w.shape
     by_block = w.reshape(inputs, blocks, outputs // blocks)
@@ -45,6 +48,6 @@ def quantized_matmul(
 def recovered(
     w: Float[Array, "inputs outputs"], bits: int, *, blocks: int = 1
 ) -> Float[Array, "inputs outputs"]:
-    """Q(w), with a range for each of its `blocks` equal blocks of columns."""
+    """Q(w), with one range per block of columns."""
     inputs, outputs = w.shape
     return fake_quant(w.reshape(inputs, blocks, outputs // blocks), bits, axis=(0, 2)).reshape(w.shape)

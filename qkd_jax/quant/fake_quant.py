@@ -1,4 +1,4 @@
-"""Quantization within a training graph: eq. 3 forward, the identity backward (eq. 4)."""
+"""Quantization in training: eq. 3 of Shi et al. 2019 forward, the identity backward (eq. 4)."""
 
 from functools import partial
 
@@ -12,14 +12,17 @@ from qkd_jax.quant.qtensor import dequantize, quantize
 def fake_quant(
     x: Float[Array, "*shape"], bits: int, *, axis: int | tuple[int, ...] | None = -1
 ) -> Float[Array, "*shape"]:
-    """`x` rounded to 2^bits levels between its minimum and maximum along `axis`, in x's type.
+    """`x` rounded to 2^bits levels between its minimum and maximum along `axis`, in the type of `x`.
 
-    `bits` is 2 to 16, or 32 for off; `axis` is as in `quantize`, and so is what becomes of slices
-    that are constant (they come back unchanged), not finite, or of a very small or large range.
+    `bits` is 2 to 16, or 32 for off.  `axis`, and the treatment of slices that are constant (returned
+    unchanged), not finite, or of a very small or large range, are those of `quantize`.
 
-    The gradient is the identity: the straight-through estimator of eq. 4, with α and β held
-    constant.  (Nothing is clipped: min and max always touch the bounds, where a clip's gradient
-    would be cut.)  Reverse mode only, as with any custom_vjp.  Raises ValueError for other bits.
+    The gradient is the identity: the straight-through estimator of eq. 4, with α and β held constant.
+    Nothing is clipped, since minimum and maximum always touch the bounds, where a clip would cut their
+    gradient.  Reverse mode only, as with any custom_vjp.  Raises ValueError for other bits.
+
+    >>> fake_quant(jax.numpy.array([0.0, 0.4, 3.0]), 2).tolist()
+    [0.0, 0.0, 3.0]
     """
     return x if check_bits(bits) == OFF else _fake_quant(x, bits, axis)
 

@@ -1,4 +1,4 @@
-"""Codes to bytes and back, in NumPy: what a file holds."""
+"""Packing codes into bytes and back, in NumPy."""
 
 import numpy as np
 
@@ -6,11 +6,14 @@ _MIN_BITS, _MAX_BITS = 2, 8
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """`codes` (integers in [0, 2^bits - 1], flattened) as uint8 [ceil(count · bits / 8)].
+    """Pack `codes` (integers in [0, 2^bits - 1], flattened) into uint8 [ceil(count · bits / 8)].
 
-    Codes follow each other bit by bit, the lowest bit first, so that at 4 bits the first code
-    is the low half of the first byte (ONNX's INT4 layout).  Bits left over are 0.  Raises
-    ValueError for bits outside 2 to 8 or codes outside their range.
+    The codes follow each other bit by bit, lowest bit first, so at 4 bits the first code is the low half of
+    the first byte (the layout of ONNX's INT4).  Unused bits at the end are 0.  Raises ValueError for bits
+    outside 2 to 8 and for codes out of range.
+
+    >>> pack(np.array([1, 2, 15]), 4).tolist()
+    [33, 15]
     """
     _check(bits)
     flat = np.asarray(codes).reshape(-1)
@@ -21,9 +24,12 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The `count` codes, uint8 [count], that `pack` made `data` (uint8) of.
+    """Recover the `count` codes, uint8 [count], that `pack` turned into `data` (uint8).
 
-    Raises ValueError for bits outside 2 to 8 or `data` of another length.
+    Raises ValueError for bits outside 2 to 8 and for `data` of the wrong length.
+
+    >>> unpack(np.array([33, 15], np.uint8), 4, 3).tolist()
+    [1, 2, 15]
     """
     _check(bits)
     needed = -(-count * bits // 8)

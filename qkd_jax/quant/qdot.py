@@ -1,4 +1,4 @@
-"""Matrix products on integer codes: exact in any order of summation."""
+"""Matrix products on integer codes, which are exact in any order of summation."""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,9 @@ from qkd_jax.quant.qtensor import QTensor, dequantize, quantize
 
 MAX_DOT_BITS = 8
 FLOAT32_EXACT = 2**24
+"""Integers of smaller magnitude are exact in float32."""
 INT32_EXACT = 2**31
+"""Integers of smaller magnitude fit in int32."""
 
 
 def qdot(
@@ -24,18 +26,22 @@ def qdot(
 ) -> Float[Array, "*batch outputs"]:
     """x̂ · Ŵ: the product of quantized operands, computed on their integer codes (2 to 8 bits).
 
-    A float `x` is quantized to `x_bits`, each vector by its own range, a float `w` to `w_bits`
-    by one range; a QTensor keeps its own bits and has a range per vector (`x`), or per tensor or
-    column (`w`).  With centred codes q' = q - 2^(bits - 1), scales s and offsets β' = β + 2^(bits - 1) s
+    A float `x` is quantized to `x_bits` with one range per vector, a float `w` to `w_bits` with one range.
+    A QTensor keeps its bits, and needs one range per vector (`x`), or one per tensor or column (`w`).
+    With centred codes q' = q - 2^(bits - 1), scales s and offsets β' = β + 2^(bits - 1) s
 
         y_j = s_w s_x Σ_k q'_w[k,j] q'_x[k] + s_w β'_x Σ_k q'_w[k,j]
               + β'_w (s_x Σ_k q'_x[k] + K β'_x)
 
-    Products of codes and their sums are exact integers (for K < 2^17): in float32 while
-    K · 2^(w_bits - 1) · 2^(x_bits - 1) < 2^24, in int32 beyond.  The gradient is that of the product
-    of the recovered floats, the identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
+    Sums of products of codes are exact integers: in float32 while K · 2^(w_bits - 1) · 2^(x_bits - 1)
+    < 2^24, beyond that in int32.  The gradient is that of the product of the recovered floats, with the
+    identity through the rounding: dx = dy · Ŵᵀ, dW = x̂ᵀ · dy.
 
-    Raises ValueError for bits above 8, for ranges along other axes, and where int32 would overflow.
+    Raises ValueError for bits above 8, for ranges along other axes, and if int32 would overflow.
+
+    >>> x, w = jnp.array([0.0, 1.0, 3.0]), jnp.array([[0.0], [2.0], [3.0]])
+    >>> qdot(x, w, x_bits=2, w_bits=2).tolist()
+    [11.0]
     """
     x_q = x if isinstance(x, QTensor) else quantize(x, x_bits)
     w_q = w if isinstance(w, QTensor) else quantize(w, w_bits, axis=None)
@@ -49,9 +55,9 @@ def qdot(
 
 
 class Operand(NamedTuple):
-    """Centred codes and affine terms of one side: value = scale · codes + offset.
+    """Centred codes and affine terms of one factor: value = scale · codes + offset.
 
-    `codes` are integers in float32, `sums` their sums along the axis of the product.
+    `codes` are integers in float32; `sums` are their sums along the contracted axis.
     """
 
     codes: jax.Array
@@ -61,7 +67,7 @@ class Operand(NamedTuple):
 
 
 def centre(q: QTensor, axis: int) -> Operand:
-    """The centred form of `q`, a constant for differentiation; `axis` is the axis of the product."""
+    """`q` with centred codes, a constant in differentiation; `axis` is the contracted axis."""
     half = 2 ** (q.bits - 1)
     codes = q.codes.astype(jnp.float32) - half
     operand = Operand(codes, q.scale, q.offset + half * q.scale, codes.sum(axis, keepdims=True))
@@ -70,17 +76,17 @@ def centre(q: QTensor, axis: int) -> Operand:
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
-    """The product of `qdot`: its value from the operands, its slope from the recovered floats."""
+    """The product of `qdot`: its value from the codes, its derivative from the recovered floats."""
     inputs, (x_bits, w_bits) = w.codes.shape[0], bits
     if max(bits) > MAX_DOT_BITS:
         raise ValueError(f"bits: expected at most {MAX_DOT_BITS}, got {max(bits)}; beyond it use fake_quant")
-    one = 2 ** (x_bits + w_bits - 2)  # the largest product of two centred codes
-    if inputs * one >= INT32_EXACT:
+    largest = 2 ** (x_bits + w_bits - 2)  # product of two centred codes
+    if inputs * largest >= INT32_EXACT:
         raise ValueError(
-            f"inputs: expected fewer than {INT32_EXACT // one} at {x_bits} and {w_bits} bits, "
+            f"inputs: expected fewer than {INT32_EXACT // largest} at {x_bits} and {w_bits} bits, "
             f"got {inputs}, whose products overflow int32; split them"
         )
-    if inputs * one < FLOAT32_EXACT:
+    if inputs * largest < FLOAT32_EXACT:
         sums = jnp.matmul(x.codes, w.codes, precision=jax.lax.Precision.HIGHEST)
     else:
         sums = jnp.matmul(
@@ -95,7 +101,7 @@ def product(x_hat, w_hat, x: Operand, w: Operand, bits: tuple[int, int]):
 
 @product.defjvp
 def _product_jvp(bits, primals, tangents):
-    # Linear in the tangents: JAX transposes it, and sums over devices where it must.
+    # Linear in the tangents, so JAX can transpose it, and sums over devices where necessary.
     (x_hat, w_hat, x, w), (dx, dw, *_) = primals, tangents
     exact = jax.lax.Precision.HIGHEST
     slope = jnp.matmul(dx, w_hat, precision=exact) + jnp.matmul(x_hat, dw, precision=exact)

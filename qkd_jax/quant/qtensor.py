@@ -1,4 +1,4 @@
-"""Codes, scales and offsets: eq. 3 of Shi et al. 2019."""
+"""Quantized arrays: codes, scales and offsets by eq. 3 of Shi et al. 2019."""
 
 import dataclasses
 from functools import partial
@@ -15,8 +15,11 @@ from qkd_jax.config.fields import MAX_BITS, MIN_BITS
 class QTensor:
     """A quantized array: value = scale · code + offset.
 
-    `codes`: unsigned in [0, 2^bits - 1], uint8 up to 8 bits and uint16 above; `scale` >= 0 and
-    `offset`: floats that broadcast against `codes`; `bits`: static under jit.
+    `codes` are unsigned, in [0, 2^bits - 1]: uint8 up to 8 bits, uint16 above.  `scale` (at least 0) and
+    `offset` are floats that broadcast against `codes`.  `bits` is static under jit.
+
+    >>> QTensor(jnp.uint8([0, 3]), jnp.array([0.5]), jnp.array([-1.0]), bits=2).bits
+    2
     """
 
     codes: UInt[Array, "..."]
@@ -26,18 +29,21 @@ class QTensor:
 
 
 def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] | None = -1) -> QTensor:
-    """Eq. 3: the codes of `x` in `bits` bits (2 to 16), with a range for each slice along `axis`.
+    """Quantize `x` to `bits` bits (2 to 16) by eq. 3, with one range per slice along `axis`.
 
-    `axis` names the axes that share a range: -1 (default) gives each vector along the last axis
-    its own, None the whole tensor one, 0 each column of a matrix its own.  In a slice offset =
-    min, scale = (max - min) / (2^bits - 1), code = round((x - offset) / scale), half to even.
+    `axis` names the axes that share a range: -1 (default) for one range per vector along the last axis,
+    None for one for the whole tensor, 0 for one per column of a matrix.  In each slice offset = min,
+    scale = (max - min) / (2^bits - 1), and code = round((x - offset) / scale), half to even.
 
-    Computed in float32 (in float64 for float64), and scale and offset have that type.  A
-    constant slice, or one whose range is too small for a normal float, has scale 0, codes 0 and
-    offset = min.  A slice that holds NaN or an infinity, or whose range is over a quarter of the
-    largest float, has scale and offset NaN: dequantizing it shows the fault instead of hiding it.
+    Computed in float32, or float64 for float64 inputs; scale and offset have that type.  A slice that is
+    constant, or whose range is too small for a normal float, has scale 0, codes 0 and offset = min.  A
+    slice with NaN or an infinity, or with a range above a quarter of the largest float, has scale and
+    offset NaN, so that dequantizing shows the fault instead of hiding it.
 
-    Raises ValueError for other bits and TypeError for other than floats.
+    Raises ValueError for other bits and TypeError for types other than floats.
+
+    >>> quantize(jnp.array([-1.0, 0.1, 2.0]), 2).codes.tolist()
+    [0, 1, 3]
     """
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits: expected {MIN_BITS} to {MAX_BITS}, got {bits}")
@@ -48,7 +54,7 @@ def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] |
     levels = 2**bits - 1
     low = x.min(axis=axis, keepdims=True)
     spread = x.max(axis=axis, keepdims=True) - low
-    # NaN is not less either; beyond a quarter of the largest float 1 / scale may be flushed to 0.
+    # False for NaN too.  For ranges above a quarter of the largest float, 1 / scale may be flushed to 0.
     finite = spread < jnp.finfo(x.dtype).max / 4
     scale = spread / levels
     scale = jnp.where(scale < jnp.finfo(x.dtype).tiny, 0, scale)
@@ -58,5 +64,9 @@ def quantize(x: Float[Array, "..."], bits: int, *, axis: int | tuple[int, ...] |
 
 
 def dequantize(q: QTensor) -> Float[Array, "..."]:
-    """Eq. 3's recovered values, scale · code + offset, in the type of `scale`."""
+    """Recover the values scale · code + offset of eq. 3, in the type of `scale`.
+
+    >>> dequantize(quantize(jnp.array([-1.0, 0.1, 2.0]), 2)).tolist()
+    [-1.0, 0.0, 2.0]
+    """
     return q.scale * q.codes.astype(q.scale.dtype) + q.offset

@@ -1,4 +1,4 @@
-"""Quantization by ranges known beforehand: symmetric weights, activations in power-of-two units."""
+"""Quantization with static ranges: symmetric weights, and activations with power-of-two scales."""
 
 from typing import NamedTuple
 
@@ -8,32 +8,36 @@ from jaxtyping import Array, Float, Int
 
 
 class Weights(NamedTuple):
-    """Symmetric codes of a weight, integers held in float32, and the scale [outputs] of each column."""
+    """Symmetric codes of a weight, integers held in float32, and the scale of each column, [outputs]."""
 
     codes: jax.Array
     scale: jax.Array
 
 
 def symmetric(w: Float[Array, "*inputs outputs"], bits: int) -> Weights:
-    """`w` in codes of -(2^(bits - 1) - 1) to 2^(bits - 1) - 1, the largest of each column at an end of them.
+    """Quantize `w` to codes from -(2^(bits - 1) - 1) to 2^(bits - 1) - 1, with one range for each column.
 
-    A column of zeros has scale 0.  Both are constants for differentiation.
+    The range reaches the column's largest absolute value; a column of zeros has scale 0.  Codes and scales
+    are constants for differentiation.
     """
-    # Barriers, so that every program that this becomes a part of computes the same bits.
+    # With barriers: else XLA would compile this differently within different programs, and bits would differ.
     w = jax.lax.stop_gradient(jax.lax.optimization_barrier(w.astype(jnp.float32)))
     largest = 2 ** (bits - 1) - 1
     scale = jax.lax.optimization_barrier(abs(w).max(axis=tuple(range(w.ndim - 1))) * jnp.float32(1 / largest))
-    # This one too: XLA multiplies by the reciprocal of what is broadcast, one bit off at times.
+    # XLA would multiply by the reciprocal of a broadcast divisor, which is sometimes one bit off.
     divisor = jax.lax.optimization_barrier(jnp.broadcast_to(jnp.where(scale > 0, scale, 1), w.shape))
     return Weights(jax.lax.optimization_barrier(jnp.round(w / divisor)), scale)
 
 
-def on_grid(
+def fake_quant_static(
     x: Float[Array, "*shape"], exponent: Int[Array, ""], low: int, high: int
 ) -> Float[Array, "*shape"]:
-    """`x` rounded to codes `low` to `high` in units of 2^-exponent, half to even.
+    """`x` rounded to codes from `low` to `high` of scale 2^-exponent, half to even.
 
-    The gradient is the identity, cut where the codes are.
+    The gradient is the identity, and 0 where codes are clipped.
+
+    >>> fake_quant_static(jnp.array([0.3, 9.0]), jnp.int32(2), -8, 7).tolist()
+    [0.25, 1.75]
     """
     codes = jnp.round(x * power_of_two(exponent))
     inside = (codes >= low) & (codes <= high)
@@ -41,19 +45,23 @@ def on_grid(
     return straight_through(value, jnp.where(inside, x, 0))
 
 
-def signed(bits: int) -> tuple[int, int]:
-    """The first and the last of the signed codes of `bits` bits."""
+def signed_range(bits: int) -> tuple[int, int]:
+    """The smallest and the largest signed code of `bits` bits.
+
+    >>> signed_range(8)
+    (-128, 127)
+    """
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def power_of_two(exponent: Int[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """2^exponent in float32, exactly, for -126 to 127; XLA's exp2 may miss it by a bit."""
+    """2^exponent in float32 for exponents from -126 to 127, exactly; XLA's exp2 can be one bit off."""
     return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
 @jax.custom_jvp
 def straight_through(value: jax.Array, slope: jax.Array) -> jax.Array:
-    """`value`, with the derivative of `slope`."""
+    """`value`, differentiated as `slope`."""
     return value
 
 

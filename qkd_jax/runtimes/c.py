@@ -1,275 +1,182 @@
-"""A detector as one C header for microcontrollers; `c_run` compiles and runs it here."""
+"""C: the header of a detector, compiled and run on this machine."""
 
-import hashlib
-import json
+import ctypes
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 
-from qkd_jax.audio.mel import mel_basis, window
-from qkd_jax.config import FeatureConfig, to_json
-from qkd_jax.config.fields import Length
-from qkd_jax.detector.codes import GATE, GRID, LIMIT, sigmoid_table
+from qkd_jax.config import from_json, step_samples
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
-from qkd_jax.detector.events import rule_of
-from qkd_jax.detector.file import check
+from qkd_jax.detector.stream import LSTMState, Runtime, in_numpy
 from qkd_jax.errors import InputError
+from qkd_jax.runtimes.c_header import Description, checksum_line, to_c
+from qkd_jax.runtimes.common import Exported, read_exported
+from qkd_jax.system.files import whole_file
 
-_NAME = "^[a-z][a-z0-9_]*$"
-_CHECKSUM = "// sha256 of the rest: "
+_RUNNER = """
+#include "detector.h"
+
+int runCodes(const int8_t *codes, int frames, int32_t *outputs, int32_t *attention)
+{
+    qkd_state state;
+    int frame, steps = 0;
+    qkd_reset(&state);
+    for (frame = 0; frame < frames; frame++)
+        if (qkd_codes(&state, codes + (size_t)QKD_MELS * frame)) {
+            memcpy(outputs + QKD_EVENTS * steps, state.output, sizeof state.output);
+            memcpy(attention + QKD_EVENTS * steps, state.ATTENTION, sizeof state.ATTENTION);
+            steps++;
+        }
+    return steps;
+}
+
+int runClip(const float *samples, int frames, float *logits)
+{
+    qkd_state state;
+    int frame;
+    qkd_reset(&state);
+    for (frame = 0; frame < frames; frame++)
+        qkd_frame(&state, samples + (size_t)QKD_HOP * frame);
+    return qkd_clip(&state, logits);
+}
+
+#define LOAD(array) for (i = 0; i < (int)(sizeof array / sizeof *array); i++) array[i] = *at++;
+#define STORE(array) for (i = 0; i < (int)(sizeof array / sizeof *array); i++) *at++ = array[i];
+
+void runSteps(const float *samples, int frames, int32_t *lstm, int32_t *outputs)
+{
+    qkd_state state;
+    int32_t *at = lstm;
+    int frame, i;
+    qkd_reset(&state);
+    EACH_STATE(LOAD)
+    for (frame = 0; frame < frames; frame++)
+        if (qkd_frame(&state, samples + (size_t)QKD_HOP * frame)) {
+            memcpy(outputs, state.output, sizeof state.output);
+            outputs += QKD_EVENTS;
+        }
+    at = lstm;
+    EACH_STATE(STORE)
+}
+"""
+"""The functions that `Runner` calls, for a header whose names begin with qkd.
+
+Names in a header have no capitals, so these can't clash.  Without attention, ATTENTION is `output`.
+EACH_STATE applies a macro to h and c of each layer.
+"""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class Description:
-    """What a header says of itself in its second line; the names in it begin with `name`."""
-
-    format: Literal["qkd_jax C header, version 1"] = "qkd_jax C header, version 1"
-    name: Annotated[str, Field(pattern=_NAME)]
-    events: tuple[str, ...]
-    features: FeatureConfig
-    clip_seconds: Length
-    pooling: Literal["last", "mean", "attention"]
-    layers: Annotated[int, Field(ge=1, le=64)]
+def write(detector: Detector, path: Path, provenance: Mapping[str, str] = {}, *, name: str = "qkd") -> str:
+    """Write `detector` as a C header in which every name begins with `name`."""
+    header = to_c(detector, name=name)
+    with whole_file(path) as file:
+        file.write(header.encode())
+    [(flash, ram)] = re.findall(r"Flash: (\d+) bytes.*RAM: (\d+) bytes", header)
+    return f"text; flash {int(flash):,}, RAM {int(ram):,}"
 
 
-def to_c(detector: Detector, *, name: str = "qkd") -> str:
-    """`detector` as the text of a C99 header, whose names begin with `name`; the header says how to use it.
+def open_clip(path: Path) -> Exported:
+    """Compile the header at `path` as a function of whole clips."""
+    runner = compile_c(read_exported(path, "an exported C header"), path)
+    about = runner.description
+    return Exported(about.events, about.features, about.clip_seconds, runner.clip_logits)
 
-    It needs the C standard library alone, allocates nothing, and computes from the input codes on what
-    `deploy/reference.py` does.  Weights of up to 4 bits take 4, others 8.  Raises InputError if
-    `artefact.check` does, for a `name` that is none in C, and for an n_fft that isn't a power of two.
+
+def open_stream(detector: Detector) -> Runtime:
+    """`detector` on a stream, by its compiled header."""
+    runner = compile_c(to_c(detector).encode(), "C")
+    window, hop = step_samples(detector.features, detector.network)
+
+    def advance(lstm: LSTMState, samples: np.ndarray) -> tuple[LSTMState, np.ndarray]:
+        lstm, outputs = runner.steps(lstm, samples, (len(samples) - window) // hop + 1)
+        return lstm, (outputs / 2.0**LOGIT_EXPONENT).astype(np.float32)
+
+    return Runtime(detector, in_numpy(detector).start, advance)
+
+
+class Runner(NamedTuple):
+    """A compiled header; any thread may use it."""
+
+    description: Description
+    library: ctypes.CDLL
+
+    def advance(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The output layers' codes at each step, for `codes` (input codes [frames, mels]) from the start.
+
+        The logits' and the attention's, int32 [steps, events], None without attention, as
+        `reference.advance`.
+        """
+        codes = np.ascontiguousarray(codes, np.int8)
+        outputs, attention = np.zeros((2, len(codes), len(self.description.events)), np.int32)
+        steps = self.library.runCodes(_pointer(codes), len(codes), _pointer(outputs), _pointer(attention))
+        return outputs[:steps], attention[:steps] if self.description.pooling == "attention" else None
+
+    def steps(self, lstm: LSTMState, waveform: np.ndarray, steps: int) -> tuple[LSTMState, np.ndarray]:
+        """The LSTM's state after `steps` steps, and the output layer's codes, int32 [steps, events].
+
+        `lstm` is the state before, int32 [hidden_size] each; `waveform` exactly the samples that the steps
+        read.
+        """
+        waveform = np.ascontiguousarray(waveform, np.float32)
+        after = np.array(lstm, np.int32)
+        outputs = np.zeros((steps, len(self.description.events)), np.int32)
+        frames = self.description.features.frames(len(waveform))
+        self.library.runSteps(_pointer(waveform), frames, _pointer(after), _pointer(outputs))
+        return tuple(after), outputs
+
+    def clip_logits(self, waveform: np.ndarray) -> np.ndarray:
+        """Logits float32 [events] of a clip, `waveform` float32 [samples] of full scale 1.
+
+        Raises InputError if it is too short for a step.
+        """
+        waveform = np.ascontiguousarray(waveform, np.float32)
+        frames = self.description.features.frames(len(waveform))
+        logits = np.zeros(len(self.description.events), np.float32)
+        if not self.library.runClip(_pointer(waveform), frames, _pointer(logits)):
+            raise InputError(f"waveform: expected enough for one step, got {len(waveform)} samples")
+        return logits
+
+
+def compile_c(header: bytes, where: object) -> Runner:
+    """Compile a `header` that `to_c` made, for this machine, with cc or the environment's CC.
+
+    Raises InputError, which names `where`, if there is no compiler, if it fails, or if the header is damaged.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    check(detector)
-    features, network = detector.features, detector.network
-    if not re.fullmatch(_NAME, name):
-        raise InputError(f"name: expected lower-case letters, digits and _, a letter first, got {name!r}")
-    if features.n_fft not in [2**power for power in range(2, 16)]:
-        raise InputError(f"n_fft: expected a power of two from 4 to 32768, got {features.n_fft}")
-    front, lstm, linear = _front(detector), _lstm(detector), _linear(detector)
-    layers = [*front, *lstm, *linear]
-    arrays = {key: array for layer in layers for key, array in layer.arrays().items()} | _tables(detector)
-    fields = _fields(detector, front)
-    ram = sum(field.bytes * (field.length or 1) for field in fields)
-    description = Description(
-        name=name,
-        events=detector.events,
-        features=features,
-        clip_seconds=detector.clip_seconds,
-        pooling=network.pooling,
-        layers=network.layers,
-    )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("detector.h.jinja").render(
-        n=name,
-        N=name.upper(),
-        description=json.dumps(json.loads(to_json(description))),  # on one line, in ASCII
-        features=features,
-        network=network,
-        events=[_string(event) for event in detector.events],
-        front=front,
-        lstm=lstm,
-        linear=linear,
-        kernels=sorted({(p.kernel, p.bits, p.signed) for layer in layers for p in layer.products}),
-        arrays=[(_kind(array), key, array.size, _numbers(array)) for key, array in arrays.items()],
-        fields=fields,
-        flash=sum(array.nbytes for array in arrays.values()),
-        ram=ram + -ram % fields[0].bytes,
-        floor=_float(features.floor),
-        input_scale=_float(2.0**detector.input),
-    )
-    return checksum_line(text.encode()) + text
+    first, _, rest = header.partition(b"\n")
+    if first + b"\n" != checksum_line(rest).encode():
+        raise InputError(f"{where}: expected a C header as exported, found changed or other content")
+    line = rest.partition(b"\n")[0].decode(errors="replace").removeprefix("// ")
+    description = from_json(Description, line, str(where))
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(compiler[0]) is None:
+        raise InputError(
+            f"{where}: needs a C compiler: expected {compiler[0]} (or what CC names), found none"
+        )
+    source = _RUNNER.replace("qkd", description.name).replace("QKD", description.name.upper())
+    attention = "attention" if description.pooling == "attention" else "output"
+    states = [f"DO(state.lstm_{layer}_{part})" for layer in range(1, description.layers + 1) for part in "hc"]
+    macros = f"#define ATTENTION {attention}\n#define EACH_STATE(DO) {' '.join(states)}\n"
+    flags = ["-std=c99", "-O3", "-shared", "-fPIC", "-o", "run.so", "run.c", "-lm"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "detector.h").write_bytes(rest)
+        Path(folder, "run.c").write_text(macros + source)
+        # Not every compiler supports -march=native.
+        for command in ([*compiler, "-march=native", *flags], [*compiler, *flags]):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode == 0:
+                return Runner(description, ctypes.CDLL(str(Path(folder, "run.so"))))
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or [f"status {done.returncode}"]
+    raise InputError(f"{where}: {compiler[0]} failed: {lines[0]}")
 
 
-class _Product(NamedTuple):
-    """Weights in rows, `codes` [rows, inputs] of 4 or 8 `bits` a weight, for inputs that are `signed` or not.
-
-    At 4 bits, a row has the weights of two outputs, one in the low and one in the high bits.
-    """
-
-    name: str
-    inputs: int
-    codes: np.ndarray
-    multiplier: np.ndarray
-    bits: int
-    signed: bool
-
-    @property
-    def kernel(self) -> str:
-        return f"dot_{'signed' if self.signed else 'unsigned'}_{self.bits}"
-
-
-class _Layer(NamedTuple):
-    """What is added: `products` and `bias` [outputs].  `shape` is what else the header asks for."""
-
-    name: str
-    products: list[_Product]
-    bias: np.ndarray
-    shape: dict[str, int]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        for product in self.products:
-            found |= {product.name: product.codes, f"{product.name}_multiplier": product.multiplier}
-        return found | {f"{self.name}_bias": self.bias}
-
-
-class _Field(NamedTuple):
-    """A member of the state; `length` is 0 if it is no array."""
-
-    kind: str
-    name: str
-    length: int
-    comment: str = ""
-
-    @property
-    def bytes(self) -> int:
-        return 4 if self.kind == "float" else int(re.sub(r"\D", "", self.kind)) // 8
-
-
-def _product(name: str, w: np.ndarray, multiplier: np.ndarray, bits: int, *, signed: bool) -> _Product:
-    """Of `w` [inputs, outputs], codes of `bits` bits."""
-    rows, inputs, stored = w.T.astype(np.int32), len(w), 4 if bits <= 4 else 8
-    if inputs > 1 << 16:
-        raise InputError(f"{name}: expected at most 65536 inputs, whose sums fit 32 bits, got {inputs}")
-    if stored == 4:
-        pairs = np.pad(rows + 8, ((0, len(rows) % 2), (0, 0)))
-        codes = (pairs[::2] + 16 * pairs[1::2]).astype(np.uint8)
-    else:
-        codes = (rows + 128).astype(np.uint8) if signed else rows.astype(np.int8)
-    return _Product(name, inputs, codes, multiplier, stored, signed)
-
-
-def _front(detector: Detector) -> list[_Layer]:
-    """The convolutions; their rows go by band, then frame, then channel."""
-    network, bands, layers = detector.network, detector.features.n_mels, []
-    for index, conv in enumerate(detector.front):
-        name, (channels, outputs) = f"conv_{index + 1}", conv.w.shape[2:]
-        w = conv.w.swapaxes(0, 1).reshape(9 * channels, outputs)
-        product = _product(name, w, conv.multiplier, network.quant.weights, signed=index == 0)
-        shape = {"channels": channels, "bands": bands, "stride": network.conv_stride(index)}
-        layers.append(_Layer(name, [product], conv.bias, shape))
-        bands = -(-bands // 2)
-    return layers
-
-
-def _lstm(detector: Detector) -> list[_Layer]:
-    """The LSTM's layers; their rows go by unit, then gate."""
-
-    def by_unit(columns: np.ndarray) -> np.ndarray:
-        gates = columns.reshape(*columns.shape[:-1], 4, -1)
-        return gates.swapaxes(-1, -2).reshape(columns.shape)
-
-    bits, layers = detector.network.quant.weights, []
-    for index, layer in enumerate(detector.lstm):
-        name, signed = f"lstm_{index + 1}", index > 0 or not detector.front
-        h = _product(f"{name}_h", by_unit(layer.w_h), by_unit(layer.multiplier_h), bits, signed=True)
-        x = _product(f"{name}_x", by_unit(layer.w_x), by_unit(layer.multiplier_x), bits, signed=signed)
-        layers.append(_Layer(name, [h, x], by_unit(layer.bias), {"cell": layer.cell}))
-    return layers
-
-
-def _linear(detector: Detector) -> list[_Layer]:
-    """The output layer, and that of the attention if there is one."""
-    layers = []
-    for name, linear in (("output", detector.output), ("attention", detector.attention)):
-        if linear is not None:
-            bits = detector.network.quant.output
-            product = _product(name, linear.w, linear.multiplier, bits, signed=True)
-            layers.append(_Layer(name, [product], linear.bias, {}))
-    return layers
-
-
-def _tables(detector: Detector) -> dict[str, np.ndarray]:
-    """What gates and front end look up; of what is symmetric, half."""
-    features, filters = detector.features, mel_basis(detector.features).T
-    turns = np.arange(features.n_fft // 2 + 1) / features.n_fft
-    return {
-        "odd_table": (sigmoid_table()[LIMIT:] - (1 << (GATE - 1))).astype(np.int16),
-        "hann": window(features)[: features.win_length // 2 + 1],
-        "cosine": np.cos(2 * np.pi * turns).astype(np.float32),
-        "mel_filters": filters[filters > 0],
-        "mel_first": (filters > 0).argmax(axis=1).astype(np.uint16),
-        "mel_end": (filters > 0).sum(axis=1).cumsum().astype(np.uint16),
-        "mean": detector.mean,
-        "std": detector.std,
-        "threshold": np.ceil(rule_of(detector).begin * 2.0**GRID).astype(np.int32),
-    }
-
-
-def _fields(detector: Detector, front: list[_Layer]) -> list[_Field]:
-    """The members of the state, the widest first: so nothing lies between them."""
-    features, network, events = detector.features, detector.network, len(detector.events)
-    pooled = {
-        "last": [],
-        "mean": [_Field("int64_t", "sum", events, "of the outputs")],
-        "attention": [
-            _Field("int32_t", "attention", events, "that of the last step, in the same units"),
-            _Field("int32_t", "peak", events, "the largest attention"),
-            _Field("float", "weight", events, "the sum of exp(attention - peak)"),
-            _Field("float", "weighted", events, "the sum of exp(attention - peak) * output"),
-        ],
-    }
-    fields = [
-        _Field("int32_t", "output", events, "logits of the last step, in units of 2^-9"),
-        _Field("uint32_t", "steps", 0, "since the reset"),
-        *pooled[network.pooling],
-        _Field("float", "log_mel", features.n_mels, "of the last frame"),
-        _Field("float", "spectrum", features.n_fft + 2),
-        _Field("int32_t", "filled", 0, "samples in pcm; below 0, samples to pass over"),
-        _Field("int16_t", "pcm", features.win_length),
-        _Field("int8_t", "codes", features.n_mels),
-        _Field("int8_t", "next_h", network.hidden_size),
-    ]
-    for layer in front:
-        kind = "int8_t" if layer.products[0].signed else "uint8_t"
-        bands = layer.shape["bands"] + 1 + layer.shape["bands"] % 2
-        fields += [
-            _Field("int32_t", f"{layer.name}_frames", 0),
-            _Field(kind, layer.name, 3 * bands * layer.shape["channels"]),
-        ]
-    if front:
-        widest = max(-(-layer.shape["bands"] // 2) * len(layer.bias) for layer in front)
-        fields.append(_Field("uint8_t", "front", widest, "what a convolution gave"))
-    for index in range(network.layers):
-        fields.append(_Field("int16_t", f"lstm_{index + 1}_c", network.hidden_size))
-        fields.append(_Field("int8_t", f"lstm_{index + 1}_h", network.hidden_size))
-    return sorted(fields, key=lambda field: -field.bytes)
-
-
-def _kind(array: np.ndarray) -> str:
-    return "float" if array.dtype == np.float32 else f"{array.dtype}_t"
-
-
-def _numbers(array: np.ndarray) -> str:
-    """The elements of `array` as C writes them, 16 a line."""
-    numbers = [_float(x) if isinstance(x, float) else str(x) for x in array.ravel().tolist()]
-    return ",\n".join(", ".join(numbers[start : start + 16]) for start in range(0, len(numbers), 16))
-
-
-def _float(x: float) -> str:
-    return f"{x:.8e}f"  # 9 digits tell a float32 from the next
-
-
-def _string(text: str) -> str:
-    """`text` as a literal of UTF-8: an octal escape ends after three digits, and no trigraph begins."""
-    plain = (
-        chr(byte) if 32 <= byte < 127 and byte not in b'"?\\' else f"\\{byte:03o}" for byte in text.encode()
-    )
-    return f'"{"".join(plain)}"'
-
-
-def checksum_line(rest: bytes) -> str:
-    """The first line of a header, of which `rest` follows."""
-    return f"{_CHECKSUM}{hashlib.sha256(rest).hexdigest()}\n"
+def _pointer(array: np.ndarray) -> Any:
+    return array.ctypes.data_as(ctypes.c_void_p)

@@ -1,71 +1,74 @@
-"""Detectors as LiteRT models: one step of the LSTM, its weights our codes, its activations floats.
+"""LiteRT: a model of one step of the LSTM, with the detector's codes as weights and float activations.
 
-A step takes `frames`, the log-mel energies that it reads, float32 [frames, mels], and the state before it,
-`h<k>` and `c<k>` of layer k, float32 [1, units], zeros at the start.  It gives `logits` and, with attention,
-the logarithm of its weight, `attention`, float32 [1, events], and the state after it, `next_h<k>` and
-`next_c<k>`.
+The inputs are `frames`, the log-mel energies that a step reads, float32 [frames, mels], and the state
+before the step, `h<k>` and `c<k>` of layer k, float32 [1, hidden_size], zeros at the start.  The outputs are
+`logits`, with attention the logarithm of its weight, `attention`, both float32 [1, events], and the state
+after the step, `next_h<k>` and `next_c<k>`.
 
-Weights and their scales are the detector's, but kernels round activations to 8 bits by a rule of their own:
-what a step gives is near what the integer scheme does, not equal to it.
+The weights and their scales are the detector's, but LiteRT's kernels round activations to 8 bits in their own
+way: the results are close to those of the integer-only scheme, not equal.
 
-Behind the model lies a zip archive, as LiteRT has it for what comes with a model: `detector.json`, its
-`Description`.  The last 64 bytes, the archive's comment, are the sha256 of all before them, in hexadecimal.
+A zip archive follows the model, as LiteRT's metadata do; it holds `detector.json`, a `Description`.  The
+last 64 bytes, the archive's comment, are the SHA-256 of everything before, in hexadecimal.
 """
 
 import hashlib
-import importlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import EventConfig, FeatureConfig, from_json, to_json
-from qkd_jax.config.fields import Count, Length
-from qkd_jax.detector.codes import CELL, GRID, MARGIN, ConvCodes, LSTMCodes
+from qkd_jax.audio.log_mel_numpy import log_mel
+from qkd_jax.config import FeatureConfig, from_json, to_json
+from qkd_jax.config.fields import STRICT, Count, Length
+from qkd_jax.detector import reference
+from qkd_jax.detector.codes import CELL_BITS, CONV_GUARD_BITS, LOGIT_EXPONENT, ConvCodes, LSTMCodes
+from qkd_jax.detector.container import StoredEventConfig
 from qkd_jax.detector.detector import Detector
+from qkd_jax.detector.stream import LSTMState, Runtime
 from qkd_jax.errors import InputError
+from qkd_jax.runtimes.common import Exported, read_exported, step_by_step
+from qkd_jax.system.files import whole_file
+from qkd_jax.system.libraries import optional
 
 _DIGITS = 64
 _FILE, _LONGEST = "detector.json", 1 << 20
-_CUT = 6.0
-"""What the largest code of a convolution's output stands for, so that ReLU6 cuts there."""
-
-State = tuple[np.ndarray, ...]
-"""h and c of each layer in turn, float32 [1, units]."""
+_RELU6 = 6.0
+"""Value of a convolution's largest output code, so that ReLU6 clips where the codes do."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Description:
-    """What a model's file says of it: a step reads `frames` frames, the next one those `hop` frames later."""
+    """The detector in a model's file: a step reads `frames` frames, and the next step starts `hop` later."""
 
     format: Literal["qkd_jax LiteRT model, version 1"] = "qkd_jax LiteRT model, version 1"
     events: tuple[str, ...]
     features: FeatureConfig
     clip_seconds: Length
     pooling: Literal["last", "mean", "attention"]
-    event_config: EventConfig
+    event_config: StoredEventConfig
     frames: Count
     hop: Count
 
 
 class Runner(NamedTuple):
-    """A model that was loaded; it is of one thread.
+    """A loaded model, for a single thread.
 
-    `step` takes the state before it and float32 [frames, mels]; it gives the state after it, and float32
-    [events]: the logits and the attention, None without one.  `start` is the state before the first step.
+    `step` takes the state before a step and float32 [frames, mels]; it returns the state after it, and the
+    logits and the attention, float32 [events], None without attention.  `start` is the state before the first
+    step.  A state is h and c of each layer in turn, float32 [1, hidden_size].
     """
 
     description: Description
-    start: State
-    step: Callable[[State, np.ndarray], tuple[State, np.ndarray, np.ndarray | None]]
+    start: LSTMState
+    step: Callable[[LSTMState, np.ndarray], tuple[LSTMState, np.ndarray, np.ndarray | None]]
 
     def run(self, log_mel: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The logits and the attention of each step of a clip `log_mel` [frames, mels]: [steps, events]."""
+        """The logits and the attention [steps, events] at each step of a clip `log_mel` [frames, mels]."""
         about, state = self.description, self.start
         logits, attention = [], []
         for first in range(0, len(log_mel) - about.frames + 1, about.hop):
@@ -79,8 +82,44 @@ class Runner(NamedTuple):
         return table(logits), table(attention) if about.pooling == "attention" else None
 
 
+def write(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> str:
+    """Write `detector` to a .tflite file."""
+    content = to_litert(detector)
+    with whole_file(path) as file:
+        file.write(content)
+    return ""
+
+
+def open_clip(path: Path) -> Exported:
+    """Open the model at `path` as a function of whole clips."""
+    runner = load(read_exported(path, "an exported LiteRT model"), path)
+    about = runner.description
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        outputs, attention = runner.run(log_mel(about.features, waveform))
+        one = 2.0**LOGIT_EXPONENT
+        return reference.pooled(about.pooling, outputs * one, None if attention is None else attention * one)
+
+    return Exported(about.events, about.features, about.clip_seconds, clip_logits)
+
+
+def open_stream(detector: Detector) -> Runtime:
+    """`detector` on a stream, by its model."""
+    runner = load(to_litert(detector), "LiteRT")
+    advance_frames = step_by_step(
+        lambda state, frames: runner.step(state, frames)[:2],
+        detector.network.receptive_field,
+        detector.network.stride,
+    )
+
+    def advance(state: LSTMState, samples: np.ndarray) -> tuple[LSTMState, np.ndarray]:
+        return advance_frames(state, log_mel(detector.features, samples))
+
+    return Runtime(detector, runner.start, advance)
+
+
 def to_litert(detector: Detector) -> bytes:
-    """The .tflite file of `detector`; weights of up to 4 bits are kept at 4, others at 8.
+    """The .tflite file of `detector`; weights of up to 4 bits are stored in 4, others in 8.
 
     Raises InputError if litert_converter is not installed.
     """
@@ -108,30 +147,26 @@ def to_litert(detector: Detector) -> bytes:
     return content + _digest(content)
 
 
-def load(path: Path) -> Runner:
-    """The model in the file at `path`, which `to_litert` made.
+def load(data: bytes, where: object) -> Runner:
+    """The model in the file `data` that `to_litert` made.
 
-    Raises InputError if it can't be read, is not what was made, or if ai_edge_litert is not installed.
+    Raises InputError, which names `where`, if it is damaged, or if ai_edge_litert is not installed.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected an exported LiteRT model: {error.strerror or error}") from None
     if data[-_DIGITS:] != _digest(data[:-_DIGITS]):
-        raise InputError(f"{path}: expected a LiteRT model as exported, found a damaged or another one")
+        raise InputError(f"{where}: expected a LiteRT model as exported, found damaged or other content")
     with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(_FILE) as file:
-        description = from_json(Description, file.read(_LONGEST).decode(), str(path))
-    litert = _import("ai_edge_litert.interpreter", "pip install 'qkd_jax[taggers]'")
+        description = from_json(Description, file.read(_LONGEST).decode(), str(where))
+    litert = optional("ai_edge_litert.interpreter", "LiteRT models", "pip install 'qkd_jax[taggers]'")
     interpreter = litert.Interpreter(model_content=data, num_threads=1)
     interpreter.allocate_tensors()
-    # Called twice: an interpreter doesn't run while such a runner lives.
+    # Not kept in a variable: an interpreter can't run while a signature runner refers to its tensors.
     signature = interpreter.get_signature_runner
     inputs = {name: item["index"] for name, item in signature().get_input_details().items()}
     outputs = {name: item["index"] for name, item in signature().get_output_details().items()}
-    state = [f"{part}{layer}" for layer in range(len(inputs) // 2) for part in "hc"]
-    before, after = [inputs[name] for name in state], [outputs[f"next_{name}"] for name in state]
+    names = [f"{part}{layer}" for layer in range(len(inputs) // 2) for part in "hc"]
+    before, after = [inputs[name] for name in names], [outputs[f"next_{name}"] for name in names]
 
-    def step(state: State, frames: np.ndarray) -> tuple[State, np.ndarray, np.ndarray | None]:
+    def step(state: LSTMState, frames: np.ndarray) -> tuple[LSTMState, np.ndarray, np.ndarray | None]:
         for index, array in zip([inputs["frames"], *before], [frames, *state]):
             interpreter.set_tensor(index, array)
         interpreter.invoke()
@@ -144,89 +179,100 @@ def load(path: Path) -> Runner:
 
 
 def _step(detector: Detector) -> Callable[..., list[Any]]:
-    """The function, for JAX to trace, that makes of `frames`, h0, c0, h1 … logits, attention, next_h0 …
+    """The function, for JAX to trace, from `frames`, h0, c0, h1 … to logits, attention, next_h0 …
 
-    `units` are how many codes a 1 is.
+    Here and below, `resolution` is the number of codes per 1, the inverse of a scale.
     """
     network, signed = detector.network, 2.0 ** (detector.network.quant.activations - 1)
 
     def step(frames: Any, *state: Any) -> list[Any]:
         import jax.numpy as jnp
 
-        x, units = (frames - detector.mean[None]) / detector.std[None], 2.0**detector.input
-        x = jnp.clip(x, -signed / units, (signed - 1) / units)
+        x = (frames - detector.mean[None]) / detector.std[None]
+        resolution = 2.0**detector.input_exponent
+        x = jnp.clip(x, -signed / resolution, (signed - 1) / resolution)
         if detector.front:
             x = x[None, :, :, None]
             for index, conv in enumerate(detector.front):
-                x, units = _convolve(conv, x, units, network.conv_stride(index), detector)
+                x, resolution = _convolve(conv, x, resolution, network.conv_stride(index), detector)
             x = x.reshape(1, -1)
         after = []
         for layer, h, c in zip(detector.lstm, state[::2], state[1::2]):
-            x, c = _advance(layer, h, c, x, units, detector)
-            units = signed
+            x, c = _advance(layer, h, c, x, resolution, detector)
+            resolution = signed
             after += [x, c]
-        said = [
-            _matmul(x, linear.w, linear.multiplier * (signed / 2.0**GRID), network.quant.output)
-            + _bias(linear.bias, 2.0**GRID)
+        logits = [
+            _matmul(x, linear.w, linear.multiplier * (signed / 2.0**LOGIT_EXPONENT), network.quant.output)
+            + _bias(linear.bias, 2.0**LOGIT_EXPONENT)
             for linear in (detector.output, detector.attention)
             if linear is not None
         ]
-        return said + after
+        return logits + after
 
     return step
 
 
-def _convolve(conv: ConvCodes, x: Any, x_units: float, stride: int, detector: Detector) -> tuple[Any, float]:
+def _convolve(
+    conv: ConvCodes, x: Any, x_resolution: float, stride: int, detector: Detector
+) -> tuple[Any, float]:
     import jax
 
     quant = detector.network.quant
-    units = ((1 << quant.activations) - 1) / _CUT
-    scale = conv.multiplier * (x_units / units / 2.0**MARGIN)
-    if x.shape[-1] == 1:  # a depthwise convolution: there is no kernel for 4 bits, and the fastest is float
+    resolution = ((1 << quant.activations) - 1) / _RELU6
+    scale = conv.multiplier * (x_resolution / resolution / 2.0**CONV_GUARD_BITS)
+    if x.shape[-1] == 1:  # depthwise: LiteRT has no kernel for 4 bits, and its float kernel is the fastest
         w = _weights(conv.w, scale, 8)
     else:
-        x, w = _fake_quant(x, np.zeros(0), 8), _weights(conv.w, scale, quant.weights)
+        x, w = _fake_quant(x, _PER_VECTOR, 8), _weights(conv.w, scale, quant.weights)
     sums = jax.lax.conv_general_dilated(
         x, w, (stride, 2), ((0, 0), (1, 1)), dimension_numbers=("NHWC", "OHWI", "NHWC")
     )
-    return jax.nn.relu6(sums + _bias(conv.bias, units * 2.0**MARGIN)[None, None]), units
+    return jax.nn.relu6(sums + _bias(conv.bias, resolution * 2.0**CONV_GUARD_BITS)[None, None]), resolution
 
 
-def _advance(layer: LSTMCodes, h: Any, c: Any, x: Any, x_units: float, detector: Detector) -> tuple[Any, Any]:
+def _advance(
+    layer: LSTMCodes, h: Any, c: Any, x: Any, x_resolution: float, detector: Detector
+) -> tuple[Any, Any]:
     import jax
     import jax.numpy as jnp
 
     quant = detector.network.quant
-    h_units = 2.0 ** (quant.activations - 1)
-    from_x = _matmul(x, layer.w_x, layer.multiplier_x * (x_units / 2.0**GRID), quant.weights)
-    from_h = _matmul(h, layer.w_h, layer.multiplier_h * (h_units / 2.0**GRID), quant.weights)
-    z_f, z_i, z_c, z_o = jnp.split(from_h + (from_x + _bias(layer.bias, 2.0**GRID)), 4, axis=1)
-    largest = 2.0 ** (CELL - 1 - layer.cell)
-    kept, new = jax.nn.sigmoid(z_f) * c, jax.nn.sigmoid(z_i) * jnp.tanh(z_c)
-    c = jnp.clip(_on_grid(kept, layer.cell) + _on_grid(new, layer.cell), -largest, largest)
+    h_resolution = 2.0 ** (quant.activations - 1)
+    from_x = _matmul(x, layer.w_x, layer.multiplier_x * (x_resolution / 2.0**LOGIT_EXPONENT), quant.weights)
+    from_h = _matmul(h, layer.w_h, layer.multiplier_h * (h_resolution / 2.0**LOGIT_EXPONENT), quant.weights)
+    z_f, z_i, z_c, z_o = jnp.split(from_h + (from_x + _bias(layer.bias, 2.0**LOGIT_EXPONENT)), 4, axis=1)
+    exponent = layer.cell_exponent
+    largest = 2.0 ** (CELL_BITS - 1 - exponent)
+    remembered, added = jax.nn.sigmoid(z_f) * c, jax.nn.sigmoid(z_i) * jnp.tanh(z_c)
+    # Rounded as the integers are: over a clip, unrounded cells would drift away from them.
+    c = jnp.clip(_rounded(remembered, exponent) + _rounded(added, exponent), -largest, largest)
     return jax.nn.sigmoid(z_o) * jnp.tanh(c), c
 
 
 def _matmul(x: Any, w: np.ndarray, scale: np.ndarray, bits: int) -> Any:
     import jax
 
-    marked = _fake_quant(x, np.zeros(0), 8), _weights(w, scale, bits)
+    marked = _fake_quant(x, _PER_VECTOR, 8), _weights(w, scale, bits)
     return jax.lax.dot_general(*marked, (((1,), (1,)), ((), ())))
 
 
-def _bias(bias: np.ndarray, units: float) -> np.ndarray:
-    return (bias / units).astype(np.float32)[None]
+def _bias(bias: np.ndarray, resolution: float) -> np.ndarray:
+    return (bias / resolution).astype(np.float32)[None]
 
 
 def _weights(codes: np.ndarray, scale: np.ndarray, bits: int) -> Any:
-    """The floats codes · scale, outputs first, to be kept as codes, negated where scales are negative."""
+    """Floats codes · scale, outputs first, to be stored as codes, negated where scales are negative."""
     live = abs(scale) >= np.finfo(np.float32).tiny
     w = np.moveaxis(codes * np.where(live, scale, 0), -1, 0)
     return _fake_quant(w, np.where(live, abs(scale), 1), bits)
 
 
+_PER_VECTOR = np.zeros(0)
+"""No static scale: the kernel computes one from each vector."""
+
+
 def _fake_quant(x: Any, scale: np.ndarray, bits: int) -> Any:
-    """Mark x to become codes, in units of `scale`, or if that is empty, of what a kernel finds for it."""
+    """Mark x to become codes of `scale`, one for each output, or `_PER_VECTOR`."""
     import jax
 
     return jax.lax.composite(lambda x, **_: x, "quant.fake_quant")(
@@ -240,14 +286,16 @@ def _fake_quant(x: Any, scale: np.ndarray, bits: int) -> Any:
 
 
 def _flatbuffer(step: Callable[..., Any], inputs: dict[str, tuple[int, ...]], outputs: list[str]) -> bytes:
-    """The model of `step`, whose arguments are `inputs`, by name and shape."""
+    """The model of `step`, with names and shapes of its arguments, and names of its results."""
     import jax
     from jax import export
 
     parts = ("ir", "passmanager", "dialects.stablehlo", "_mlir_libs.converter_api_ext")
-    # What it asks for beside itself contradicts tyro, and isn't needed for this.
+    # Its dependencies contradict tyro's, and aren't needed here.
     remedy = "pip install --no-deps litert-converter"
-    ir, passes, stablehlo, converter = (_import(f"litert_converter.mlir.{part}", remedy) for part in parts)
+    ir, passes, stablehlo, converter = (
+        optional(f"litert_converter.mlir.{part}", "LiteRT models", remedy) for part in parts
+    )
     shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in inputs.values()]
     exported = export.export(jax.jit(step), platforms=["cpu"])(*shapes)
     context = ir.Context()
@@ -265,15 +313,8 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def _import(name: str, remedy: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f"LiteRT models need {name.split('.')[0]}: {remedy}") from None
-
-
-def _on_grid(x: Any, bits: int) -> Any:
-    """The multiple of 2^-bits that is nearest to x, half up, as the integers' shifts round."""
+def _rounded(x: Any, exponent: int) -> Any:
+    """Round x to a multiple of 2^-exponent, half up, as the integers' shifts round."""
     import jax.numpy as jnp
 
-    return jnp.floor(x * 2.0**bits + 0.5) * 2.0**-bits
+    return jnp.floor(x * 2.0**exponent + 0.5) * 2.0**-exponent

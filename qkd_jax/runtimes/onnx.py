@@ -1,402 +1,92 @@
-"""Detectors as ONNX models: waveform in, probabilities out, the integers of `reference.py` in between.
+"""ONNX Runtime: models of whole clips and of single steps, from waveform to probabilities."""
 
-Standard operators alone.  The LSTM's products are MatMulInteger, convolutions are of whole numbers in
-float32, which is exact below 2^24 and several times as fast as ConvInteger; all else is int32.  A model
-hears a whole clip (`clip_model`), or what one step of the LSTM reads (`step_model`).
-
-Tensors within it that may be compared with the reference's are `log_mel`, `codes`, of a clip `hidden<k>` (the
-codes h of layer k, plus 2^(activations - 1)), `output_codes` and `attention_codes`.
-"""
-
-import hashlib
-import importlib
-import itertools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
-from qkd_jax.audio.mel import mel_edges
-from qkd_jax.config import step_samples, to_json
-from qkd_jax.detector.codes import (
-    CELL,
-    GATE,
-    GRID,
-    LIMIT,
-    MARGIN,
-    ConvCodes,
-    LinearCodes,
-    LSTMCodes,
-    sigmoid_table,
-)
+from qkd_jax.config import FeatureConfig, from_json, step_samples
+from qkd_jax.config.fields import STRICT, Length
 from qkd_jax.detector.detector import Detector
-from qkd_jax.detector.file import check
+from qkd_jax.detector.stream import LSTMState, Runtime, in_numpy
 from qkd_jax.errors import InputError
+from qkd_jax.runtimes.common import Exported, read_exported, step_by_step
+from qkd_jax.runtimes.onnx_graph import checksum, clip_model, sizes, step_model
 from qkd_jax.system.files import whole_file
-
-FORMAT = "qkd_jax ONNX, version 1"
-
-Infos = dict[str, tuple[Any, Sequence[int | str]]]
-"""Types and shapes of tensors, by name."""
+from qkd_jax.system.libraries import onnx_session
 
 
-def clip_model(detector: Detector) -> Any:
-    """The onnx.ModelProto that takes a clip: `waveform`, float32 [samples] of full scale 1.
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Description:
+    """A detector in a model's metadata; each value is JSON."""
 
-    It gives `probabilities` and `logits`, float32 [events], pooled as `reference.pooled` does.  Raises
-    InputError if `artefact.check` does, or if onnx is not installed.
-    """
-    check(detector)
-    graph = _Graph(detector)
-    x, tables = _inputs(graph), _tables(graph)
-    for index, layer in enumerate(detector.lstm):
-        x = _scan(graph, layer, tables, x, f"hidden{index}")
-    logits = graph.cast(_pooled(graph, *_outputs(graph, x)), np.float32, "logits")
-    graph.add("Sigmoid", logits, name="probabilities")
-    answers: Infos = dict.fromkeys(("probabilities", "logits"), (np.float32, [len(detector.events)]))
-    return graph.model({"waveform": (np.float32, ["samples"])}, answers, form="clip")
+    events: tuple[str, ...]
+    features: FeatureConfig
+    clip_seconds: Length
 
 
-def step_model(detector: Detector) -> Any:
-    """The onnx.ModelProto that takes one step: `waveform`, float32 [window], and the state before it.
+def write(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) -> str:
+    """Write the model of whole clips to `path`, and that of single steps to STEM-step.onnx beside it."""
+    model = clip_model(detector)
+    save(model, path)
+    save(step_model(detector), path.with_name(f"{path.stem}-step.onnx"))
+    return ", ".join(f"{part.replace('_', ' ')} {size:,}" for part, size in sizes(model).items())
 
-    A stream is read in windows of `window_samples`, each `hop_samples` after the last (in the metadata).
-    The state of layer k is `h<k>` and `c<k>`, int32 [units], zeros at the start; `next_h<k>` and
-    `next_c<k>` are the state after the step.  It gives the step's `probabilities` and `logits`, and with
-    attention the logarithm of its weight, `attention`, float32 [events].  Raises InputError if
-    `artefact.check` does, or if onnx is not installed.
-    """
-    check(detector)
-    graph, network = _Graph(detector), detector.network
-    window, hop = step_samples(detector.features, network)
-    before: Infos = {"waveform": (np.float32, [window])}
-    after: Infos = dict.fromkeys(("probabilities", "logits"), (np.float32, [len(detector.events)]))
 
-    x, tables, half = _inputs(graph), _tables(graph), np.int32(graph.half)
-    x = x._replace(name=graph.add("Squeeze", x.name, np.array([0])))
-    for index, layer in enumerate(detector.lstm):
-        h = graph.cast(graph.add("Add", f"h{index}", half), np.uint8)
-        z_x, w_h = _from_x(graph, layer, x), graph.weights(layer.w_h)
-        h, c = _step(graph, layer, w_h, tables, z_x, h, f"c{index}")
-        graph.add("Sub", h, half, name=f"next_h{index}")
-        graph.add("Identity", c, name=f"next_c{index}")
-        before |= dict.fromkeys((f"h{index}", f"c{index}"), (np.int32, [network.hidden_size]))
-        after |= dict.fromkeys((f"next_h{index}", f"next_c{index}"), (np.int32, [network.hidden_size]))
-        x = _Codes(graph.cast(h, np.uint8), graph.zero)
-    logits, attention = _outputs(graph, x)
-    graph.add("Sigmoid", graph.cast(logits, np.float32, "logits"), name="probabilities")
-    if attention is not None:
-        graph.cast(attention, np.float32, "attention")
-        after["attention"] = after["logits"]
-    samples = {"window_samples": str(window), "hop_samples": str(hop)}
-    return graph.model(before, after, form="step", **samples)
+def open_clip(path: Path) -> Exported:
+    """Open the model of whole clips at `path`."""
+    session = onnx_session(load(path), path)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if metadata.get("form") != "clip":
+        raise InputError(f"{path}: expected a model of whole clips, found one of single steps")
+    fields = ", ".join(f'"{name}": {metadata[name]}' for name in ("events", "features", "clip_seconds"))
+    about = from_json(_Description, f"{{{fields}}}", str(path))
+
+    def clip_logits(waveform: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = session.run(["logits"], {"waveform": waveform})[0]
+        return logits
+
+    return Exported(about.events, about.features, about.clip_seconds, clip_logits)
+
+
+def open_stream(detector: Detector) -> Runtime:
+    """`detector` on a stream, by its model of single steps."""
+    return _stream(detector, onnx_session(step_model(detector).SerializeToString(), "ONNX models"))
+
+
+def open_step(detector: Detector, path: Path) -> Runtime:
+    """As `open_stream`, by the model of single steps of `detector` that `write` wrote to `path`."""
+    return _stream(detector, onnx_session(load(path), path))
+
+
+def _stream(detector: Detector, session: Any) -> Runtime:
+    names = [item.name for item in session.get_inputs()[1:]]
+    outputs = ["logits", *(f"next_{name}" for name in names)]
+
+    def step(state: LSTMState, waveform: np.ndarray) -> tuple[LSTMState, np.ndarray]:
+        logits, *after = session.run(outputs, {"waveform": waveform, **dict(zip(names, state))})
+        return tuple(after), logits
+
+    samples = step_samples(detector.features, detector.network)
+    return Runtime(detector, in_numpy(detector).start, step_by_step(step, *samples))
 
 
 def save(model: Any, path: Path) -> None:
-    """Write `model` to `path`, with a checksum in its metadata.  Raises InputError if it can't be."""
+    """Write an onnx.ModelProto to `path`, with a checksum in its metadata; raises InputError if it can't."""
     content = model.SerializeToString()
     with whole_file(path) as file:
-        file.write(content + _checksum(content))
+        file.write(content + checksum(content))
 
 
 def load(path: Path) -> bytes:
-    """What `save` wrote to `path`, as onnxruntime.InferenceSession and onnx.load_from_string take it.
+    """The content that `save` wrote to `path`, for onnxruntime.InferenceSession or onnx.load_from_string.
 
-    Raises InputError if it can't be read, or is not what was written.
+    Raises InputError if it can't be read, or is not what `save` wrote.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: expected an exported ONNX model: {error.strerror or error}") from None
-    content = data[: -len(_checksum(b""))]
-    if data != content + _checksum(content):
-        raise InputError(f"{path}: expected an ONNX model as exported, found a damaged or another one")
+    data = read_exported(path, "an exported ONNX model")
+    content = data[: -len(checksum(b""))]
+    if data != content + checksum(content):
+        raise InputError(f"{path}: expected an ONNX model as exported, found damaged or other content")
     return data
-
-
-def sizes(model: Any) -> dict[str, int]:
-    """Bytes of its file: `front_end`, up to the codes; `weights`, with multipliers and biases; `graph`."""
-    names = [node.output[0] for node in model.graph.node]
-    front = model.graph.node[: names.index("codes") + 1]
-    constants = {item.name: item.ByteSize() for item in model.graph.initializer}
-    read = {name for node in front for name in node.input} & constants.keys()
-    front_end = sum(node.ByteSize() for node in front) + sum(constants[name] for name in read)
-    weights = sum(size for name, size in constants.items() if name.startswith("w"))
-    whole = model.ByteSize() + len(_checksum(b""))
-    return {"front_end": front_end, "weights": weights, "graph": whole - front_end - weights}
-
-
-def _checksum(content: bytes) -> bytes:
-    """What follows `content`: a ModelProto of nothing but metadata, as protobuf merges what is in a row."""
-    return b"r\x4a\n\x06sha256\x12\x40" + hashlib.sha256(content).hexdigest().encode()
-
-
-class _Codes(NamedTuple):
-    """A uint8 tensor, of weights also int8, and the number that stands for 0 in it."""
-
-    name: str
-    zero: np.generic
-
-
-class _Tables(NamedTuple):
-    """int32 tensors in which gates are looked up: `gates` at z + `offsets` [4 · units], |z| up to LIMIT.
-
-    There f, i, o find σ(z) in units of 2^-GATE; the candidate, as in `tanh` at z + LIMIT, finds tanh(z) in
-    units of 2^-(GATE - 1): σ(2z) - 1/2 in units of 2^-GATE, an integer.
-    """
-
-    gates: str
-    offsets: str
-    tanh: str
-
-
-class _Graph:
-    """Nodes in their order, and constants, which are those of `outer`; methods return names of tensors."""
-
-    def __init__(self, detector: Detector, outer: "_Graph | None" = None):
-        self.detector, self.bits = detector, detector.network.quant.activations
-        self.half = 1 << (self.bits - 1)
-        self.zero = np.uint8(self.half)
-        self.onnx = _onnx()
-        self.nodes: list[Any] = []
-        self.constants: dict[Any, Any] = outer.constants if outer else {}
-        self.numbers: Iterator[int] = outer.numbers if outer else itertools.count()
-
-    def constant(self, value: Any, kind: str = "k") -> str:
-        """`value` in the file, once; of `kind` w if it was trained."""
-        value = np.asarray(value)
-        key = (value.dtype, value.shape, value.tobytes())
-        if key not in self.constants:
-            name = f"{kind}{len(self.constants)}"
-            self.constants[key] = self.onnx.numpy_helper.from_array(value, name)
-        return self.constants[key].name
-
-    def add(self, kind: str, *inputs: Any, name: str = "", **attributes: Any) -> str:
-        """A node of one output; inputs are names or constants."""
-        return self.add_all(kind, inputs, [name or f"t{next(self.numbers)}"], **attributes)[0]
-
-    def add_all(
-        self, kind: str, inputs: Sequence[Any], outputs: Sequence[str], **attributes: Any
-    ) -> Sequence[str]:
-        names = [item if isinstance(item, str) else self.constant(item) for item in inputs]
-        self.nodes.append(self.onnx.helper.make_node(kind, names, outputs, **attributes))
-        return outputs
-
-    def cast(self, value: str, dtype: Any, name: str = "") -> str:
-        return self.add("Cast", value, name=name, to=self.type_of(dtype))
-
-    def small(self, codes: np.ndarray) -> str | None:
-        """Codes of up to 4 bits as INT4, which no product takes; None if there are larger ones."""
-        if np.abs(codes).max(initial=0) > 7:
-            return None
-        int4 = self.onnx.helper.tensor_dtype_to_np_dtype(self.onnx.TensorProto.INT4)
-        return self.constant(codes.astype(int4), "w")
-
-    def weights(self, codes: np.ndarray) -> _Codes:
-        """Codes as MatMulInteger takes them."""
-        small = self.small(codes)
-        if small is not None:
-            return _Codes(self.cast(small, np.int8), np.int8(0))
-        # As uint8: of uint8 · int8, processors without VNNI add two in 16 bits, too few for 8-bit codes.
-        return _Codes(self.constant((codes.astype(np.int16) + 128).astype(np.uint8), "w"), np.uint8(128))
-
-    def graph(self, inputs: Infos, outputs: Infos, constants: Sequence[Any] = ()) -> Any:
-        make = self.onnx.helper.make_tensor_value_info
-        infos = (
-            [make(name, self.type_of(dtype), shape) for name, (dtype, shape) in of.items()]
-            for of in (inputs, outputs)
-        )
-        return self.onnx.helper.make_graph(self.nodes, "detector", *infos, constants)
-
-    def model(self, inputs: Infos, outputs: Infos, **metadata: str) -> Any:
-        helper, detector = self.onnx.helper, self.detector
-        model = helper.make_model(
-            self.graph(inputs, outputs, list(self.constants.values())),
-            opset_imports=[helper.make_opsetid("", 21)],  # the first with INT4
-            ir_version=10,
-            producer_name="qkd_jax",
-        )
-        common = {
-            "format": FORMAT,
-            "events": json.dumps(detector.events),
-            "features": to_json(detector.features),
-            "clip_seconds": str(detector.clip_seconds),
-            "pooling": detector.network.pooling,
-            "detection": to_json(detector.event_config),
-        }
-        helper.set_model_props(model, common | metadata)
-        return model
-
-    def type_of(self, dtype: Any) -> int:
-        return self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-
-
-def _inputs(graph: _Graph) -> _Codes:
-    """What the LSTM sees of `waveform`, [steps, inputs]."""
-    detector, half = graph.detector, graph.half
-    scaled = graph.add("Div", graph.add("Sub", _log_mel(graph), detector.mean), detector.std)
-    rounded = graph.add("Round", graph.add("Mul", scaled, np.float32(2.0**detector.input)))
-    codes = graph.add("Clip", rounded, np.float32(-half), np.float32(half - 1), name="codes")
-    if not detector.front:
-        return _Codes(graph.cast(graph.add("Add", codes, np.float32(half)), np.uint8), graph.zero)
-    x = graph.add("Unsqueeze", codes, np.array([0, 1]))
-    for index, conv in enumerate(detector.front):
-        x = _convolve(graph, conv, graph.cast(x, np.float32), detector.network.conv_stride(index))
-    steps = graph.add("Transpose", graph.cast(x, np.uint8), perm=[0, 2, 3, 1])
-    return _Codes(graph.add("Reshape", steps, np.array([-1, len(detector.lstm[0].w_x)])), np.uint8(0))
-
-
-def _log_mel(graph: _Graph) -> str:
-    """float32 [frames, mels], as `audio.logmel.log_mel` but for the last bits."""
-    features = graph.detector.features
-    # Frames of n_fft samples, of which the window sees the first win_length.
-    pads = np.array([0, features.n_fft - features.win_length])
-    window = graph.add("Pad", graph.add("HannWindow", np.int64(features.win_length)), pads)
-    signal = graph.add("Unsqueeze", graph.add("Pad", "waveform", pads), np.array([0]))
-    spectrum = graph.add("STFT", signal, np.int64(features.hop_length), window, onesided=1)
-    power = graph.add("ReduceSumSquare", spectrum, np.array([0, 3]), keepdims=0)
-    # float64 hides the order of the sum, which may be another for one frame than for many.
-    energies = graph.add("MatMul", graph.cast(power, np.float64), _mel_basis(graph))
-    logs = graph.add("Log", graph.add("Add", energies, np.float64(features.floor)))
-    return graph.cast(logs, np.float32, "log_mel")
-
-
-def _mel_basis(graph: _Graph) -> str:
-    """`audio.mel.mel_basis` in float64, from the edges of the triangles."""
-    features = graph.detector.features
-    edges, half = graph.constant(mel_edges(features)), features.n_fft // 2
-    lower, peak, upper = (
-        graph.add("Slice", edges, np.array([start]), np.array([start + features.n_mels]))
-        for start in range(3)
-    )
-    bins = graph.add("Range", np.float64(0), np.float64(half + 1), np.float64(1))
-    hertz = graph.add("Mul", bins, np.float64(features.sample_rate / 2 / half))
-    frequencies = graph.add("Unsqueeze", hertz, np.array([1]))
-    rising = graph.add("Div", graph.add("Sub", frequencies, lower), graph.add("Sub", peak, lower))
-    falling = graph.add("Div", graph.add("Sub", upper, frequencies), graph.add("Sub", upper, peak))
-    triangles = graph.add("Max", graph.add("Min", rising, falling), np.float64(0))
-    return graph.add("Div", graph.add("Mul", triangles, np.float64(2)), graph.add("Sub", upper, lower))
-
-
-def _convolve(graph: _Graph, conv: ConvCodes, x: str, stride: int) -> str:
-    """From float32 [1, channels, frames, bands] to int32 of the like."""
-    codes = conv.w.transpose(3, 2, 0, 1)
-    w = graph.cast(graph.small(codes) or graph.constant(codes, "w"), np.float32)
-    # As int32, or else a runtime may take the multiplier into the weights.
-    acc = graph.cast(graph.add("Conv", x, w, strides=[stride, 2], pads=[0, 1, 0, 1]), np.int32)
-    bias = graph.constant(conv.bias[:, None, None], "w")
-    shifted = _shifted(graph, _rescaled(graph, acc, conv.multiplier[:, None, None], bias), MARGIN)
-    return graph.add("Clip", shifted, np.int32(0), np.int32((1 << graph.bits) - 1))
-
-
-def _tables(graph: _Graph) -> _Tables:
-    upper = graph.cast(graph.constant(sigmoid_table()[LIMIT:].astype(np.int16)), np.int32)
-    mirrored = graph.add("Slice", upper, np.array([LIMIT]), np.array([0]), np.array([0]), np.array([-1]))
-    sigmoid = graph.add("Concat", graph.add("Sub", np.int32(1 << GATE), mirrored), upper, axis=0)
-    doubled = graph.add("Range", np.int32(-2 * LIMIT), np.int32(2 * LIMIT + 1), np.int32(2))
-    cut = graph.add("Clip", doubled, np.int32(-LIMIT), np.int32(LIMIT))
-    found = graph.add("Gather", sigmoid, graph.add("Add", cut, np.int32(LIMIT)))
-    tanh = graph.add("Sub", found, np.int32(1 << (GATE - 1)))
-    first = LIMIT + (2 * LIMIT + 1) * np.array([[0], [0], [1], [0]], np.int32)
-    offsets = graph.add("Expand", first, np.array([4, graph.detector.network.hidden_size]))
-    gates = graph.add("Concat", sigmoid, tanh, axis=0)
-    return _Tables(gates, graph.add("Reshape", offsets, np.array([-1])), tanh)
-
-
-def _scan(graph: _Graph, layer: LSTMCodes, tables: _Tables, x: _Codes, name: str) -> _Codes:
-    """The codes h after each step of x [steps, inputs], `name` [steps, units]."""
-    units, body = graph.detector.network.hidden_size, _Graph(graph.detector, graph)
-    starts = [graph.add("Expand", zero, np.array([units])) for zero in (graph.zero, np.int32(0))]
-    z_x, w_h = _from_x(graph, layer, x), graph.weights(layer.w_h)
-    each, c = _step(body, layer, w_h, tables, "z_x", "h", "c")
-    h = body.cast(each, np.uint8)
-    codes, numbers = (np.uint8, [units]), (np.int32, [units])
-    before: Infos = {"h": codes, "c": numbers, "z_x": (np.int32, [4 * units])}
-    inside = body.graph(before, {h: codes, c: numbers, each: numbers})
-    ends = [f"{name}_{what}" for what in ("h", "c", "each")]
-    graph.add_all("Scan", [*starts, z_x], ends, body=inside, num_scan_inputs=1)
-    return _Codes(graph.cast(ends[-1], np.uint8, name), graph.zero)
-
-
-def _from_x(graph: _Graph, layer: LSTMCodes, x: _Codes) -> str:
-    """What x adds to z, bias included."""
-    w, bias = graph.weights(layer.w_x), graph.constant(layer.bias, "w")
-    return _product(graph, x, w, layer.multiplier_x, bias)
-
-
-def _step(
-    graph: _Graph, layer: LSTMCodes, w_h: _Codes, tables: _Tables, z_x: str, h: str, c: str
-) -> tuple[str, str]:
-    """From h, as `_Codes`, and c to h, as these but int32, and c: [units]."""
-    z = _product(graph, _Codes(h, graph.zero), w_h, layer.multiplier_h, z_x)
-    place = graph.add("Add", graph.add("Clip", z, np.int32(-LIMIT), np.int32(LIMIT)), tables.offsets)
-    # Gather would copy each entry by itself, and take as long as all the rest.
-    gates = graph.add("GatherElements", tables.gates, place)
-    names = [f"t{next(graph.numbers)}" for _ in range(4)]
-    f, i, candidate, o = graph.add_all("Split", [gates], names, num_outputs=4)
-
-    # Raised to be positive: |f · c| < 2^30, |gate · tanh| < 2^29.
-    kept = _shifted(graph, graph.add("Mul", f, c), GATE, 1 << (30 - GATE))
-    new = _shifted(graph, graph.add("Mul", i, candidate), 2 * GATE - 1 - layer.cell, 1 << layer.cell)
-    raised, end = (1 << (30 - GATE)) + (1 << layer.cell), 1 << (CELL - 1)
-    cut = graph.add("Clip", graph.add("Add", kept, new), np.int32(raised - end), np.int32(raised + end - 1))
-    c = graph.add("Sub", cut, np.int32(raised))
-
-    if layer.cell > GRID:
-        place = _shifted(graph, c, layer.cell - GRID, LIMIT)
-    else:
-        place = graph.add("Add", graph.add("Mul", c, np.int32(1 << (GRID - layer.cell))), np.int32(LIMIT))
-    place = graph.add("Clip", place, np.int32(0), np.int32(2 * LIMIT))
-    tanh = graph.add("GatherElements", tables.tanh, place)
-    shifted = _shifted(graph, graph.add("Mul", o, tanh), 2 * GATE - graph.bits, graph.half)
-    return graph.add("Clip", shifted, np.int32(0), np.int32(2 * graph.half - 1)), c
-
-
-def _outputs(graph: _Graph, x: _Codes) -> tuple[str, str | None]:
-    """Logits and attention, float64 [..., events], of x [..., units]."""
-
-    def logits(linear: LinearCodes, name: str) -> str:
-        w, bias = graph.weights(linear.w), graph.constant(linear.bias, "w")
-        on_grid = _product(graph, x, w, linear.multiplier, bias, name)
-        return graph.add("Mul", graph.cast(on_grid, np.float64), np.float64(2.0**-GRID))
-
-    attention = graph.detector.attention
-    said = logits(graph.detector.output, "output_codes")
-    return said, None if attention is None else logits(attention, "attention_codes")
-
-
-def _pooled(graph: _Graph, logits: str, attention: str | None) -> str:
-    """From [steps, events] to [events]."""
-    steps = np.array([0])
-    if attention is not None:
-        weighed = graph.add("Mul", graph.add("Softmax", attention, axis=0), logits)
-        return graph.add("ReduceSum", weighed, steps, keepdims=0)
-    if graph.detector.network.pooling == "mean":
-        return graph.add("ReduceMean", logits, steps, keepdims=0)
-    return graph.add("Gather", logits, np.int64(-1))
-
-
-def _product(graph: _Graph, x: _Codes, w: _Codes, multiplier: np.ndarray, plus: str, name: str = "") -> str:
-    acc = graph.add("MatMulInteger", x.name, w.name, x.zero, w.zero)
-    return _rescaled(graph, acc, multiplier, plus, name)
-
-
-def _rescaled(graph: _Graph, acc: str, multiplier: np.ndarray, plus: str, name: str = "") -> str:
-    """rescaled(acc) + plus, int32."""
-    scaled = graph.add("Mul", graph.cast(acc, np.float32), graph.constant(multiplier, "w"))
-    return graph.add("Add", graph.cast(graph.add("Round", scaled), np.int32), plus, name=name)
-
-
-def _shifted(graph: _Graph, value: str, by: int, plus: int = 0) -> str:
-    """shift(value, by) + plus where that is positive, and else at most 0, since Div rounds towards 0."""
-    raised = graph.add("Add", value, np.int32((plus << by) + (1 << (by - 1))))
-    return graph.add("Div", raised, np.int32(1 << by))
-
-
-def _onnx() -> Any:
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise InputError("ONNX models need onnx: pip install 'qkd_jax[export]'") from None

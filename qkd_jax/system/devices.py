@@ -1,10 +1,10 @@
-"""Data parallel: the rows of a batch over all devices, of this machine or of several, all else on each.
+"""Data parallelism: batches are sharded over all devices; everything else is replicated.
 
-Of several processes (jax.distributed) each goes through the whole run, and writes the same files, whole at
-once.  What devices compute they compute together; recordings are shared out where reading them is the work.
+With several processes (jax.distributed), each runs the whole program and atomically writes the same files.
+The processes compute together, and divide the reading of recordings among themselves.
 
-What `jit` makes of arrays that lie so is one program over all of them: means over a batch, batch-norm's
-too, are over the whole batch, and a row's own arithmetic doesn't know on which device it is done.
+`jit` compiles one program over all devices for arrays sharded in this way: means over a batch, also those of
+batch-norm, are over the whole batch, and the arithmetic of a row does not depend on its device.
 """
 
 import contextlib
@@ -27,16 +27,17 @@ Tree = TypeVar("Tree")
 
 
 def join_processes() -> None:
-    """Train with others: to be called before anything is computed; raises InputError if there are none.
+    """Join the other processes of the run; call it before any computation.
 
-    JAX finds out from Slurm, Open MPI, Kubernetes and Cloud TPU.  Elsewhere JAX_COORDINATOR_ADDRESS is the
-    first one's HOST:PORT, JAX_NUM_PROCESSES their number, JAX_PROCESS_ID which this one is, from 0.
-    Only the first prints what it does.
+    JAX gets the addresses from Slurm, Open MPI, Kubernetes or Cloud TPU.  Elsewhere set
+    JAX_COORDINATOR_ADDRESS to HOST:PORT of the first process, JAX_NUM_PROCESSES to their number, and
+    JAX_PROCESS_ID to the index of this one, from 0.  Only the first process prints.  Raises InputError
+    without such a configuration.
     """
     numbers = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     try:
         count, index = (None if number is None else int(number) for number in numbers)
-        # Whoever fails waits so long for the others, and they for it.
+        # A failed process and the others wait this long for each other.
         jax.distributed.initialize(num_processes=count, process_id=index, shutdown_timeout_seconds=60)
     except (ValueError, RuntimeError) as error:
         raise InputError(
@@ -58,84 +59,87 @@ def is_first() -> bool:
 
 
 def wait_for_all(where: object) -> None:
-    """Go on when all processes have come here; raises InputError if one has failed."""
+    """Wait until all processes have reached `where`; raises InputError if one has failed."""
     if jax.process_count() > 1:
-        with _others():
+        with _naming_failed_process():
             multihost_utils.sync_global_devices(str(where))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in any of the processes, which all ask; raises InputError if one has failed."""
+    """Whether `flag` is true in any process; all must call this.  Raises InputError if one has failed."""
     if jax.process_count() == 1:
         return flag
-    with _others():
+    with _naming_failed_process():
         return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 @contextlib.contextmanager
-def _others() -> Iterator[None]:
+def _naming_failed_process() -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # of what connects them, a class for each
+    except (ValueError, RuntimeError) as error:  # what JAX's transports raise
         raise InputError(
-            f"--distributed: another process has failed, or is out of reach: {str(error).splitlines()[0]}"
+            f"--distributed: another process has failed or can't be reached: {str(error).splitlines()[0]}"
         ) from None
 
 
 def stop_all_if_asked() -> None:
-    """Raise KeyboardInterrupt in all processes, which all come here, if a signal came to any."""
+    """Raise KeyboardInterrupt in every process if any received a signal; all must call this."""
     if any_process(asked_to_stop()):
         raise KeyboardInterrupt
 
 
 def lacking(path: Path) -> bool:
-    """Whether there is no file `path`: the same in all processes, each of which may write it then."""
+    """True in every process if any process lacks the file `path`."""
     return any_process(not path.is_file())
 
 
 @functools.cache
 def all_devices() -> Mesh:
-    """All devices of all processes, as one axis `batch`, in the order of the processes' rows."""
+    """All devices of all processes as one axis `batch`, in the order of the processes."""
     return Mesh(np.array(jax.devices()), ("batch",), axis_types=(AxisType.Auto,))
 
 
 def on_each() -> NamedSharding:
-    """The whole of an array on each device."""
+    """Replication: each device holds the whole array."""
     return NamedSharding(all_devices(), PartitionSpec())
 
 
 def everywhere(tree: Tree) -> Tree:
-    """`tree` with its arrays on each device."""
+    """`tree` with its arrays replicated on all devices."""
     return jax.device_put(tree, on_each())
 
 
 def check_batch(field: str, size: int) -> None:
-    """Raise InputError, naming the setting `field`, unless each device gets as many rows of `size`."""
+    """Raise InputError, naming the setting `field`, unless the devices can share `size` rows equally."""
     if size % (count := jax.device_count()):
         raise InputError(
-            f"{field}: expected a multiple of the {count} devices, got {size}; where there are more than "
-            "are wanted, CUDA_VISIBLE_DEVICES names some"
+            f"{field}: expected a multiple of the {count} devices, got {size}; to use fewer devices, "
+            "set CUDA_VISIBLE_DEVICES"
         )
 
 
 def whole_rows(size: int) -> int:
-    """The least multiple of the devices that is no less than `size`."""
+    """`size` rounded up to a multiple of the number of devices."""
     return -(-size // jax.device_count()) * jax.device_count()
 
 
 def shares() -> list[slice]:
-    """Of a list of things to do, this process's; of several, then all, for what others couldn't do."""
-    own = slice(jax.process_index(), None, jax.process_count())
-    return [own] if jax.process_count() == 1 else [own, slice(None)]
+    """Slices of a list of tasks in the order in which this process tries them.
+
+    First its share; with several processes, then all tasks, for those at which others failed.
+    """
+    share = slice(jax.process_index(), None, jax.process_count())
+    return [share] if jax.process_count() == 1 else [share, slice(None)]
 
 
 def own_rows(size: int) -> slice:
-    """The rows of a batch of `size` that this process reads and hands to its devices."""
+    """The rows of a batch of `size` that this process reads for its devices."""
     share = size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def spread(rows: Any) -> Any:
-    """Batches over all devices; `rows` is a tree of this process's own, [rows, …] each."""
-    along = NamedSharding(all_devices(), PartitionSpec("batch"))
-    return jax.tree.map(lambda each: jax.make_array_from_process_local_data(along, np.asarray(each)), rows)
+    """Batches sharded over all devices; `rows` is a tree with this process's rows of each, [rows, …]."""
+    sharding = NamedSharding(all_devices(), PartitionSpec("batch"))
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), rows)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writing files atomically."""
 
 import contextlib
 import secrets
@@ -11,10 +11,10 @@ from qkd_jax.errors import InputError
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file to write, which becomes `path` when the block ends well, and else leaves no trace.
+    """Open a file that replaces `path` when the block succeeds, and is deleted when it fails.
 
-    Folders on the way are made.  Whoever is killed halfway leaves `path` as it was, beside a
-    file that ends in .part, which nothing reads.  Raises InputError if it can't be written.
+    Parent folders are created.  A process killed halfway leaves `path` as it was, and a file that ends in
+    .part, which nothing reads.  Raises InputError if the file can't be written.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}

@@ -1,6 +1,6 @@
-"""What a file makes a library do, tried in a process of its own, which alone ends if that crashes or hangs.
+"""Run an untrusted model once in a subprocess, so that a crash or hang can't take down this process.
 
-As a program, this file is that process: MODULE PATH ….
+Run as a program, this file is that subprocess; its arguments are those of `run_once`, after a module's name.
 """
 
 import contextlib
@@ -13,30 +13,34 @@ from pathlib import Path
 
 from qkd_jax.errors import InputError
 
-_SECONDS, _MEMORY = 120, 16 << 30
-"""That a trial may take, and bytes."""
+_SECONDS, _BYTES = 120, 16 << 30
+"""Limits of the subprocess: run time and memory."""
 _REFUSED = 3
-"""The status of the process whose last line is an InputError's."""
+"""Exit status after an InputError, whose message is the last line of stdout."""
 
 
 def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
-    """Call `run_once(path, *more)` of `module` in a process of its own.
+    """Call `run_once(path, *more)` of `module` in a subprocess, limited to 2 minutes and 16 GiB.
 
-    Raises InputError if it does, and if the `runtime`, whose name that is, crashes or takes too long;
-    KeyboardInterrupt if a signal to stop comes meanwhile.
+    Raises InputError if the call does, or if the library (named `runtime` in the message) crashes or takes
+    too long; KeyboardInterrupt if a signal stops the subprocess.
     """
-    # Not a fork, which would have the locks of JAX's threads but not the threads.
+    # Not a fork: it would copy the locks of JAX's threads without the threads that release them.
     command = [sys.executable, "-P", "-m", "qkd_jax.system.isolation", module, str(path), *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SECONDS
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
             f"{path}: took {runtime} more than {_SECONDS} s; expected a model that it can run"
         ) from None
-    if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # meant for us all
+    if done.returncode in (-signal.SIGINT, -signal.SIGTERM):  # a terminal signals the whole process group
         raise KeyboardInterrupt
     if done.returncode == _REFUSED:
         raise InputError(done.stdout.decode(errors="replace").splitlines()[-1])
@@ -47,14 +51,14 @@ def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
 
 
 def _main(module: str, path: str, *more: str) -> None:
-    with contextlib.suppress(ImportError, ValueError):  # there is no such limit everywhere
+    with contextlib.suppress(ImportError, ValueError):  # not every system has this limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
     try:
         importlib.import_module(module).run_once(Path(path), *more)
     except InputError as error:
-        # A runtime may have printed too.
+        # On a line of its own, because the library may have printed too.
         sys.stdout.buffer.write(f"\n{error}".encode())
         sys.exit(_REFUSED)
 

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar on a terminal, nothing elsewhere."""
+"""Progress bars on a terminal; nothing elsewhere."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
-    """`items`, with a progress bar of `count` steps on stderr while they are consumed."""
+    """Yield `items`, with a progress bar of `count` steps on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield from items
         return
@@ -16,12 +16,11 @@ def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
     from rich.markup import escape
     from rich.progress import Progress
 
-    # What is printed stays on stdout, which may be a file.
     bar = Progress(
         *Progress.get_default_columns(),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=sys.stdout.isatty(),  # otherwise print() would write to stderr, not to stdout's file
     )
     with bar:
         yield from bar.track(items, total=count, description=escape(title))

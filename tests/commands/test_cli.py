@@ -1,104 +1,165 @@
-"""Presets and the command line: found by name, overridden field by field, one line for each mistake."""
+"""The command qkd-jax: its commands and presets, and how it ends."""
 
-import dataclasses
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from qkd_jax.commands.cli import load_preset, override, run_command
-from qkd_jax.config import DataConfig, FeatureConfig, RunConfig, TrainConfig
+import qkd_jax
+from qkd_jax.commands import cli
+from qkd_jax.commands.cli import COMMANDS, load_preset, main, preset_paths, run, run_command
 from qkd_jax.errors import InputError
 
-PRESETS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[2]
 
 
-def test_command_line_overrides_single_fields():
-    preset = load_preset("demo", PRESETS)
-    new = override(preset, ["--train.seed", "3", "--students.plain.units", "32", "--data.events", "a", "b"])
-    assert new.train == dataclasses.replace(preset.train, seed=3)
-    assert new.students["plain"].units == 32
-    assert new.students["distilled-4"] == preset.students["distilled-4"]
-    assert new.data.events == ("a", "b")
+@pytest.fixture(autouse=True)
+def _handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_help_fits_a_screen_and_names_every_command(capsys):
+    assert main(["--help"]) == main([]) == 0
+    once, again = capsys.readouterr().out.split("usage: ")[1:]
+    assert once == again and once.startswith("qkd-jax COMMAND")
+    assert len(once.splitlines()) <= 24 and max(map(len, once.splitlines())) <= 100
+    for name in COMMANDS:
+        assert re.search(rf"^  {name}\b", once, flags=re.M)
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"qkd_jax {qkd_jax.__version__}\n"
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert main(["listen\n"]) == 2
+    expected = "error: expected a command (train, eval, export, detect, presets), got 'listen?'\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_called_by_what_was_typed(name, monkeypatch):
+    calls = []
+
+    class Module:
+        main = staticmethod(lambda arguments, prog: calls.append((arguments, prog)))
+
+    module = COMMANDS[name].module
+    monkeypatch.setattr(cli.importlib, "import_module", lambda found: Module if found.endswith(f".{module}") else 1)
+    assert main([name, "x", "--y"]) == main([name], "python -m qkd_jax") == run(name, ["z"], f"{name}.py") == 0
+    assert calls == [
+        (["x", "--y"], f"qkd-jax {name}"),
+        ([], f"python -m qkd_jax {name}"),
+        (["z"], f"{name}.py"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--train.sed", "3"], ["--train.sed", "--train.seed"]),
-        (["--train.seed", "x"], ["--train.seed", "INT", "'x'"]),
-        (["--train.batch-size", "0"], ["batch_size", "greater than or equal to 1"]),
-        (["--teacher.architecture", "vgg"], ["--teacher.architecture", "densenet", "resnet", "vgg"]),
-        (
-            ["--students.distilled-4.quant.weights", "1"],
-            ["weights", "expected 2 to 16, or 32 for off, got 1"],
-        ),
-    ],
+    ("typed", "name"), [(["detect.py"], "detect.py"), (["-m", "qkd_jax", "detect"], "python -m qkd_jax detect")]
 )
-def test_a_wrong_argument_is_one_line_that_says_what_was_expected(arguments, words, capsys):
-    with pytest.raises(InputError) as caught:
-        override(load_preset("demo", PRESETS), arguments)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words)
-    assert capsys.readouterr() == ("", "")
+def test_messages_name_the_command_as_typed(typed, name, tmp_path):
+    done = subprocess.run([sys.executable, *typed], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name} MODEL FILE…" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_help_lists_every_field(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as caught:
-        override(RunConfig(), ["--help"], prog="train.py")
-    assert not caught.value.code
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
-    for section in (TrainConfig, DataConfig, FeatureConfig):
-        for field in dataclasses.fields(section):
-            assert re.search(rf"\.{field.name.replace('_', '-')}\b", text)
+def test_the_scripts_at_the_top_are_commands():
+    for name in ("train", "eval", "export", "detect"):
+        text = (ROOT / f"{name}.py").read_text()
+        assert f'run("{name}", sys.argv[1:], "{name}.py")' in text and len(text.splitlines()) < 12
 
 
-def test_presets_are_found_by_name_and_checked(tmp_path):
-    with pytest.raises(InputError, match=r"no preset 'pape'; there are: audioset, demo, desed, paper, small"):
-        load_preset("pape", PRESETS)
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(InputError, match="to a RunConfig or RunConfig, found NoneType"):
-        load_preset("empty", tmp_path)
-    (tmp_path / "wrong.py").write_text("from qkd_jax.config import Config\nconfig = RunConfig(nam='x')\n")
-    with pytest.raises(InputError, match=r"wrong\.py: nam: Unexpected keyword argument"):
-        load_preset("wrong", tmp_path)
+def fails(name):
+    def main(arguments, prog):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    return main
+
+
+def test_the_distribution_for_devices_says_what_it_lacks(monkeypatch, capsys):
+    class Module:
+        main = staticmethod(fails("qkd_jax.training"))
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(cli, "_installed", lambda name: name == cli.DEVICE)
+    assert main(["train"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: qkd-jax train needs the whole package (qkd_jax.training is missing): pip ")
+    assert said.endswith("pip uninstall qkd_jax_detect && pip install qkd_jax\n")
+    Module.main = staticmethod(fails("jax"))
+    monkeypatch.setattr(cli, "_installed", lambda name: False)
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "error: qkd-jax train needs jax, which is not installed: pip install qkd_jax\n"
+
+
+def test_a_missing_module_of_our_own_is_not_hidden(monkeypatch):
+    class Module:
+        main = staticmethod(fails("qkd_jax.training"))
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Module)
+    monkeypatch.setattr(cli, "_installed", lambda name: name == cli.WHOLE)
+    with pytest.raises(ModuleNotFoundError):
+        main(["train"])
+
+
+def test_two_distributions_at_once_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_installed", lambda name: True)
+    assert main(["presets"]) == 2
+    assert "share files, found both installed: pip uninstall qkd_jax_detect" in capsys.readouterr().err
+
+
+def test_presets_are_found_by_name_and_files_by_path(tmp_path):
+    assert list(preset_paths()) == ["audioset", "demo", "desed", "paper", "small"]
+    with pytest.raises(InputError, match=r"a preset \(audioset, demo, desed, paper, small\) or a \.py .*'pape'"):
+        load_preset("pape")
+    with pytest.raises(InputError, match=r"or a \.py file, got 'gone\.py'"):
+        load_preset("gone.py")
+    path = tmp_path / "own.py"
+    path.write_text("from qkd_jax.config import RunConfig\nconfig = RunConfig(name='own')\n")
+    assert load_preset(str(path)).name == "own"
+    path.write_text("")
+    with pytest.raises(InputError, match=r"own\.py: expected `config` to be a RunConfig, found NoneType"):
+        load_preset(str(path))
+    path.write_text("from qkd_jax.config import RunConfig\nconfig = RunConfig(nam='x')\n")
+    with pytest.raises(InputError, match=r"own\.py: nam: expected no such field, got 'x'"):
+        load_preset(str(path))
+
+
+@pytest.mark.parametrize("name", preset_paths())
+def test_each_preset_has_its_name(name):
+    assert load_preset(name).name == name
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "printed"),
     [
         (None, 0, ""),
         (InputError("a.wav: not there"), 2, "error: a.wav: not there\n"),
-        (
-            PermissionError(13, "Permission denied", "runs"),
-            2,
-            "error: runs: Permission denied\n",
-        ),
+        (PermissionError(13, "Permission denied", "runs"), 2, "error: runs: Permission denied\n"),
         (
             KeyboardInterrupt("teacher: stopped"),
             130,
-            "teacher: stopped; the same command goes on from there\n",
+            "teacher: stopped; run the same command again to continue\n",
         ),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from there\n"),
+        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
     ],
 )
-def test_a_command_ends_in_a_status_and_a_line(error, status, said, capsys):
-    def main(arguments):
-        assert arguments == ["x"]
+def test_a_command_ends_in_a_status_and_a_line(error, status, printed, capsys):
+    def command(arguments, prog):
+        assert (arguments, prog) == (["x"], "train.py")
         if error is not None:
             raise error
 
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert run_command(main, ["x"]) == status
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr() == ("", said)
+    assert run_command(command, ["x"], "train.py") == status
+    assert capsys.readouterr() == ("", printed)
 
 
-def test_a_mistake_in_the_library_is_not_hidden():
+def test_a_fault_in_the_library_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        run_command(lambda arguments: 1 / 0, [])
+        run_command(lambda arguments, prog: 1 / 0, [], "train.py")

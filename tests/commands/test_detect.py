@@ -1,4 +1,4 @@
-"""detect.py as a person runs it: files and pipes to events, and one line for each mistake."""
+"""`qkd-jax detect` as a person runs it: files and pipes to events, and one line for each mistake."""
 
 import dataclasses
 import json
@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import soundfile
 
-import detect
 from qkd_jax.audio.reading import read_audio
-from qkd_jax.config import DetectConfig, EventConfig, FeatureConfig
+from qkd_jax.commands.detect import DetectOptions, chosen_events, main
+from qkd_jax.config import EventConfig, FeatureConfig
 from qkd_jax.detector import events
 from qkd_jax.detector.file import save
 from qkd_jax.errors import InputError
 from tests.detectors import PLAIN, random_detector
 
-ROOT = Path(detect.__file__).parent
+ROOT = Path(__file__).parents[2]
 RATE = 8000
 FEATURES = FeatureConfig(sample_rate=RATE, win_length=200, hop_length=80, n_fft=256, n_mels=32, fmax=4000.0)
 RANDOM = dataclasses.replace(random_detector(PLAIN), features=FEATURES)
@@ -31,7 +31,7 @@ POINTS = {
     "1/h": dict(zip(RANDOM.events, (0.78, 0.95, 0.76))),
 }
 DETECTOR = dataclasses.replace(
-    RANDOM, detection=EventConfig(thresholds=POINTS, use="eer", end=1.0, median_seconds=0.05)
+    RANDOM, event_config=EventConfig(thresholds=POINTS, use="eer", end=1.0, median_seconds=0.05)
 )
 
 
@@ -58,13 +58,18 @@ def record(tmp_path):
 
 
 def expected(path, **changes):
-    detector = dataclasses.replace(DETECTOR, detection=dataclasses.replace(DETECTOR.detection, **changes))
+    event_config = dataclasses.replace(DETECTOR.event_config, **changes)
+    detector = dataclasses.replace(DETECTOR, event_config=event_config)
     return list(events.detect(detector, [read_audio(path, RATE)]))
 
 
-def said(capsys, *arguments):
-    """The events that detect.py gives as JSON, and their files."""
-    detect.main([*arguments, "--format", "json"])
+def detect(*arguments):
+    main(list(arguments), "qkd-jax detect")
+
+
+def printed(capsys, *arguments):
+    """The events that the command prints as JSON, and their files."""
+    detect(*arguments, "--format", "json")
     items = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return [item.pop("file") for item in items], items
 
@@ -91,15 +96,15 @@ def raw(samples):
 
 def test_files_of_any_rate_become_events(model, record, capsys):
     one, other = record("one.wav"), record("other.flac", rate=44_100, seed=1)
-    files, items = said(capsys, model, one, other)
+    files, items = printed(capsys, model, one, other)
     assert items == rounded(expected(one) + expected(other))
     assert files == [one] * len(expected(one)) + [other] * len(expected(other))
     assert len(set(files)) == 2
 
 
-def test_the_table_is_what_is_said_unasked(model, record, capsys):
+def test_a_table_is_the_default(model, record, capsys):
     path = record("one.wav")
-    detect.main([model, path])
+    detect(model, path)
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["file", "onset", "offset", "event", "peak"]
     assert [row.split()[3] for row in rows] == [event.event for event in expected(path)] != []
@@ -108,14 +113,17 @@ def test_the_table_is_what_is_said_unasked(model, record, capsys):
 def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsys):
     path = record("one.wav")
     given = {"given": dict.fromkeys(RANDOM.events, 0.75)}
+    one_more = {"given": POINTS["eer"] | {RANDOM.events[0]: 0.78}}
     results = [
-        said(capsys, model, path, *arguments)[1]
+        printed(capsys, model, path, *arguments)[1]
         for arguments in (
             [],
             ["--false-alarms", "1"],
-            ["--detection.use", "1/h"],
+            ["--events.use", "1/h"],
             ["--threshold", "0.75"],
-            ["--detection.shortest-seconds", "0.3"],
+            ["--threshold", *(f"{event}=0.75" for event in RANDOM.events)],
+            ["--threshold", f"{RANDOM.events[0]}=0.78"],
+            ["--events.shortest-seconds", "0.3"],
         )
     ]
     assert results == [
@@ -125,53 +133,57 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
             {"use": "1/h"},
             {"use": "1/h"},
             {"thresholds": given, "use": "given"},
+            {"thresholds": given, "use": "given"},
+            {"thresholds": one_more, "use": "given"},
             {"shortest_seconds": 0.3},
         )
     ]
-    assert results[1] and len({json.dumps(result) for result in results}) == 4
+    assert all(results) and len({json.dumps(result) for result in results}) == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"expected a model and recordings first\. Find events .*python detect\.py MODEL FILE…"),
-        (["MODEL", "--format", "json"], r"expected a model and recordings first"),
+        ([], r"expected a model and at least one file: qkd-jax detect MODEL FILE…"),
+        (["MODEL", "--format", "json"], r"expected a model and at least one file"),
         (["gone.safetensors", "FILE"], r"gone\.safetensors: expected a detector's file, found none"),
         (["FILE", "FILE"], r"a\.wav: expected a \.safetensors file"),
-        (["MODEL", "FILE", "--false-alarms", "2"], r"false_alarms: .*\(eer, 1/h\), got 2/h"),
-        (["MODEL", "FILE", "--false-alarms", "1", "--threshold", "0.1"], r"threshold: .* got both"),
-        (["MODEL", "FILE", "--detection.use", "2/h"], r"use: .*\(eer, 1/h\), got '2/h'"),
-        (["MODEL", "FILE", "--threshold", "1.5"], r"threshold.*less than 1"),
-        (["MODEL", "FILE", "--format", "xml"], r"--format.*audacity"),
-        (["MODEL", "FILE", "-", "--format", "audacity"], r"audacity's labels are of one file, got 2"),
+        (["x.onnx", "FILE"], r"x\.onnx: expected a detector in \.safetensors, got \.onnx; qkd-jax eval FILE scores"),
+        (["x.h", "FILE"], r"x\.h: expected a detector in \.safetensors, got \.h; qkd-jax eval FILE scores"),
+        (["MODEL", "FILE", "--false-alarms", "2"], r"^--false-alarms: .*\(eer, 1/h\), got 2/h; .*1/N hours$"),
+        (["MODEL", "FILE", "--false-alarms", "1", "--threshold", "0.1"], r"^--false-alarms, --thres.* got both"),
+        (["MODEL", "FILE", "--events.use", "2/h"], r"^--events\.use: .*\(eer, 1/h\), got '2/h'"),
+        (["MODEL", "FILE", "--threshold", "1.5"], r"^--threshold: expected a number between 0 and 1.*'1\.5'$"),
+        (["MODEL", "FILE", "--threshold", "dog=x"], r"^--threshold: expected a number between 0 and 1.*'dog=x'$"),
+        (["MODEL", "FILE", "--threshold", "cow=0.5"], r"^--threshold: expected an event \(.*\), got 'cow'$"),
+        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected at least 1 value"),
+        (["MODEL", "FILE", "--format", "xml"], r"^--format: expected .*'audacity'.*, got 'xml'$"),
+        (["MODEL", "FILE", "-", "--format", "audacity"], r"^--format: audacity's labels .* one file, got 2"),
         (["MODEL", "FILE", "--formt", "json"], r"--formt.*--format"),
-        (["MODEL", "FILE", "--runtime", "tpu"], r"--runtime.*numpy"),
-        (
-            ["MODEL", "FILE", "--state", "S"],
-            r"state: expected one stream, - or mic, that may go on, got .*a\.wav",
-        ),
-        (["MODEL", "-", "mic", "--state", "S"], r"state: expected one stream, .* got -, mic"),
+        (["MODEL", "FILE", "--runtime", "tpu"], r"^--runtime: expected 'numpy'.*, got 'tpu'$"),
+        (["MODEL", "FILE", "--state", "S"], r"^--state: expected one stream, - or mic, got .*a\.wav"),
+        (["MODEL", "-", "mic", "--state", "S"], r"^--state: expected one stream, .* got -, mic"),
         (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a \.safetensors file"),
     ],
 )
 def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
     places = {"MODEL": model, "FILE": record("a.wav")}
     with pytest.raises(InputError, match=message) as caught:
-        detect.main([places.get(argument, argument) for argument in arguments])
+        detect(*(places.get(argument, argument) for argument in arguments))
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
 
 
 def test_a_model_without_operating_points_says_so():
-    with pytest.raises(InputError, match=r"expected an operating point \(there are none\), got 1/h"):
-        DetectConfig(false_alarms="1/h").chosen(("dog",))
+    with pytest.raises(InputError, match=r"operating point of the detector \(there are none\), got 1/h"):
+        chosen_events(DetectOptions(false_alarms="1/h"), ("dog",))
 
 
 def test_a_bad_recording_is_named_when_the_others_are_done(model, record, tmp_path, capsys):
     path, text = record("a.wav"), tmp_path / "text.wav"
     text.write_text("no recording")
     with pytest.raises(InputError) as caught:
-        detect.main([model, "gone.wav", path, str(text), path, "--format", "json"])
+        detect(model, "gone.wav", path, str(text), path, "--format", "json")
     first, second = str(caught.value).splitlines()
     assert first.startswith("gone.wav: expected a recording") and "text.wav: expected a recording" in second
     assert len(capsys.readouterr().out.splitlines()) == 2 * len(expected(path)) > 0
@@ -184,7 +196,7 @@ def test_standard_input_is_samples_or_a_mistake(model, record, tmp_path, capsys,
     def from_file(path):
         with open(path) as file:
             monkeypatch.setattr(sys, "stdin", file)
-            return said(capsys, model, "-")
+            return printed(capsys, model, "-")
 
     files, items = from_file(samples)
     assert files == ["-"] * len(items)
@@ -196,7 +208,7 @@ def test_standard_input_is_samples_or_a_mistake(model, record, tmp_path, capsys,
 
 def test_the_microphone_is_a_file_of_that_name(model, capsys, monkeypatch):
     monkeypatch.setattr("qkd_jax.audio.microphone.microphone_blocks", lambda rate: [sound(3, rate)])
-    files, items = said(capsys, model, "mic")
+    files, items = printed(capsys, model, "mic")
     assert items == rounded(list(events.detect(DETECTOR, [sound(3)]))) != []
     assert set(files) == {"mic"}
 
@@ -206,7 +218,7 @@ def test_any_runtime_can_be_asked_for(model, record, capsys, runtime):
     if runtime == "c" and shutil.which("cc") is None:
         pytest.skip("needs a C compiler, cc")
     path = record("a.wav")
-    _, items = said(capsys, model, path, "--runtime", runtime)
+    _, items = printed(capsys, model, path, "--runtime", runtime)
     for item, event in zip(items, rounded(expected(path)), strict=True):
         # Front ends differ in last bits.
         assert item.pop("peak") == pytest.approx(event.pop("peak"), abs=0.05)
@@ -217,7 +229,7 @@ def test_what_is_heard_today_goes_on_tomorrow(model, tmp_path, capsys, monkeypat
     samples, state, items = sound(6), str(tmp_path / "state"), []
     for part in np.split(samples, [20_001, 20_002, 37_777]):
         monkeypatch.setattr("qkd_jax.audio.microphone.microphone_blocks", lambda rate, part=part: [part])
-        items += said(capsys, model, "mic", "--state", state)[1]
+        items += printed(capsys, model, "mic", "--state", state)[1]
     whole = rounded(list(events.detect(DETECTOR, [samples])))
     assert 5 < len(items) <= len(whole) and items == whole[: len(items)]
     for asked, message in (
@@ -225,7 +237,7 @@ def test_what_is_heard_today_goes_on_tomorrow(model, tmp_path, capsys, monkeypat
         (["--threshold", "0.9"], "use"),
     ):
         with pytest.raises(InputError, match=rf"state: expected a state with {message}"):
-            said(capsys, model, "mic", "--state", state, *asked)
+            printed(capsys, model, "mic", "--state", state, *asked)
 
 
 def test_a_stream_that_is_stopped_by_signals_loses_and_repeats_nothing(model, tmp_path):
@@ -248,36 +260,62 @@ def test_a_stream_that_is_stopped_by_signals_loses_and_repeats_nothing(model, tm
                 lines += process.stdout.readlines()
                 said = process.stderr.read().decode().splitlines()
                 assert process.wait(60) == (130 if number else 0)
-                assert said[-1:] == (["stopped; the same command goes on from there"] if number else [])
+                assert said[-1:] == (["stopped; run the same command again to continue"] if number else [])
     samples = np.frombuffer(data, "<i2").astype(np.float32) / 32768
     whole, items = rounded(list(events.detect(DETECTOR, [samples]))), [json.loads(line) for line in lines]
     assert {item.pop("file") for item in items} == {"-"}
     assert items == whole[: len(items)] and len(whole) - len(items) <= len(RANDOM.events)
 
 
-def test_help_is_for_who_has_no_model_yet(capsys):
+def test_options_may_come_first(model, record, capsys):
+    path = record("one.wav")
+    detect("--threshold", "0.75", "dog=0.75", "--format=json", model, path)
+    first = capsys.readouterr().out
+    detect(model, "--format", "json", path, "--threshold", "0.75")
+    assert capsys.readouterr().out == first != ""
+
+
+def help_of(capsys, *arguments):
     with pytest.raises(SystemExit) as caught:
-        detect.main(["--help"])
-    text = capsys.readouterr().out
+        detect(*arguments, "--help")
     assert not caught.value.code
-    for words in ("detect.py MODEL FILE…", "--false-alarms", "--threshold", "--format", "16-bit"):
+    return capsys.readouterr().out
+
+
+def test_help_needs_no_model_and_shows_the_settings_of_one(model, capsys):
+    text = help_of(capsys)
+    for words in ("qkd-jax detect MODEL FILE…", "--false-alarms", "--threshold", "--format", "16-bit"):
         assert words in text
+    assert len(text.splitlines()) <= 48 and "--events.end 0.5" in text
+    of_model = help_of(capsys, model)
+    for words in ("--events.use eer", "--events.end 1", "--events.median-seconds 0.05", "thresholds.1/h.dog 0.78"):
+        assert words in of_model and words not in text
 
 
-def test_it_needs_nothing_heavy(model, record):
-    heavy = ["jax", "jaxlib", "flax", "orbax", "grain", "librosa", "scipy", "sklearn", "matplotlib", "onnx"]
+HEAVY = ["jax", "jaxlib", "flax", "orbax", "grain", "optax", "librosa", "numba", "scipy", "sklearn"]
+HEAVY += ["matplotlib", "onnx", "onnxruntime", "tensorboardX", "rich", "jaxtyping", "jinja2"]
+
+
+def without(libraries, *arguments):
+    """The finished command, run where `libraries` can't be imported."""
     code = (
-        "import sys, detect; detect.main(sys.argv[1:]); "
-        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+        f"import sys; sys.modules.update(dict.fromkeys({libraries})); "
+        "from qkd_jax.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, model, record("a.flac", rate=44_100), "--false-alarms", "1"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
     )
-    assert done.stderr.strip() == "[]" and "dog" in done.stdout
+
+
+@pytest.mark.parametrize("runtime", ["numpy", "c"])
+def test_it_runs_where_jax_is_not_installed(model, record, runtime):
+    if runtime == "c" and shutil.which("cc") is None:
+        pytest.skip("needs a C compiler, cc")
+    missing = HEAVY if runtime == "numpy" else [name for name in HEAVY if name != "jinja2"]
+    path = record("a.flac", rate=44_100)
+    done = without(missing, "detect", model, path, "--false-alarms", "1", "--runtime", runtime)
+    assert done.returncode == 0 and done.stderr == "" and "dog" in done.stdout
+    assert without(missing, "presets").returncode == 0 == without(missing, "--help").returncode
 
 
 def test_an_event_in_a_pipe_is_said_when_it_is_over_and_ctrl_c_is_quiet(model):

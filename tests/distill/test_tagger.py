@@ -335,6 +335,6 @@ def test_a_runtime_that_is_not_there_is_named(tmp_path, monkeypatch):
         raise ImportError(name)
 
     write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2, 0.5, 0.9])
-    monkeypatch.setattr(waveform_model.importlib, "import_module", missing)
+    monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(InputError, match=r"needs onnxruntime: pip install 'qkd_jax\[taggers\]'"):
         waveform_model.open_model(tmp_path / "model.onnx")

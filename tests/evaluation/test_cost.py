@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qkd_jax.config import CRNNConfig, LSTMConfig, QuantConfig, TeacherConfig
+from qkd_jax.config import CRNNConfig, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.evaluation.cost import model_cost, multiply_adds, packed_bytes
 from qkd_jax.models.build import build_model
 
@@ -21,7 +21,7 @@ def cost(config, quant=None):
     return model_cost(model, variables, PAPER, quant), variables
 
 
-def test_the_papers_student():
+def test_the_papers_lstm():
     row, _ = cost(LSTMConfig())
     assert row == {"parameters": 329_475, "multiply_adds": 998 * 1024 * 320 + 768, "bytes": 1_317_900}
 
@@ -52,14 +52,14 @@ def test_convolutions_in_front_and_attention_behind(packed):
     # 998 x 64 to 498 x 32, 248 x 16, 123 x 8 and 121 x 4.
     kernels = [9 * 1 * 16, 9 * 16 * 32, 9 * 32 * 64, 9 * 64 * 64]
     lstm, norms, biases = (128 + 4 * 64) * 4 * 128, 2 * (16 + 32 + 64 + 64), 4 * 128 + 3 + 3
-    read = 2 * 128 * 3  # the logits, and what weighs them
-    assert row["parameters"] == sum(kernels) + lstm + norms + biases + read == 258_294
+    heads = 2 * 128 * 3  # the logits, and the weights of attention
+    assert row["parameters"] == sum(kernels) + lstm + norms + biases + heads == 258_294
     places = [498 * 32, 248 * 16, 123 * 8, 121 * 4]
     products = sum(place * kernel for place, kernel in zip(places, kernels))
-    assert row["multiply_adds"] == products + 121 * (lstm + read)
+    assert row["multiply_adds"] == products + 121 * (lstm + heads)
     ranges = (16 + 32 + 64 + 64) + 2 * 4 * 128  # of channels, and of the columns of W_h and W_x
     in_float = 4 * (norms + biases)
-    expected = (sum(kernels) + lstm) // 2 + read + in_float + 8 * ranges if packed else 4 * 258_294
+    expected = (sum(kernels) + lstm) // 2 + heads + in_float + 8 * ranges if packed else 4 * 258_294
     assert row["bytes"] == expected
 
 
@@ -67,7 +67,7 @@ def test_convolutions_in_front_and_attention_behind(packed):
     ("quant", "expected"),
     [
         (QuantConfig(output=8), 4 * (329_475 - 768) + 768),
-        # Weights in float have no ranges.
+        # Float weights have no ranges.
         (QuantConfig(output=8, ranges="channel"), 4 * (329_475 - 768) + 768),
         (QuantConfig(weights=4, ranges="split"), 171_020),
         (QuantConfig(weights=4, ranges="channel"), 171_020 + 2 * 4 * 2 * 1024),
@@ -75,23 +75,23 @@ def test_convolutions_in_front_and_attention_behind(packed):
     ],
     ids=str,
 )
-def test_bytes_are_of_what_is_stored_at_few_bits(quant, expected):
+def test_bytes_count_only_what_is_stored_at_few_bits(quant, expected):
     assert cost(LSTMConfig(quant=quant), quant)[0]["bytes"] == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "attention"])
 @pytest.mark.parametrize("bits", [8, 3])
-def test_integer_students_have_a_multiplier_and_a_bias_for_each_column(bits, pooling):
-    shape = {"convolutions": (4, 6), "time_strides": 1, "units": 8, "pooling": pooling}
+def test_integer_lstms_have_a_multiplier_and_a_bias_per_column(bits, pooling):
+    shape = {"convolutions": (4, 6), "time_strides": 1, "hidden_size": 8, "pooling": pooling}
     quant = QuantConfig.integer(bits)
-    row, _ = cost(LSTMConfig(**shape, quant=quant, start="a float one"), quant)
+    row, _ = cost(LSTMConfig(**shape, quant=quant), quant)
     # 64 bands halved twice: 16 of 6 channels.
     weights = [9 * 1 * 4, 9 * 4 * 6, (8 + 16 * 6) * 32]
     heads = 2 if pooling == "attention" else 1
     packed = sum(math.ceil(size * bits / 8) for size in weights) + heads * 8 * 3
-    # Of a convolution and of an output layer they are the batch-norm's, or few; the LSTM has two multipliers.
+    # Convolutions have those of batch-norm; the few of output layers don't count; the LSTM has two multipliers.
     assert row["bytes"] == packed + 4 * (2 * (4 + 6) + 3 * 32 + heads * 3)
-    # A device does what the float student does, product by product.
+    # A device computes the same products as the float network.
     assert row["multiply_adds"] == cost(LSTMConfig(**shape))[0]["multiply_adds"]
 
 
@@ -101,8 +101,8 @@ def test_three_layers():
     assert row["multiply_adds"] == 998 * 1024 * (320 + 512 + 512) + 768
 
 
-def test_the_papers_teacher():
-    row, variables = cost(TeacherConfig())
+def test_densenet_63():
+    row, variables = cost(DenseNetConfig())
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1)
     assert weights == 2_278_636
     assert row["parameters"] == 2_305_063
@@ -119,7 +119,7 @@ def crnn_cost(config, embedding=0, shape=(22, 12)):
     return model_cost(model, variables, shape, config.quant)
 
 
-def test_desed_s_baseline():
+def test_desed_baseline():
     row = crnn_cost(CRNNConfig(), shape=(626, 128))
     # DESED's 10 events are 3 here; torch's GRU has a second bias for two gates.
     assert row["parameters"] == 1_112_420 - 2 * 7 * 257 - 2 * 2 * 2 * 128 == row["bytes"] / 4
@@ -172,19 +172,18 @@ def test_bytes_and_multiply_adds_of_crnns(trunk, ranges):
     assert row["bytes"] == packed + READ * quant.output // 8 + 4 * (floats + BIASES + numbers)
 
 
-def test_a_layer_that_only_guides_training_costs_nothing():
+def test_an_embedding_layer_costs_nothing():
     quant = QuantConfig.paper(4)
     for config in (SMALL, dataclasses.replace(SMALL, quant=quant)):
         assert crnn_cost(config, embedding=50) == crnn_cost(config)
     assert packed_bytes({"gru": {}, "embedding": {"kernel": jnp.zeros(7)}}, quant) == 0
 
 
-# Quantization is the students': a teacher has nothing to pack, and to count it as packed is a mistake.
 def test_a_densenet_is_not_packed():
-    row, _ = cost(TeacherConfig(blocks=(1,), growth=4, stem=8))
+    row, _ = cost(DenseNetConfig(blocks=(1,), growth=4, stem=8))
     assert row["bytes"] == 4 * row["parameters"]
-    with pytest.raises(ValueError, match="expected a student's or CRNN's to count at few bits, got"):
-        cost(TeacherConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
+    with pytest.raises(ValueError, match="params: expected those of an LSTM or CRNN to quantize, got"):
+        cost(DenseNetConfig(blocks=(1,), growth=4, stem=8), QuantConfig.paper(4))
 
 
 A, B = jnp.zeros((5, 3, 4)), jnp.zeros((5, 4, 7))

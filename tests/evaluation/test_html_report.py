@@ -66,16 +66,20 @@ def example(events=EVENTS, models=MODELS, clips=60, names=None, epochs=3, folder
         },
         "config_json": '{"name": "demo"}',
         "versions": {"jax": "0.10.2"},
+        "teachers": {"teacher", "yamnet.toml"},
     }
 
 
 def hostile_example(folder):
-    """Names of recordings, events, models and the run that mean something in HTML, SVG or a URI."""
+    """Names of recordings, events, models and the run with a meaning in HTML, SVG or a URI."""
     events = ("<b>bell</b>", "\"a\" & 'b'", "long_event_name_without_a_blank_" * 5)
     models = {"teacher": MODELS["teacher"], "</svg><script>alert(2)</script>$x$": MODELS["small-4"]}
-    # So few that each is among the worst of something.
-    found = example(events, models, len(HOSTILE), HOSTILE, folder=folder)
-    return found | {"title": "<script>alert(3)</script>", "config_json": "</pre><script>alert(4)</script>"}
+    # So few clips that each is among the worst of some event.
+    arguments = example(events, models, len(HOSTILE), HOSTILE, folder=folder)
+    return arguments | {
+        "title": "<script>alert(3)</script>",
+        "config_json": "</pre><script>alert(4)</script>",
+    }
 
 
 def write(path, arguments):
@@ -137,7 +141,7 @@ def test_the_table_of_results(tmp_path):
 
 
 def test_the_best_student_of_a_column_is_marked(tmp_path):
-    """And nothing where students are alike; the teacher, best of all, never."""
+    """Nothing is marked where students are equal, and the teacher, the best of all, never is."""
     arguments = example()
     models = arguments["results"]["models"]
     models["plain"]["metrics"] = {event: {"auc": 80.0, "eer": 20.0} for event in (*EVENTS, "average")}
@@ -158,12 +162,21 @@ def test_the_smallest_student_comes_first(tmp_path):
     text = " ".join(Page(write(tmp_path / "report.html", example())).text.split())
     head = text[: text.index("AUC and EER in percent")]
     assert "test: 60 clips · 2 events · 3 models" in head
-    assert "The smallest: small-4" in head
+    assert "Smallest model: small-4" in head
     assert "6.89 kB" in head and "24.5 ×" in head and "teacher 169 kB" in head
     alone = " ".join(
         Page(write(tmp_path / "alone.html", example(models={"one": (512, 128, 1.0)}))).text.split()
     )
     assert "512 B" in alone and "teacher" not in alone and "1 model AUC" not in alone
+
+
+def test_the_smallest_student_is_compared_with_the_largest_teacher(tmp_path):
+    models = {"small": (9_000, 2_250, 1.0), "large": (90_000, 22_500, 2.0)} | MODELS
+    arguments = example(models=models) | {"teachers": ["small", "large", "plain"]}
+    text = " ".join(Page(write(tmp_path / "report.html", arguments)).text.split())
+    average = arguments["results"]["models"]["large"]["metrics"]["average"]
+    assert "13.1 ×" in text and "large 90 kB" in text
+    assert f"large {average['auc']:.2f} %" in text and f"large {average['eer']:.2f} %" in text
 
 
 @pytest.mark.parametrize(
@@ -232,7 +245,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(ids)
     assert set(re.findall(r"url\(#(\w+)\)", html)) <= set(ids)
-    # Every plot says what it shows, and every head of a table what it heads.
+    # Every plot has a label, and every header cell a scope.
     assert [tag for tag, _ in page.tags].count("svg") == 2 + 2 * 2 + 3 + 3 * 2
     assert (
         sum(attributes.get("role") == "img" and bool(attributes["aria-label"]) for _, attributes in page.tags)
@@ -270,7 +283,7 @@ def test_points_lie_at_their_bytes_and_errors(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["ROC curves for bell", "DET curves for knock", "validation AUC"])
-def test_a_line_a_model_in_its_colour(tmp_path, label):
+def test_each_model_has_a_line_in_its_colour(tmp_path, label):
     svg = drawn(write(tmp_path / "report.html", example()), label)
     lines = re.findall(r"<path [^>]*stroke: var\(--model-(\d)\); stroke-width: 1.5", svg)
     assert lines == ["0", "1", "2"]
@@ -314,7 +327,7 @@ MANY = {f"model-{index}": (10_000 - index, 2_500, 1.0) for index in range(len(PA
         "no errors",
     ],
 )
-def test_whatever_a_run_holds(tmp_path, choices):
+def test_any_number_of_models_events_and_clips(tmp_path, choices):
     arguments = example(**choices)
     html = write(tmp_path / "report.html", arguments)
     page = Page(html)
@@ -358,7 +371,7 @@ def chromium(tmp_path, page, *flags):
 
 
 def browse(tmp_path, page, *flags):
-    """What Chromium prints for a file, and the messages of its console."""
+    """The output of Chromium for a file, and the messages of its console."""
     command = chromium(tmp_path, page, *flags)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -373,7 +386,7 @@ def report(tmp_path):
 
 
 @needs_browser
-def test_a_browser_shows_the_table_and_complains_of_nothing(tmp_path, report):
+def test_a_browser_shows_the_table_without_messages(tmp_path, report):
     dom, console = browse(tmp_path, report, "--dump-dom")
     assert console == []
     # As the browser understood it.
@@ -401,7 +414,7 @@ def test_a_browser_draws_the_page_in_light_and_dark(tmp_path, report, scheme):
 @needs_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_nothing_is_wider_than_the_screen(tmp_path, report, width):
-    # A window of less than 500 Chromium does not make, but a frame.
+    # Chromium makes no windows narrower than 500 pixels, but frames.
     outer = tmp_path / "outer.html"
     outer.write_text(
         f'<iframe src="report.html" style="width: {width}px; border: 0"></iframe><p></p><script>'
@@ -440,11 +453,11 @@ def test_a_link_plays_its_recording(tmp_path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(60, process.kill)
         watchdog.start()
-        said = []
+        messages = []
         for line in process.stderr:
-            said += re.findall(r':CONSOLE.*?"(.*?)"', line)
-            if said[-1:] == ["done"]:
+            messages += re.findall(r':CONSOLE.*?"(.*?)"', line)
+            if messages[-1:] == ["done"]:
                 break
         process.kill()
         watchdog.cancel()
-    assert said == ["playing 0.5"] * 4 + ["done"]
+    assert messages == ["playing 0.5"] * 4 + ["done"]

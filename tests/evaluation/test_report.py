@@ -26,12 +26,12 @@ def printed(models, path):
 
 
 def cells(table):
-    """The cells of the header and of each row, which two blanks part."""
+    """The cells of the header and of each row, separated by two blanks."""
     lines = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
     return [line for line in lines if len(line) > 1]
 
 
-def test_the_table_has_a_row_a_model(tmp_path):
+def test_the_table_has_one_row_per_model(tmp_path):
     models = {"teacher": row(95.125, 8.5, 9_220_252, EVENTS), "distilled-4": row(90, 12.75, 171_020, EVENTS)}
     table = printed(models, tmp_path / "table.txt")
     assert "test: 480 clips" in table
@@ -43,7 +43,7 @@ def test_the_table_has_a_row_a_model(tmp_path):
 
 
 class Terminal(io.TextIOBase):
-    """Keeps what is printed, and says that it is a terminal."""
+    """A terminal that keeps what is printed."""
 
     def __init__(self):
         self.text = ""
@@ -57,7 +57,7 @@ class Terminal(io.TextIOBase):
 
 
 @pytest.mark.parametrize(("width", "shown"), [(300, 12), (130, 7), (80, 2), (62, 0)])
-def test_events_without_room_on_a_terminal_are_left_out_and_nothing_else(monkeypatch, width, shown):
+def test_on_a_narrow_terminal_only_events_are_left_out(monkeypatch, width, shown):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     events, terminal = [f"event-{index:02}" for index in range(12)], Terminal()
@@ -69,8 +69,8 @@ def test_events_without_room_on_a_terminal_are_left_out_and_nothing_else(monkeyp
     assert sum(event in text for event in events) == shown
     for figure in ("9,220,252", "2,305,063", "9,220.3 M", "distilled-4", "95.00 /", "8.00"):
         assert figure in text
-    said = f"{12 - shown} of 12 events are left out for want of width"
-    assert (said in lines) == (shown < 12)
+    note = f"{12 - shown} of 12 events don't fit in this width"
+    assert (note in lines) == (shown < 12)
 
 
 def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
@@ -106,7 +106,7 @@ def test_curves_are_drawn_for_every_model(tmp_path, scores):
     assert two[1] > 500
 
 
-def test_names_are_no_markup_and_break_no_line(tmp_path):
+def test_names_are_neither_markup_nor_line_breaks(tmp_path):
     events = ("[/dog]", "[red]a", "b\n\x1b[2J")
     text = printed({"small": row(90.0, 10.0, 4000, events)}, tmp_path / "table.txt")
     assert "[/dog]" in text and "[red]a" in text and "b??[2J" in text

@@ -79,7 +79,7 @@ def test_the_draws_are_the_same_in_every_process():
 
 
 def _coverage(recordings, effect, sources, repeats=200):
-    """The share of `repeats` worlds whose interval contains the true EER, and the mean width of the intervals.
+    """The share of `repeats` worlds whose interval contains the true EER, and the intervals' mean width.
 
     A world has 100 positives of `recordings` recordings, whose scores share a normal `effect`, and
     100 negatives.

@@ -1,6 +1,5 @@
 """Students past the paper: their runs, and the page from made-up results."""
 
-
 import jax
 import numpy as np
 import pytest

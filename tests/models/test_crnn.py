@@ -1,4 +1,4 @@
-"""The CRNN against a float64 reference in NumPy and published counts, and what must not change it."""
+"""The CRNN against a float64 reference in NumPy and published parameter counts, and its invariants."""
 
 import dataclasses
 import functools
@@ -11,13 +11,13 @@ import pytest
 from flax.errors import InvalidRngError
 
 from qkd_jax.config import CRNNConfig, QuantConfig
-from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.models.crnn import clip_logits
 from qkd_jax.nn.gru import gru_scan
+from tests.networks import parameters
 
 FLOAT, CHANNEL4 = QuantConfig(), QuantConfig.per_channel(4)
-# Weights and activations of different bits, one range a kernel.
+# Weights and activations of different bits, one range per kernel.
 KERNEL = QuantConfig(weights=5, activations=6, gates=8, cell=16, output=7)
 TINY = CRNNConfig(channels=(5, 5), pools=((2, 2), (1, 2)), hidden_size=4, layers=1)
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (3, 13, 9)) - 5
@@ -26,7 +26,7 @@ EVENTS, EMBEDDING = 3, 7
 
 @functools.cache
 def model(config):
-    """`detect` of `config` with an embedding, jitted; and variables, none of them what they are at first."""
+    """`step_logits` of `config` with an embedding, jitted; and variables, all different from new ones."""
     module = build_model(config, EVENTS, EMBEDDING)
     shapes = jax.eval_shape(module.init, jax.random.key(0), FEATURES)
     rng = np.random.default_rng(1)
@@ -46,21 +46,12 @@ def model(config):
             value = draws.get(name, draws["b"])(leaf.shape)
         return jnp.asarray(value - 5 if path[0].key == "norm" and name == "mean" else value, jnp.float32)
 
-    detect = jax.jit(functools.partial(module.apply, method="step_logits"))
-    return detect, jax.tree.map_with_path(drawn, shapes)
+    apply = jax.jit(functools.partial(module.apply, method="step_logits"))
+    return apply, jax.tree.map_with_path(drawn, shapes)
 
 
 def tiny(trunk, quant=FLOAT, **settings):
     return dataclasses.replace(TINY, trunk=trunk, quant=quant, **settings)
-
-
-# The published sizes.
-
-
-def parameters(config, events=10, mels=128):
-    module = build_model(config, events)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 626, mels)))["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parametrize(
@@ -77,13 +68,13 @@ def parameters(config, events=10, mels=128):
 )
 def test_parameters_are_those_published(config, published):
     # torch's GRU has a second bias for r and z, in two layers of two directions.
-    assert parameters(config) + 2 * 2 * 2 * config.hidden_size == published
+    assert parameters(config, (626, 128), events=10) + 2 * 2 * 2 * config.hidden_size == published
 
 
 def test_parameters_of_the_other_trunks_by_hand():
     def total(trunk):
-        settings = {"channels": (8, 16), "pools": ((2, 2), (1, 2)), "units": 4, "layers": 1}
-        return parameters(CRNNConfig(trunk=trunk, bidirectional=False, **settings), 3, 8)
+        settings = {"channels": (8, 16), "pools": ((2, 2), (1, 2)), "hidden_size": 4, "layers": 1}
+        return parameters(CRNNConfig(trunk=trunk, bidirectional=False, **settings), (626, 8))
 
     rest = 3 * 4 * (2 * 16 + 4) + 4 * 4 + 2 * (4 * 3 + 3)
     # Depthwise and pointwise; the first depthwise has all channels of the one image.
@@ -104,12 +95,12 @@ def test_steps_are_those_of_the_settings(config, frames, mels):
         jax.random.key(0),
         jax.ShapeDtypeStruct((2, frames, mels), jnp.float32),
     )[0]
-    assert made.frames.shape == (2, config.steps(frames), EVENTS)
+    assert made.steps.shape == (2, config.steps(frames), EVENTS)
     assert made.embedding is None
 
 
 def test_pools_that_leave_nothing_are_refused():
-    with pytest.raises(InputError, match="pools: nothing is left of 13 x 3 behind block 2"):
+    with pytest.raises(ValueError, match="pools: nothing is left of 13 x 3 after block 2"):
         jax.eval_shape(build_model(TINY, EVENTS).init, jax.random.key(0), jnp.zeros((1, 13, 3)))
 
 
@@ -230,10 +221,10 @@ class Reference:
     def step_logits(self, features):
         x = self.front(features)
         states = self.gru(x)
-        frames, attention = (self.linear(states, name) for name in ("output", "attention"))
+        steps, attention = (self.linear(states, name) for name in ("output", "attention"))
         weights = np.exp(attention) / np.exp(attention).sum(axis=-1, keepdims=True)
-        probability = (sigmoid(frames) * weights).sum(axis=1) / weights.sum(axis=1)
-        return np.log(probability / (1 - probability)), frames, self.embedding(x)
+        probability = (sigmoid(steps) * weights).sum(axis=1) / weights.sum(axis=1)
+        return np.log(probability / (1 - probability)), steps, self.embedding(x)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -248,59 +239,57 @@ def scan(params, x, quant, reverse):
 FORWARD, SE4 = tiny("gated", layers=2, bidirectional=False), tiny("se", CHANNEL4)
 CASES = {trunk: tiny(trunk) for trunk in ("gated", "se", "separable", "resnet", "densenet")}
 CASES |= {"forward": FORWARD, "gated, by kernel": tiny("gated", KERNEL)}
-CASES |= {"se, 4 bits a channel": SE4, "separable, 4 bits a channel": tiny("separable", CHANNEL4)}
+CASES |= {"se, 4 bits per channel": SE4, "separable, 4 bits per channel": tiny("separable", CHANNEL4)}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_detections_are_those_of_a_float64_reference(case):
+def test_logits_are_those_of_a_float64_reference(case):
     config = CASES[case]
-    detect, variables = model(config)
-    found, expected = detect(variables, FEATURES), Reference(config, variables).detect(FEATURES)
-    for got, wanted in zip(found, expected, strict=True):
-        assert wanted.std() > 0.05
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+    apply, variables = model(config)
+    reference = Reference(config, variables).step_logits(FEATURES)
+    for got, expected in zip(apply(variables, FEATURES), reference, strict=True):
+        assert expected.std() > 0.05
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
-# How clips and their steps are read.
+# From logits of steps to those of clips.
 
 
-def logits_of(frames, attention):
+def logits_of(steps, attention):
     """The logit of the weighted mean of probabilities, in float64."""
     weights = np.exp(attention - attention.max(axis=-1, keepdims=True))
     weights = np.maximum(weights / weights.sum(axis=-1, keepdims=True), 1e-7)
-    return np.log((weights * sigmoid(frames)).sum(axis=-2)) - np.log(
-        (weights * sigmoid(-frames)).sum(axis=-2)
-    )
+    return np.log((weights * sigmoid(steps)).sum(axis=-2)) - np.log((weights * sigmoid(-steps)).sum(axis=-2))
 
 
 @pytest.mark.parametrize("scale", [1, 30, 200])
 def test_a_clips_logit_is_that_of_the_weighted_mean_of_probabilities(scale):
-    frames, attention = np.random.default_rng(scale).normal(size=(2, 4, 20, 5)) * scale
-    expected = logits_of(frames, attention)
-    got = clip_logits(jnp.float32(frames), jnp.float32(attention))
+    steps, attention = np.random.default_rng(scale).normal(size=(2, 4, 20, 5)) * scale
+    expected = logits_of(steps, attention)
+    got = clip_logits(jnp.float32(steps), jnp.float32(attention))
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
 
 
-def test_steps_are_weighed_by_a_softmax_over_the_events_of_at_least_1e_7():
-    # Two steps that are sure, one of them of the event and one of its absence: the odds are their weights'.
-    frames = jnp.array([[50.0, 50.0], [-50.0, -50.0]])
+def test_weights_are_a_softmax_over_events_of_at_least_1e_7():
+    # One step is certain of the event, the other of its absence: the odds are the ratio of their weights.
+    steps = jnp.array([[50.0, 50.0], [-50.0, -50.0]])
     attention = jnp.array([[np.log(3.0), 0.0], [100.0, 0.0]])
     expected = np.log([0.75 / 1.0, 0.25 / 1e-7])
-    np.testing.assert_allclose(clip_logits(frames, attention), expected, rtol=1e-6)
+    np.testing.assert_allclose(clip_logits(steps, attention), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("logit", [-1000.0, -88.0, 0.0, 88.0, 1000.0])
-def test_logits_as_large_as_they_come_have_a_gradient(logit):
-    frames, attention = jnp.full((6, 3), logit), jnp.linspace(-300, 300, 18).reshape(6, 3)
-    got, gradient = jax.value_and_grad(lambda z: clip_logits(z, attention).sum())(frames)
+def test_very_large_logits_have_a_gradient(logit):
+    steps, attention = jnp.full((6, 3), logit), jnp.linspace(-300, 300, 18).reshape(6, 3)
+    got, gradient = jax.value_and_grad(lambda z: clip_logits(z, attention).sum())(steps)
     np.testing.assert_allclose(got, 3 * logit, rtol=1e-6, atol=1e-5)
-    # All steps say the same, and a clip moves with them.
+    # All steps are equal, and the clip changes as they do.
     np.testing.assert_allclose(gradient.sum(axis=0), 1, rtol=1e-5)
 
 
-def test_a_call_gives_the_clips_logits_and_the_embedding_changes_nothing():
-    detect, variables = model(TINY)
-    found = detect(variables, FEATURES)
+def test_a_call_returns_logits_of_clips_and_the_embedding_changes_nothing_else():
+    apply, variables = model(TINY)
+    found = apply(variables, FEATURES)
     module = build_model(TINY, EVENTS)
     np.testing.assert_allclose(jax.jit(module.apply)(variables, FEATURES), found.clip, rtol=0, atol=1e-6)
     own, guided = (
@@ -323,29 +312,29 @@ def test_16_bits_are_close_to_float_and_4_bits_are_not():
 
 @pytest.mark.parametrize("config", [TINY, SE4], ids=["gated", "se, 4 bits"])
 def test_batch_mates_do_not_matter(config):
-    detect, variables = model(config)
-    together = detect(variables, FEATURES)
+    apply, variables = model(config)
+    together = apply(variables, FEATURES)
     for mate in (np.nan, 1e3):
-        for got, expected in zip(detect(variables, FEATURES.at[0].set(mate)), together, strict=True):
+        for got, expected in zip(apply(variables, FEATURES.at[0].set(mate)), together, strict=True):
             np.testing.assert_array_equal(got[1:], expected[1:])
             assert not np.array_equal(got[0], expected[0])
 
 
 def test_one_direction_looks_no_further_ahead_than_the_convolutions():
-    detect, variables = model(FORWARD)
-    before = detect(variables, FEATURES).frames
-    # Step s joins frames 2 s and 2 s + 1; the second convolution sees a step on, the first a frame more.
+    apply, variables = model(FORWARD)
+    before = apply(variables, FEATURES).steps
+    # Step s joins frames 2 s and 2 s + 1; the second convolution reads one step more, the first one frame.
     for first in range(13):
-        after = detect(variables, FEATURES.at[:, first:].add(1)).frames
+        after = apply(variables, FEATURES.at[:, first:].add(1)).steps
         untouched = [step for step in range(6) if 2 * step + 1 + 2 + 1 < first]
         np.testing.assert_array_equal(after[:, untouched], before[:, untouched])
         assert (np.abs(after - before).max(axis=(0, 2)) > 1e-6).sum() == 6 - len(untouched)
 
 
-def test_both_directions_hear_the_whole_clip():
-    detect, variables = model(TINY)
-    found, moved = (detect(variables, x).frames for x in (FEATURES, FEATURES.at[:, -2:].add(3)))
-    assert (np.abs(found - moved).max(axis=(0, 2)) > 1e-6).all()
+def test_with_both_directions_every_step_depends_on_the_whole_clip():
+    apply, variables = model(TINY)
+    before, after = (apply(variables, x).steps for x in (FEATURES, FEATURES.at[:, -2:].add(3)))
+    assert (np.abs(before - after).max(axis=(0, 2)) > 1e-6).all()
 
 
 # Training.
@@ -358,7 +347,7 @@ def key(seed):
 
 @functools.cache
 def training(config):
-    """The jitted gradient of a loss that hears of everything, and statistics after it."""
+    """The jitted gradient of a loss of all outputs, and the new statistics."""
     module = build_model(config, EVENTS, EMBEDDING)
 
     @jax.jit
@@ -384,7 +373,7 @@ def test_the_gradient_at_4_bits_is_finite_and_nowhere_zero():
     gradient, (_, statistics) = training(SE4)(variables, FEATURES, key(0))
     for path, leaf in jax.tree.leaves_with_path(gradient):
         assert np.isfinite(leaf).all()
-        # The bias of a 3 x 3 convolution moves the mean that the batch-norm behind it takes away.
+        # Batch-norm removes the mean, and with it the bias of the convolution before it.
         name, size = jax.tree_util.keystr(path), np.abs(leaf).max()
         if name in ("['front']['_Conv_0']['b']", "['front']['_Conv_6']['b']"):
             assert size < 1e-3

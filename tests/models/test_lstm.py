@@ -22,19 +22,19 @@ fast_scan = jax.jit(lstm_scan, static_argnames="quant")
 
 @functools.cache
 def variables_of(layers, convolutions, time_strides):
-    """Those of every student of such a shape: quantization adds none, pooling by attention some."""
+    """Variables of any LSTM of this shape: quantization adds none, pooling by attention some."""
     config = LSTMConfig(hidden_size=8, layers=layers, convolutions=convolutions, time_strides=time_strides)
     variables = jax.jit(build_model(config, events=3).init)(jax.random.key(1), FEATURES)
     rng = np.random.default_rng(0)
 
     def moved(path, leaf):
-        # No bias is zero, and no statistic what it was at first, so that the absence of one would show.
+        # No bias is zero and every statistic differs from its initial value, so that leaving one out shows.
         return leaf if path[1].key == "lstm" else leaf + jnp.asarray(rng.uniform(0.2, 0.8, leaf.shape), "f4")
 
     return jax.tree.map_with_path(moved, variables) | {"norm": NORM}
 
 
-def student(layers=1, convolutions=(), time_strides=0, **settings):
+def network(layers=1, convolutions=(), time_strides=0, **settings):
     shape = {"layers": layers, "convolutions": convolutions, "time_strides": time_strides}
     model = build_model(LSTMConfig(hidden_size=8, **shape, **settings), events=3)
     return jax.jit(model.apply), variables_of(layers, convolutions, time_strides)
@@ -66,7 +66,7 @@ def linear(x, layer, bits):
     ids=str,
 )
 def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
-    apply, variables = student(layers, pooling=pooling, quant=quant)
+    apply, variables = network(layers, pooling=pooling, quant=quant)
     lstm, output = variables["params"]["lstm"], variables["params"]["output"]
     assert len(lstm) == layers
     outputs, _ = fast_scan(lstm, NORMALIZED, quant=quant)
@@ -76,8 +76,8 @@ def test_logits_are_those_of_the_scan_by_hand(pooling, layers, quant):
 
 
 @pytest.mark.parametrize("quant", [FLOAT, PAPER8, QuantConfig(output=4)], ids=["float", "8 bits", "output 4"])
-def test_attention_weighs_the_logits_of_all_states_for_each_event(quant):
-    apply, variables = student(pooling="attention", quant=quant)
+def test_attention_weights_the_logits_of_all_states_per_event(quant):
+    apply, variables = network(pooling="attention", quant=quant)
     w, b = jax.random.normal(jax.random.key(2), (8, 3)), jnp.array([0.5, 0.0, -0.5])
     params = {**variables["params"], "attention": {"w": 5 * w, "b": b}}
     states, _ = fast_scan(params["lstm"], NORMALIZED, quant=quant)
@@ -97,17 +97,17 @@ def test_attention_weighs_the_logits_of_all_states_for_each_event(quant):
     ],
     ids=str,
 )
-def test_detections_are_the_clips_logits_and_the_readings_of_every_state(pooling, quant):
-    apply, variables = student(pooling=pooling, quant=quant)
+def test_step_logits_are_those_of_every_state_and_of_the_clip(pooling, quant):
+    apply, variables = network(pooling=pooling, quant=quant)
     output = variables["params"]["output"]
     params = {**variables["params"], "attention": {"w": 3 * output["w"], "b": -output["b"]}}
     variables = {"params": params, "norm": NORM}
     model = build_model(LSTMConfig(hidden_size=8, pooling=pooling, quant=quant), events=3)
-    found = jax.jit(functools.partial(model.apply, method="step_logits"))(variables, FEATURES)
+    logits = jax.jit(functools.partial(model.apply, method="step_logits"))(variables, FEATURES)
     states, _ = fast_scan(params["lstm"], NORMALIZED, quant=quant)
-    np.testing.assert_allclose(found.steps, linear(states, output, quant.output), atol=1e-5)
-    np.testing.assert_allclose(found.clip, apply(variables, FEATURES), atol=1e-6)
-    assert found.embedding is None
+    np.testing.assert_allclose(logits.steps, linear(states, output, quant.output), atol=1e-5)
+    np.testing.assert_allclose(logits.clip, apply(variables, FEATURES), atol=1e-6)
+    assert logits.embedding is None
 
 
 def front(variables, quant, *, train):
@@ -129,9 +129,9 @@ def front(variables, quant, *, train):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("quant", [FLOAT, PAPER8, CHANNEL4], ids=["float", "8 bits", "4 bits a channel"])
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8, CHANNEL4], ids=["float", "8 bits", "4 bits per channel"])
 def test_convolutions_and_batch_norms_come_before_the_scan(quant, train):
-    _, variables = student(convolutions=(3, 5), time_strides=1)
+    _, variables = network(convolutions=(3, 5), time_strides=1)
     config = LSTMConfig(hidden_size=8, convolutions=(3, 5), time_strides=1, quant=quant)
     apply = jax.jit(functools.partial(build_model(config, 3).apply, train=train, mutable=["batch_stats"]))
     logits, changed = apply(variables, FEATURES)
@@ -163,8 +163,8 @@ def test_steps_are_those_that_the_model_makes(frames, convolutions, time_strides
     assert made == [config.steps(frames)]
 
 
-def test_quantization_is_what_the_settings_say():
-    (in_float, variables), (at_4_bits, _) = student(), student(quant=QuantConfig.paper(4))
+def test_quantization_follows_the_settings():
+    (in_float, variables), (at_4_bits, _) = network(), network(quant=QuantConfig.paper(4))
     difference = np.abs(in_float(variables, FEATURES) - at_4_bits(variables, FEATURES)).max()
     assert 1e-3 < difference < 0.5
 
@@ -172,7 +172,7 @@ def test_quantization_is_what_the_settings_say():
 @pytest.mark.parametrize("convolutions", [(), (3, 5)], ids=["frames", "convolutions"])
 @pytest.mark.parametrize("quant", [FLOAT, PAPER8], ids=["float", "8 bits"])
 def test_batch_mates_do_not_matter(quant, convolutions):
-    apply, variables = student(convolutions=convolutions, quant=quant)
+    apply, variables = network(convolutions=convolutions, quant=quant)
     together = apply(variables, FEATURES)
     np.testing.assert_allclose(apply(variables, FEATURES[2:3])[0], together[2], atol=1e-5)
     mates = FEATURES.at[:2].set(1e3)

@@ -1,61 +1,21 @@
 """ResNet against a float64 reference in NumPy, and against torchvision's count of parameters."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import TeacherConfig
-from qkd_jax.models.build import build_model
+from qkd_jax.config import ResNetConfig
+from tests.networks import jitted, parameters, shaken
 
-TINY = TeacherConfig(architecture="resnet", blocks=(2, 1, 1), stem=4, bottleneck=2)
+TINY = ResNetConfig(blocks=(2, 1, 1), stem=4, bottleneck=2)
 NO_BOTTLENECK = dataclasses.replace(TINY, bottleneck=1)
-BFLOAT16 = dataclasses.replace(TINY, compute_dtype="bfloat16")
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 41, 19)) - 5
 # Layers are numbered as they are called: the stem's, then of each block the branch's and any shortcut's.
 LAST_NORMS = {"BatchNorm_3", "BatchNorm_7", "BatchNorm_10", "BatchNorm_14"}
 OUTSIDE_BRANCHES = {"Conv_0", "Dense_2", "Dense_7", "Dense_10", "Dense_11"}
-
-
-@functools.cache
-def jitted(config):
-    """init(key, features), and apply(variables, features, train) -> logits, statistics after it."""
-    model = build_model(config, events=3)
-
-    @functools.partial(jax.jit, static_argnames="train")
-    def apply(variables, features, train=False):
-        logits, after = model.apply(variables, features, train=train, mutable=["batch_stats"])
-        return logits, after["batch_stats"]
-
-    return jax.jit(model.init), apply
-
-
-def shaken(variables):
-    """`variables` with random norms: scales of 0 and 1, means of 0 and variances of 1 would hide a fault."""
-    rng = np.random.default_rng(0)
-    draws = {
-        "scale": lambda shape: rng.normal(1, 0.3, shape),
-        "bias": lambda shape: rng.normal(0, 0.3, shape),
-        "mean": lambda shape: rng.normal(0, 0.3, shape),
-        "var": lambda shape: rng.uniform(0.5, 2, shape),
-        "std": lambda shape: rng.uniform(1, 3, shape),
-    }
-
-    def draw(path, leaf):
-        return jnp.float32(draws[path[-1].key](leaf.shape)) if path[-1].key in draws else leaf
-
-    return jax.tree.map_with_path(draw, variables)
-
-
-@functools.cache
-def tiny():
-    """Variables of a tiny ResNet, and its apply."""
-    init, apply = jitted(TINY)
-    return shaken(init(jax.random.key(1), FEATURES)), apply
 
 
 def convolve(x, kernel, stride):
@@ -111,11 +71,9 @@ def reference(variables, features, config):
 
 
 def test_resnet_50_has_the_parameters_of_torchvisions():
-    model = build_model(TeacherConfig(architecture="resnet", blocks=(3, 4, 6, 3)), events=3)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 998, 64)))["params"]
     # torchvision's 25,557,032 with a stem of one channel instead of three, and three events instead of 1000.
     expected = 25_557_032 - 2 * 64 * 7 * 7 - (2048 * 1000 + 1000) + (2048 * 3 + 3)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected == 23_507_907
+    assert parameters(ResNetConfig(), (998, 64)) == expected == 23_507_907
 
 
 @pytest.mark.parametrize(
@@ -149,41 +107,3 @@ def test_a_new_block_is_its_shortcut():
     np.testing.assert_array_equal(with_others(in_branches), logits)
     for name in OUTSIDE_BRANCHES:
         assert np.abs(with_others([name]) - logits).max() > 1e-2
-
-
-def test_training_moves_the_statistics_and_evaluation_does_not():
-    variables, apply = tiny()
-    before = variables["batch_stats"]
-    _, after = apply(variables, FEATURES, train=True)
-    _, untouched = apply(variables, FEATURES)
-    jax.tree.map(np.testing.assert_array_equal, untouched, before)
-    assert all((after[name][key] != before[name][key]).all() for name in before for key in ("mean", "var"))
-
-    # The first batch-norm follows the stem: 0.9 of the old, 0.1 of the new.
-    norm = variables["norm"]["normalize"]
-    features = (np.asarray(FEATURES) - norm["mean"][None, None]) / norm["std"][None, None]
-    stem = convolve(features[..., None], np.asarray(variables["params"]["Conv_0"]["kernel"]), 2)
-    old, new = before["BatchNorm_0"], after["BatchNorm_0"]
-    for key, batch in {"mean": stem.mean((0, 1, 2)), "var": stem.var((0, 1, 2))}.items():
-        np.testing.assert_allclose(new[key], 0.9 * old[key] + 0.1 * batch, rtol=1e-4)
-
-
-def test_training_reads_the_statistics_of_the_batch():
-    variables, apply = tiny()
-    doubled = {**variables, "batch_stats": jax.tree.map(lambda x: 2 * x, variables["batch_stats"])}
-    (train, _), (train_doubled, _) = (apply(v, FEATURES, train=True) for v in (variables, doubled))
-    np.testing.assert_array_equal(train, train_doubled)
-    assert np.abs(train - apply(variables, FEATURES)[0]).max() > 1e-2
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_bfloat16_is_close_to_float32(train):
-    variables, apply = tiny()
-    init, apply_bfloat16 = jitted(BFLOAT16)
-    logits, _ = apply(variables, FEATURES, train=train)
-    coarse, stats = apply_bfloat16(variables, FEATURES, train=train)
-    # Parameters, statistics and logits stay float32.
-    made = jax.eval_shape(init, jax.random.key(1), FEATURES)
-    assert {leaf.dtype for leaf in jax.tree.leaves([made, stats, coarse])} == {jnp.dtype("float32")}
-    # Eight bits a value, some ten layers; and not nothing, or it was not computed in bfloat16.
-    assert 0 < np.abs(coarse - logits).max() < 0.1 * logits.std()

@@ -4,7 +4,7 @@ from qkd_jax.errors import InputError
 from qkd_jax.system.files import whole_file
 
 
-def test_a_file_appears_whole_in_folders_that_are_made(tmp_path):
+def test_a_file_appears_whole_and_its_folders_are_created(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
     with whole_file(path, "w") as file:
         file.write("bébé\n")
@@ -13,7 +13,7 @@ def test_a_file_appears_whole_in_folders_that_are_made(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "c.bin"
     path.write_bytes(b"before")
     context = whole_file(path)
@@ -23,7 +23,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
+def test_an_unwritable_path_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/c\.bin: could not be written: (Not a directory|File exists)"):
         whole_file(tmp_path / "file" / "c.bin").__enter__()

@@ -21,10 +21,23 @@ def test_the_first_signal_is_noted_and_the_second_raises(number, capfd):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) is before and not asked_to_stop()
-    assert capfd.readouterr().err == "stopping as soon as all is saved; once more to stop at once\n"
+    assert capfd.readouterr().err == "Saving and stopping; press Ctrl-C again to quit immediately.\n"
 
 
-def test_a_block_within_a_block_shares_its_requests():
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests():
+            signal.raise_signal(signal.SIGINT)
+            assert not asked_to_stop()
+            signal.raise_signal(signal.SIGTERM)
+            assert asked_to_stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nested_blocks_share_their_requests():
     with stop_requests():
         with stop_requests():
             signal.raise_signal(signal.SIGTERM)
@@ -32,13 +45,13 @@ def test_a_block_within_a_block_shares_its_requests():
 
 
 def test_outside_the_main_thread_nothing_changes():
-    before, noted = signal.getsignal(signal.SIGINT), []
+    before, seen = signal.getsignal(signal.SIGINT), []
 
     def run():
         with stop_requests():
-            noted.append(signal.getsignal(signal.SIGINT))
+            seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert noted == [before]
+    assert seen == [before]

@@ -1,4 +1,4 @@
-"""The bar is there on a terminal, and only there; bars within bars work."""
+"""Bars appear on terminals only, and can be nested."""
 
 import io
 import sys
@@ -15,13 +15,13 @@ def nested():
     return [(a, b) for a in track(range(3), 3, "outer") for b in track(range(2), 2, "inner")]
 
 
-def test_nothing_is_written_where_nobody_looks(monkeypatch):
+def test_nothing_is_written_without_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert nested() == [(a, b) for a in range(3) for b in range(2)]
     assert sys.stderr.getvalue() == ""
 
 
-def test_bars_show_on_a_terminal_one_within_the_other(monkeypatch):
+def test_nested_bars_show_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert nested() == [(a, b) for a in range(3) for b in range(2)]
@@ -29,14 +29,14 @@ def test_bars_show_on_a_terminal_one_within_the_other(monkeypatch):
     assert "inner" in sys.stderr.getvalue()
 
 
-def test_what_is_printed_meanwhile_goes_to_its_file(monkeypatch, capsys):
+def test_prints_meanwhile_go_to_stdout(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
     for item in track(range(2), 2, "bar"):
         print(f"item {item}")
     assert capsys.readouterr().out == "item 0\nitem 1\n"
 
 
-def test_a_title_is_no_markup(monkeypatch):
+def test_a_title_is_not_markup(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert list(track(range(2), 2, "a[/b]")) == [0, 1]

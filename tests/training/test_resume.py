@@ -132,7 +132,7 @@ def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
     done = run(settings, int(signal.SIGTERM), "four", 5)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == [
-        "stopping as soon as all is saved; once more to stop at once",
+        "Saving and stopping; press Ctrl-C again to quit immediately.",
         "four: stopped at step 5 and saved; the same command goes on from there",
     ]
     assert (folder / "four" / "checkpoints" / "5").is_dir()
@@ -144,7 +144,7 @@ def test_stopped_while_it_computes_features_a_run_goes_on_from_there(settings, t
     done = run(settings, int(signal.SIGTERM), "features", 20)
     assert done.returncode == 130
     assert done.stderr.splitlines() == [
-        "stopping as soon as all is saved; once more to stop at once",
+        "Saving and stopping; press Ctrl-C again to quit immediately.",
         "stopped; the same command goes on from there",
     ]
     assert 19 <= len(list(tmp_path.rglob("*.npy"))) < 60 and not list(tmp_path.rglob("*.part"))

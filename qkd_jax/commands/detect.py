@@ -1,0 +1,228 @@
+"""`qkd-jax detect`: find acoustic events in recordings or a live stream, with an exported detector."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from qkd_jax.commands.override import override
+from qkd_jax.config import EventConfig
+from qkd_jax.config.fields import STRICT, RuntimeName
+from qkd_jax.errors import InputError
+from qkd_jax.system.interrupt import asked_to_stop, stop_if_asked, stop_requests
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qkd_jax.detector.detector import Detector
+    from qkd_jax.detector.events import Event
+
+    Blocks = Iterable[np.ndarray]
+
+DESCRIPTION = """\
+Find events in recordings of any length.  MODEL is a .safetensors file that `export` wrote.
+A FILE of - is standard input: 16-bit little-endian samples, mono, at the model's rate, without a header.
+A FILE of mic is the microphone (pip install -e '.[microphone]').
+
+With --state, a stream (- or mic) that was stopped by Ctrl-C, SIGTERM or its end continues where it stopped when
+the same command runs again, with the same events as if it had not been stopped.  After a crash it continues from
+the last event, or the last minute; events whose lines nobody read are printed again.
+"""
+_POLL_SECONDS = 0.2
+_EXPORTED = (".onnx", ".tflite", ".h")
+_THRESHOLD = re.compile(r"(.+=)?\d*\.?\d+(e-?\d+)?$")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DetectOptions:
+    """How to detect events, and how to print them."""
+
+    format: Literal["table", "json", "audacity", "desed"] = "table"
+    """A table, one JSON object per line, labels for Audacity, or DESED's tab-separated table."""
+    false_alarms: str | None = None
+    """The operating point by its false alarms per hour: 10, or 10/h."""
+    threshold: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Thresholds instead of an operating point: 0.8 for all events, bell=0.8 knock=0.9 for single ones."""
+    runtime: RuntimeName = "numpy"
+    """What computes: NumPy, or the model that `export` would write for another runtime (C needs a compiler)."""
+    state: str | None = None
+    """File in which a stream's state is kept, so that it can be stopped and continued."""
+    events: EventConfig = EventConfig()
+
+
+def main(arguments: list[str], prog: str) -> None:
+    """Print the events in the files that `arguments` name after a model; files and options in any order."""
+    # Matrix-vector products are slower with several threads; NumPy reads this when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    names, flags = _files_and_flags(arguments)
+    asked_for_help = bool({"-h", "--help", "--help-all"} & set(flags))
+    if len(names) < 2 and not asked_for_help:
+        raise InputError(f"expected a model and at least one file: {prog} MODEL FILE… (--help explains)")
+    detector = _load(names[0], prog) if names else None
+    default = DetectOptions(events=detector.event_config) if detector else DetectOptions()
+    options = override(default, flags, prog=f"{prog} MODEL FILE…", description=DESCRIPTION)
+    assert detector is not None  # the help has exited
+    detector = dataclasses.replace(detector, event_config=chosen_events(options, detector.events))
+    _print_events(names[0], detector, names[1:], options)
+
+
+def chosen_events(options: DetectOptions, events: Sequence[str]) -> EventConfig:
+    """`options.events` at the operating point, or with the thresholds, that the options ask for.
+
+    Raises InputError if there is no such point or event, or if both are asked for.
+    """
+    config = options.events
+    if options.false_alarms and options.threshold:
+        raise InputError("--false-alarms, --threshold: expected one of them, got both")
+    if options.threshold:
+        return dataclasses.replace(
+            config, thresholds={"given": _thresholds(options.threshold, config, events)}, use="given"
+        )
+    if not options.false_alarms:
+        return config
+    point = f"{options.false_alarms.removesuffix('/h')}/h"
+    if point not in config.thresholds:
+        raise InputError(
+            f"--false-alarms: expected an operating point of the detector ({config.points}), got {point}; it has "
+            "N/h only if the validation recordings without an event lasted at least 1/N hours"
+        )
+    return dataclasses.replace(config, use=point)
+
+
+def _thresholds(words: Sequence[str], config: EventConfig, events: Sequence[str]) -> dict[str, float]:
+    """The threshold of each event: those in `words`, and the present ones for events not among them."""
+    present = config.thresholds[config.use] if config.use else {}
+    thresholds = {event: present.get(event, 0.5) for event in events}
+    for word in words:
+        event, equals, number = word.rpartition("=")
+        if equals and event not in events:
+            raise InputError(f"--threshold: expected an event ({', '.join(events)}), got {event!r}")
+        try:
+            probability = float(number)
+        except ValueError:
+            probability = 0.0
+        if not 0 < probability < 1:
+            raise InputError(
+                f"--threshold: expected a number between 0 and 1, or EVENT=NUMBER, got {word!r}"
+            )
+        thresholds |= dict.fromkeys([event] if equals else events, probability)
+    return thresholds
+
+
+def _files_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that are files, and the flags with their values: one each, --threshold one or more."""
+    files: list[str] = []
+    flags: list[str] = []
+    values, more = 0, False
+    for argument in arguments:
+        if argument.startswith("--") or argument == "-h":
+            flags.append(argument)
+            alone = "=" in argument or argument in ("-h", "--help", "--help-all")
+            values, more = 0 if alone else 1, argument.startswith("--threshold")
+        elif values or (more and _THRESHOLD.match(argument)):
+            flags.append(argument)
+            values = 0
+        else:
+            files.append(argument)
+            more = False
+    return files, flags
+
+
+def _load(model: str, prog: str) -> "Detector":
+    from qkd_jax.detector.file import load
+
+    path = Path(model)
+    if path.suffix in _EXPORTED:
+        others = prog.replace("detect", "eval")
+        raise InputError(
+            f"{model}: expected a detector in .safetensors, got {path.suffix}; {others} FILE scores the others"
+        )
+    return load(path)
+
+
+def _print_events(model: str, detector: "Detector", files: Sequence[str], options: DetectOptions) -> None:
+    from qkd_jax.commands.event_text import lines
+
+    if options.state and list(files) not in (["-"], ["mic"]):
+        raise InputError(f"--state: expected one stream, - or mic, got {', '.join(files)}")
+    find, errors = _detection(model, detector, options), list[str]()
+    found = _events_in(files, find, detector.features.sample_rate, bool(options.state), errors)
+    try:
+        with stop_requests() if options.state else contextlib.nullcontext():
+            for line in lines(options.format, found, files, detector.events):
+                print(line, flush=True)
+            if not errors:
+                stop_if_asked()
+    except BrokenPipeError:
+        # The reader has closed the pipe; without this, Python would fail to flush stdout when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        if options.state:
+            raise
+        raise SystemExit(130) from None  # there is nothing to continue from, so nothing to report
+    if errors:
+        raise InputError(*errors)
+
+
+def _detection(
+    model: str, detector: "Detector", options: DetectOptions
+) -> "Callable[[Blocks], Iterator[Event]]":
+    """The function from blocks of samples to events, which keeps the state if `options` name a file for it."""
+    from qkd_jax.detector.events import detect_in
+    from qkd_jax.runtimes import open_stream
+
+    runtime = open_stream(options.runtime, detector)
+    if not options.state:
+        return partial(detect_in, runtime)
+    from qkd_jax.detector.resume import detect_and_save, load_or_start, owner
+
+    kept = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
+    return partial(detect_and_save, *kept, load_or_start(*kept))
+
+
+def _events_in(
+    files: Sequence[str],
+    find: "Callable[[Blocks], Iterator[Event]]",
+    rate: int,
+    stoppable: bool,
+    errors: list[str],
+) -> "Iterator[tuple[str, Event]]":
+    """The events in each of `files`, with its name; files that can't be read are added to `errors`."""
+    for file in files:
+        try:
+            yield from ((file, event) for event in find(_blocks(file, rate, stoppable)))
+        except InputError as error:
+            errors.append(str(error))
+
+
+def _blocks(file: str, rate: int, stoppable: bool) -> "Blocks":
+    if file == "mic":
+        from qkd_jax.audio.microphone import microphone_blocks
+
+        return microphone_blocks(rate)
+    if file != "-":
+        from qkd_jax.audio.reading import audio_blocks
+
+        return audio_blocks(file, rate, silent=True)
+    from qkd_jax.detector.stream import raw_blocks
+
+    if sys.stdin is None:
+        raise InputError("standard input: expected samples, found it closed")
+    return raw_blocks(sys.stdin.buffer.raw, _wait_for_input if stoppable else lambda: True)
+
+
+def _wait_for_input() -> bool:
+    """Wait until standard input has data; False if a signal to stop comes first."""
+    while not asked_to_stop():
+        if select.select([sys.stdin], [], [], _POLL_SECONDS)[0]:
+            return True
+    return False

@@ -1,0 +1,175 @@
+"""The command line: fields overridden one by one, classes switched, one line for each mistake."""
+
+import dataclasses
+
+import pytest
+
+from qkd_jax.commands.override import override, take, with_teachers
+from qkd_jax.config import (
+    DemoData,
+    EventObjective,
+    FeatureConfig,
+    LSTMConfig,
+    ManifestData,
+    ModelConfig,
+    ResNetConfig,
+    RunConfig,
+)
+from qkd_jax.errors import InputError
+from tests.commands.configs import CLIPS, EVENTS
+
+
+def test_single_fields_are_overridden():
+    flags = "--recipe.seed 3 --models.plain.network.hidden-size 32 --data.events a b --recipe.clip_norm=1e-1"
+    new = override(CLIPS, flags.split())
+    assert new.recipe == dataclasses.replace(CLIPS.recipe, seed=3, clip_norm=0.1)
+    assert new.models["plain"].network == dataclasses.replace(CLIPS.models["plain"].network, hidden_size=32)
+    assert new.models["distilled-4"] == CLIPS.models["distilled-4"]
+    assert new.data == dataclasses.replace(CLIPS.data, events=("a", "b"))
+    assert override(CLIPS, []) == CLIPS
+
+
+@pytest.mark.parametrize(
+    ("flags", "section", "field", "value"),
+    [
+        ("--data.skip-bad", "data", "skip_bad", True),
+        ("--data.skip-bad false", "data", "skip_bad", False),
+        ("--data.no-skip-bad", "data", "skip_bad", False),
+        ("--data.events", "data", "events", ()),
+        ("--data.counts 3 2 1", "data", "counts", (3, 2, 1)),
+        ("--data.root -", "data", "root", "-"),
+        ("--data.root x --data.root none", "data", "root", None),
+        ("--recipe.patience 3", "recipe", "patience", 3),
+        ("--recipe.positive-weight 0.5", "recipe", "positive_weight", 0.5),
+        ("--recipe.positive-weight positives/negatives", "recipe", "positive_weight", "positives/negatives"),
+    ],
+)
+def test_each_kind_of_value_can_be_written(flags, section, field, value):
+    assert getattr(getattr(override(CLIPS, flags.split()), section), field) == value
+
+
+def test_values_of_a_network_of_events():
+    flags = "--models.student.network.no-bidirectional --models.student.network.pools 2 2 1 2"
+    flags += " --models.student.network.channels 4 8"
+    network = override(EVENTS, flags.split()).models["student"].network
+    assert (network.bidirectional, network.pools, network.channels) == (False, ((2, 2), (1, 2)), (4, 8))
+
+
+def test_a_tag_chooses_the_class_and_keeps_what_both_have():
+    new = override(CLIPS, ["--data.source", "manifest", "--data.filename-column", "path"])
+    assert new.data == ManifestData(clip_seconds=2.0, events=("bell",), filename_column="path")
+    assert override(CLIPS, ["--data.source=demo"]) == CLIPS
+    new = override(CLIPS, ["--models.teacher.network.architecture", "resnet"])
+    # The growth is DenseNet's alone; the bottleneck was the default, and stays that.
+    assert new.models["teacher"] == ModelConfig(network=ResNetConfig(blocks=(2, 2, 2), stem=16), epochs=8)
+    new = override(CLIPS, ["--models.teacher.network.architecture=lstm"])
+    assert new.models["teacher"].network == LSTMConfig()
+
+
+def test_classes_switched_together_are_checked_together():
+    student = RunConfig(data=DemoData(), models={"a": ModelConfig(network=ResNetConfig())})
+    flags = "--recipe.task events --models.a.network.architecture crnn --data.source desed --recipe.strong 3"
+    new = override(student, flags.split())
+    assert (new.recipe.task, new.recipe.strong, new.models["a"].network.architecture) == ("events", 3, "crnn")
+
+
+def test_what_is_absent_begins_with_its_defaults():
+    new = override(EVENTS, ["--models.teacher.objective.label-weight", "3"])
+    assert new.models["teacher"].objective == EventObjective(label_weight=3.0)
+    assert new.models["baseline"].objective is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--recipe.sed 3", "expected a setting (--help lists them), got --recipe.sed; did you mean --recipe.seed"),
+        ("--epochs 3", "expected a setting (--help lists them), got --epochs; did you mean --recipe.epochs"),
+        ("--data.filename-column x", "expected a setting (--help lists them), got --data.filename-column"),
+        ("--data demo", "expected a setting (--help lists them), got --data"),
+        ("--models.none.epochs 3", "expected a setting (--help lists them), got --models.none.epochs; did you"),
+        ("3", "expected --SETTING VALUE, got '3'"),
+        ("--recipe.seed x", "--recipe.seed: expected a whole number, got 'x'"),
+        ("--recipe.seed 3 4", "--recipe.seed: expected one value, got 3 4"),
+        ("--recipe.seed", "--recipe.seed: expected one value, got none"),
+        ("--recipe.batch-size 0", "--recipe.batch-size: expected at least 1, got '0'"),
+        ("--recipe.form x", "--recipe.form: expected 'hinton' or 'paper', got 'x'"),
+        ("--data.skip-bad x", "--data.skip-bad: expected true or false, got 'x'"),
+        ("--data.counts 3 4", "--data.counts: expected 3 values, got 3 4"),
+        ("--data.counts 3 4 x", "--data.counts: expected a whole number, got 'x'"),
+        ("--data.source vgg", "--data.source: expected manifest, audioset, esc50, urbansound8k, desed or demo, got"),
+        ("--models.teacher.network.architecture vgg", "--models.teacher.network.architecture: expected densenet, "),
+        ("--models.distilled-4.network.quant.weights 1", "expected 2 to 16, or 32 for off, got 1"),
+        ("--models.plain.network.time-strides 9", "--models.plain.network.time-strides: expected at most 3"),
+        ("--features.fmin 9000", "--features.fmin, --features.fmax: expected fmin < fmax <="),
+        ("--data.clip-seconds 0.01", "--data.clip-seconds: 0.01 s is shorter than one window"),
+        ("--models.distilled.start x", "--models.distilled.start: expected an earlier model of the run (teacher"),
+        ("--models.plain.objective.update student", "--models.plain.objective: expected none for recipe.task"),
+        ("--name ../up", "--name: expected text that matches"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_with_its_flag(arguments, message, capsys):
+    with pytest.raises(InputError) as caught:
+        override(CLIPS, arguments.split())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_any_dataclass_can_be_overridden():
+    assert override(FeatureConfig(), ["--n-mels", "32"]) == FeatureConfig(n_mels=32)
+    with pytest.raises(InputError, match="^--win-length: expected at most n_fft = 512, got 600"):
+        override(FeatureConfig(), ["--win-length", "600"])
+
+
+def test_values_are_taken_up_to_the_next_flag():
+    assert take("--teacher", ["--a", "--teacher", "x", "y", "--b", "z"]) == (("x", "y"), ["--a", "--b", "z"])
+    assert take("--teacher", ["--a"]) == ((), ["--a"])
+    for arguments in (["--teacher"], ["--teacher", "--b"]):
+        with pytest.raises(InputError, match="^--teacher: expected at least one value, got none"):
+            take("--teacher", arguments)
+
+
+def test_other_teachers_take_the_place_of_those_that_are_dropped():
+    new = with_teachers(CLIPS, ["yamnet.toml", "logits.npz"])
+    assert list(new.models) == ["plain", "distilled", "distilled-4"]
+    assert new.models["plain"] == CLIPS.models["plain"]
+    for name in ("distilled", "distilled-4"):
+        expected = dataclasses.replace(CLIPS.models[name], teachers=("yamnet.toml", "logits.npz"))
+        assert new.models[name] == expected
+
+
+def test_a_model_that_is_still_named_stays():
+    assert list(with_teachers(CLIPS, ["teacher", "logits.npz"]).models) == list(CLIPS.models)
+    assert with_teachers(CLIPS, ["plain"]).models.keys() == {"plain", "distilled", "distilled-4"}
+    guided = EventObjective(embeddings="teacher")
+    models = EVENTS.models | {"student": dataclasses.replace(EVENTS.models["student"], objective=guided)}
+    events = dataclasses.replace(EVENTS, models=models | {"teacher": ModelConfig(network=models["student"].network)})
+    assert list(with_teachers(events, ["baseline"]).models) == ["baseline", "teacher", "student"]
+
+
+def test_a_teacher_keeps_its_own_teachers_and_chains_are_dropped_whole():
+    network = CLIPS.models["plain"].network
+    chain = dataclasses.replace(
+        CLIPS,
+        models={
+            "large": ModelConfig(network=network),
+            "middle": ModelConfig(network=network, teachers=("large",)),
+            "small": ModelConfig(network=network, teachers=("middle",)),
+        },
+    )
+    assert list(with_teachers(chain, ["a.npz"]).models) == ["small"]
+    kept = with_teachers(chain, ["middle"])
+    assert kept == chain
+
+
+@pytest.mark.parametrize(
+    ("config", "teachers", "message"),
+    [
+        (CLIPS, ["x"], r"^--models\.distilled\.teachers: expected an earlier model .*, got 'x'"),
+        (CLIPS, ["distilled-4"], r"^--models\.distilled\.teachers: expected an earlier model"),
+        (EVENTS, ["a.toml"], r"^--models\.student\.teachers: expected earlier models or \.npz"),
+        (RunConfig(), ["a.npz"], r"^--teacher: expected a run in which a model has teachers, got the models none"),
+    ],
+)
+def test_wrong_teachers_are_one_line(config, teachers, message):
+    with pytest.raises(InputError, match=message):
+        with_teachers(config, teachers)
