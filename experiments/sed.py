@@ -128,7 +128,7 @@ def _recipe(seed: int, *, full: bool) -> tuple[EventRecipe, FeatureConfig]:
 
 
 def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
-    """Keep the result of the three teachers fused on the test clips; they train unless their runs are there."""
+    """Keep the result of the three teachers fused on the test clips; they train if their runs are gone."""
     clips, steps, precisions, sizes = [], [], [], []
     for cell in (cell for cell in cells if cell.name in SEVERAL and cell.part == "seed0"):
         file = teaching_logits(f"{cell.name}-seed0.npz", place, cells)
