@@ -6,8 +6,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,38 +18,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed.start import untrained
-from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.config import LSTMConfig, QuantConfig
+from benchmarks.common import EVENTS
+from benchmarks.speed.measure import Call, Row, agree, in_turns
+from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
+from qkd_jax.models.build import build_model
+from qkd_jax.models.lstm_integer import calibrate, to_detector
 from qkd_jax.nn.lstm import lstm_scan
-from qkd_jax.runtimes import c, litert, onnx
+from qkd_jax.runtimes import litert
+from qkd_jax.runtimes.c_header import to_c
 from qkd_jax.runtimes.jax import to_jax
+from qkd_jax.runtimes.onnx_graph import clip_model, step_model
 
-QUESTION = "A detector on one core, a clip or a frame at a time"
-ABOUT = """From features to logits by an LSTM, 64 bands, 256 units, 3 events, untrained, on one thread;
-the front end is left out on both sides. Ours are of the integer scheme and give exactly the logits of
-`deploy/reference.py`, by clips and by frames, but LiteRT's, which are near. Peers have the same weights
-in float, give within 1e-4 the logits of our float LSTM, and those that are quantized roughly these; so
-what is off in a row is the error of quantizing. A frame is one call from Python; a clip of LiteRT is 998
-calls, and JAX has no call for frames. "-march=native" is how `compile_c` compiles the header; what of
-that time goes into products with weights, 320 KiB of which an 8-bit step reads, stands at the end."""
-PACKAGES = ("numpy", "onnxruntime", "torch", "ai-edge-litert")
 FRAMES, MELS, UNITS, REPEAT = 998, 64, 256, 500
 ONNX_GATES, TORCH_GATES = (1, 3, 0, 2), (1, 0, 2, 3)
-"""Theirs, as places in f, i, c~, o: ONNX has i, o, f, c, torch i, f, g, o."""
+"""Their gates as positions in f, i, c~, o: ONNX has i, o, f, c, torch i, f, g, o."""
 NUMPY, JAX, ONNX, LITERT = "NumPy", "JAX", "ONNX Runtime", "LiteRT"
 PORTABLE, C = "C, -O3", "C, -O3 -march=native"
-ORT, ORT_INT8 = "ONNX Runtime's LSTM", "ONNX Runtime's DynamicQuantizeLSTM"
-TORCH, TORCH_INT8, LITERT_FLOAT = "torch's LSTM", "torch's LSTM, dynamic int8", "LiteRT, float"
+ORT, ORT_INT8, TORCH = "ONNX Runtime's LSTM", "ONNX Runtime's DynamicQuantizeLSTM", "torch's LSTM"
 SAME, NEAR, ROUGH = 1e-4, 0.1, 0.5
-"""Largest differences, as shares of the largest logit: of floats, of LiteRT's rounding, of quantizing."""
+"""Largest differences relative to the largest logit: of floats, of LiteRT's rounding, of quantization."""
 WITHIN = dict.fromkeys((NUMPY, JAX, ONNX, PORTABLE, C), 0.0) | {LITERT: NEAR}
-WITHIN |= dict.fromkeys((ORT, TORCH, LITERT_FLOAT), SAME) | dict.fromkeys((ORT_INT8, TORCH_INT8), ROUGH)
+WITHIN |= {ORT: SAME, TORCH: SAME, ORT_INT8: ROUGH}
 CLIP_GOALS = {((LITERT, 4), ORT): 2.0, ((C, 8), ORT): 1 / 0.3, ((C, 4), ORT): 1 / 0.3}
-"""So many times as fast."""
+"""This many times as fast."""
 FRAME_GOALS = dict.fromkeys(CLIP_GOALS, 6e-6)
 """Seconds."""
 RUN = """
@@ -79,34 +72,13 @@ void step(const float *log_mel, float *logits)
     qkd_clip(&stream, logits);
 }
 """
-PRODUCTS = """
-#include "detector.h"
-
-int8_t h[UNITS], x[QKD_MELS];  /* for all that a compiler knows, others write to them */
-
-int32_t products(int frames)
-{
-    int32_t sums[64], total = 0;
-    int frame, row;
-    for (frame = 0; frame < frames; frame++)
-        for (row = 0; row < 4 * UNITS; row += 64) {
-            const int rows = 4 * UNITS - row < 64 ? 4 * UNITS - row : 64;
-            qkd_dot_signed_BITS(qkd_lstm_1_h + UNITS * row * BITS / 8, h, UNITS, frame, rows, sums);
-            total += sums[frame % rows];
-            qkd_dot_signed_BITS(qkd_lstm_1_x + QKD_MELS * row * BITS / 8, x, QKD_MELS, frame, rows, sums);
-            total += sums[frame % rows];
-        }
-    return total;
-}
-"""
-"""All products with weights, and nothing else."""
 
 
 class Way(NamedTuple):
     """A way to run a detector.
 
-    `clip` makes of x, float32 [frames, mels], logits [events]; `step` of a state, the first of which is
-    `start()`, and a frame, float32 [1, mels], the next state and logits [events].
+    `clip` maps x, float32 [frames, mels], to logits [events]; `step` maps a state, of which `start()` is the
+    first, and a frame, float32 [1, mels], to the next state and logits [events].
     """
 
     clip: Callable[[np.ndarray], np.ndarray]
@@ -126,27 +98,31 @@ class Weights(NamedTuple):
     out: np.ndarray
     bias: np.ndarray
 
-    @property
-    def units(self) -> int:
-        """Of the LSTM."""
-        return len(self.out)
-
     def of(self, gates: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Those of x [4 · units, mels], of h [4 · units, units] and the bias, their `gates` in that order."""
+        """Weights of x [4 · units, mels], of h [4 · units, units], and biases, in the order of `gates`."""
         w, b = (np.split(each, 4, axis=-1) for each in (self.w, self.b))
-        rows = np.concatenate([w[gate].T for gate in gates])
-        return rows[:, self.units :], rows[:, : self.units], np.concatenate([b[gate] for gate in gates])
+        rows, units = np.concatenate([w[gate].T for gate in gates]), len(self.out)
+        return rows[:, units:], rows[:, :units], np.concatenate([b[gate] for gate in gates])
+
+
+def untrained(network: LSTMConfig, x: np.ndarray) -> tuple[Detector, Any]:
+    """A detector calibrated on `x`, float32 [frames, mels], and its parameters in float."""
+    variables = dict(jax.jit(build_model(network, len(EVENTS)).init)(jax.random.key(0), x[None]))
+    exponents = calibrate(network, variables, [x[None]])
+    variables |= {"exponents": exponents}
+    detector = to_detector(network, variables, features=FeatureConfig(), events=EVENTS, clip_seconds=10.0)
+    return detector, variables["params"]
 
 
 def features(frames: int) -> np.ndarray:
-    """Noise whose loudness changes every 20 frames, of mean 0, float32 [frames, mels]."""
+    """Noise whose level changes every 20 frames, with mean 0, float32 [frames, mels]."""
     rng = np.random.default_rng(0)
-    loudness = rng.normal(0, 1, (-(-frames // 20), 1)).repeat(20, axis=0)[:frames]
-    return (loudness + rng.normal(0, 0.5, (frames, MELS))).astype(np.float32)
+    level = rng.normal(0, 1, (-(-frames // 20), 1)).repeat(20, axis=0)[:frames]
+    return (level + rng.normal(0, 0.5, (frames, MELS))).astype(np.float32)
 
 
 def weights_of(params: Any) -> Weights:
-    """Those of the parameters of a student of one layer."""
+    """The weights among the parameters of an LSTM of one layer."""
     (lstm,), output = params["lstm"], params["output"]
     return Weights(*(np.asarray(each) for each in (lstm["w"], lstm["b"], output["w"], output["b"])))
 
@@ -163,7 +139,7 @@ def in_numpy(detector: Detector) -> Way:
 
     def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         state, outputs, _ = reference.advance(detector, state, reference.input_codes(detector, frame))
-        return state, outputs[-1] / 2.0**GRID
+        return state, outputs[-1] / 2.0**LOGIT_EXPONENT
 
     def clip(x: np.ndarray) -> np.ndarray:
         return reference.clip_logits(detector, reference.input_codes(detector, x))
@@ -177,55 +153,34 @@ def in_jax(detector: Detector) -> Way:
     return Way(lambda x: np.asarray(logits(x[None])[0]))
 
 
-def compiled(detector: Detector, source: str, flags: Sequence[str]) -> ctypes.CDLL:
-    """`source`, which includes the header."""
-    compiler = os.environ.get("CC", "cc").split()
-    command = [*compiler, "-std=c99", *flags, "-shared", "-fPIC", "-o", "run.so", "run.c", "-lm"]
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "detector.h").write_text(c.to_c(detector))
-        Path(folder, "run.c").write_text(source)
-        subprocess.run(command, cwd=folder, check=True)
-        return ctypes.CDLL(str(Path(folder, "run.so")))
-
-
-def products(detector: Detector, frames: int) -> Call:
-    """The products alone of so many frames in C, of one layer without convolutions, which takes its time."""
-    student = detector.student
-    bits = 4 if student.quant.weights <= 4 else 8
-    library = compiled(
-        detector,
-        PRODUCTS.replace("BITS", str(bits)).replace("UNITS", str(student.hidden_size)),
-        ("-O3", "-march=native"),
-    )
-    return partial(library.products, frames)
-
-
 def in_c(detector: Detector, *flags: str) -> Way:
     """The header, compiled with `flags`."""
-    library = compiled(detector, RUN, flags)
+    command = [*os.environ.get("CC", "cc").split(), "-std=c99", *flags, "-shared", "-fPIC"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "detector.h").write_text(to_c(detector))
+        Path(folder, "run.c").write_text(RUN)
+        subprocess.run([*command, "-o", "run.so", "run.c", "-lm"], cwd=folder, check=True)
+        library = ctypes.CDLL(str(Path(folder, "run.so")))
     library.clip.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
     library.step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     logits, taken = np.zeros(len(detector.events), np.float32), np.zeros((1, MELS), np.float32)
-    found, given = logits.ctypes.data, taken.ctypes.data
+    into, given = logits.ctypes.data, taken.ctypes.data
 
     def clip(x: np.ndarray) -> np.ndarray:
-        library.clip(x.ctypes.data, len(x), found)
+        library.clip(x.ctypes.data, len(x), into)
         return logits.copy()
 
     def step(state: None, frame: np.ndarray) -> tuple[None, np.ndarray]:
-        taken[:] = frame  # which takes less time than to ask where it is
-        library.step(given, found)
+        taken[:] = frame  # faster than asking for the frame's address
+        library.step(given, into)
         return None, logits.copy()
 
     return Way(clip, library.start, step)
 
 
 def in_litert(detector: Detector) -> Way:
-    """The .tflite, which is of one step."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "detector.tflite")
-        path.write_bytes(litert.to_litert(detector))
-        runner = litert.load(path)
+    """The .tflite, which is a model of one step."""
+    runner = litert.load(litert.to_litert(detector), "LiteRT")
 
     def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         state, logits, _ = runner.step(state, frame)
@@ -235,9 +190,9 @@ def in_litert(detector: Detector) -> Way:
 
 
 def in_onnx(detector: Detector) -> Way:
-    """The two .onnx of integers, less their front ends."""
-    clips, steps = (session(without_front_end(make(detector))) for make in (onnx.clip_model, onnx.step_model))
-    zeros = np.zeros(detector.student.hidden_size, np.int32)
+    """The two integer .onnx models without their front ends."""
+    clips, steps = (session(without_front_end(make(detector))) for make in (clip_model, step_model))
+    zeros = np.zeros(detector.network.hidden_size, np.int32)
 
     def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         feeds = {"log_mel": frame, "h0": state[0], "c0": state[1]}
@@ -248,7 +203,7 @@ def in_onnx(detector: Detector) -> Way:
 
 
 def without_front_end(model: Any) -> bytes:
-    """`model` from its features on, float32 [frames, mels]: the input `log_mel` in place of `waveform`."""
+    """`model` from its features on: the input `log_mel`, float32 [frames, mels], replaces `waveform`."""
     from onnx import TensorProto, helper
 
     graph = model.graph
@@ -261,7 +216,7 @@ def without_front_end(model: Any) -> bytes:
 
 
 def session(content: bytes) -> Any:
-    """The onnxruntime.InferenceSession, of one thread, of a model."""
+    """The onnxruntime.InferenceSession of a model, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -270,11 +225,11 @@ def session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_model(weights: Weights) -> bytes:
+def onnx_lstm(weights: Weights) -> bytes:
     """The operator LSTM and a linear layer, from x [frames, 1, mels] and h, c [1, 1, units] to `logits` …"""
     from onnx import TensorProto, helper, numpy_helper
 
-    w, r, b = weights.of(ONNX_GATES)
+    (w, r, b), units = weights.of(ONNX_GATES), len(weights.out)
     constants = {
         "w": w[None],
         "r": r[None],
@@ -283,24 +238,22 @@ def onnx_model(weights: Weights) -> bytes:
         "bias": weights.bias,
         "first": np.array([0]),
     }
+    lstm = ["x", "w", "r", "b", "", "h", "c"], ["", "next_h", "next_c"]
     nodes = [
-        helper.make_node(
-            "LSTM", ["x", "w", "r", "b", "", "h", "c"], ["", "next_h", "next_c"], hidden_size=weights.units
-        ),
+        helper.make_node("LSTM", *lstm, hidden_size=units),
         helper.make_node("Squeeze", ["next_h", "first"], ["last"]),
         helper.make_node("MatMul", ["last", "out"], ["sums"]),
         helper.make_node("Add", ["sums", "bias"], ["logits"]),
     ]
-    state, shapes = [1, 1, weights.units], {"x": ["frames", 1, w.shape[1]], "logits": [1, len(weights.bias)]}
+    state, shapes = [1, 1, units], {"x": ["frames", 1, w.shape[1]], "logits": [1, len(weights.bias)]}
     inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name, state)) for name in names]
         for names in (("x", "h", "c"), ("logits", "next_h", "next_c"))
     )
     initial = [numpy_helper.from_array(np.ascontiguousarray(each), name) for name, each in constants.items()]
     graph = helper.make_graph(nodes, "lstm", inputs, outputs, initial)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    ).SerializeToString()
+    opsets = [helper.make_opsetid("", 21)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
 def quantized(content: bytes) -> bytes:
@@ -315,7 +268,7 @@ def quantized(content: bytes) -> bytes:
 
 
 def in_onnx_lstm(content: bytes, units: int) -> Way:
-    """What `onnx_model` or `quantized` gave."""
+    """A model of `onnx_lstm`, or `quantized` from one."""
     run, zeros = session(content).run, np.zeros((1, 1, units), np.float32)
 
     def step(state: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -325,24 +278,19 @@ def in_onnx_lstm(content: bytes, units: int) -> Way:
     return Way(lambda x: step((zeros, zeros), x)[1], lambda: (zeros, zeros), step)
 
 
-def in_torch(weights: Weights, *, int8: bool = False) -> Way:
+def in_torch(weights: Weights) -> Way:
     """`torch.nn.LSTM` for clips, and for frames the faster `LSTMCell`, both with a `Linear`."""
     import torch
 
     torch.set_num_threads(1)
     w, r, b = (torch.tensor(np.ascontiguousarray(each)) for each in weights.of(TORCH_GATES))
-    lstm, cell = torch.nn.LSTM(w.shape[1], weights.units), torch.nn.LSTMCell(w.shape[1], weights.units)
-    linear = torch.nn.Linear(weights.units, len(weights.bias))
+    units = len(weights.out)
+    lstm, cell = torch.nn.LSTM(w.shape[1], units), torch.nn.LSTMCell(w.shape[1], units)
+    linear = torch.nn.Linear(units, len(weights.bias))
     named = {"weight_ih": w, "weight_hh": r, "bias_ih": b, "bias_hh": torch.zeros_like(b)}
     cell.load_state_dict(named)
     lstm.load_state_dict({f"{name}_l0": value for name, value in named.items()})
     linear.load_state_dict({"weight": torch.tensor(weights.out.T.copy()), "bias": torch.tensor(weights.bias)})
-    model = torch.nn.ModuleDict({"lstm": lstm, "cell": cell, "linear": linear})
-    if int8:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchao, which is to take its place, has no LSTM
-            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.LSTM, torch.nn.LSTMCell})
-    lstm, cell, linear = model["lstm"], model["cell"], model["linear"]
 
     @torch.inference_mode()
     def clip(x: np.ndarray) -> np.ndarray:
@@ -353,43 +301,11 @@ def in_torch(weights: Weights, *, int8: bool = False) -> Way:
         state = cell(torch.from_numpy(frame), state)
         return state, linear(state[0])[0].numpy()
 
-    return Way(clip, lambda: tuple(torch.zeros(2, 1, weights.units)), step)
-
-
-def in_float_litert(weights: Weights) -> Way:
-    """A float step, converted from JAX as ours are."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    def step_in_jax(x: Any, h: Any, c: Any) -> list[Any]:
-        f, i, candidate, o = jnp.split(
-            jnp.concatenate([h, x], axis=1) @ weights.w + weights.b[None], 4, axis=1
-        )
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(candidate)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return [h @ weights.out + weights.bias[None], h, c]
-
-    shapes: dict[str, tuple[int, ...]] = {"x": (1, MELS), "h": (1, weights.units), "c": (1, weights.units)}
-    content = litert._flatbuffer(step_in_jax, shapes, ["logits", "next_h", "next_c"])
-    interpreter = Interpreter(model_content=content, num_threads=1)
-    interpreter.allocate_tensors()
-    signature = interpreter.get_signature_runner
-    inputs = [signature().get_input_details()[name]["index"] for name in ("x", "h", "c")]
-    outputs = [signature().get_output_details()[name]["index"] for name in ("logits", "next_h", "next_c")]
-    zeros = np.zeros((1, weights.units), np.float32)
-
-    def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
-        for index, array in zip(inputs, (frame, *state)):
-            interpreter.set_tensor(index, array)
-        interpreter.invoke()
-        logits, *state = map(interpreter.get_tensor, outputs)
-        return state, logits[0]
-
-    way = Way(lambda x: by_steps(way, x), lambda: (zeros, zeros), step)
-    return way
+    return Way(clip, lambda: tuple(torch.zeros(2, 1, units)), step)
 
 
 def by_steps(way: Way, x: np.ndarray) -> np.ndarray:
-    """The logits after all frames of `x`, one a call."""
+    """The logits after all frames of `x`, one frame per call."""
     assert way.step
     state = way.start()
     for frame in np.split(x, len(x)):
@@ -398,39 +314,36 @@ def by_steps(way: Way, x: np.ndarray) -> np.ndarray:
 
 
 def ours(detector: Detector) -> dict[str, Way]:
-    """Each way that is here to run `detector`, the reference first."""
-    found = {NUMPY: in_numpy(detector), JAX: in_jax(detector), PORTABLE: in_c(detector, "-O3")}
-    found[C] = in_c(detector, "-O3", "-march=native")
+    """Each available way to run `detector`, the reference first."""
+    ways = {NUMPY: in_numpy(detector), JAX: in_jax(detector), PORTABLE: in_c(detector, "-O3")}
+    ways[C] = in_c(detector, "-O3", "-march=native")
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
-        found[ONNX] = in_onnx(detector)
+        ways[ONNX] = in_onnx(detector)
     if importlib.util.find_spec("litert_converter"):
-        found[LITERT] = in_litert(detector)
-    return found
+        ways[LITERT] = in_litert(detector)
+    return ways
 
 
 def peers(weights: Weights) -> dict[str, Way]:
-    """Each way that is here to run a float LSTM, or one that the same library quantized."""
-    found = {}
+    """Each available way to run the float LSTM, and the one that ONNX Runtime quantizes."""
+    ways, units = {}, len(weights.out)
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
-        model = onnx_model(weights)
-        found[ORT] = in_onnx_lstm(model, weights.units)
-        found[ORT_INT8] = in_onnx_lstm(quantized(model), weights.units)
+        model = onnx_lstm(weights)
+        ways = {ORT: in_onnx_lstm(model, units), ORT_INT8: in_onnx_lstm(quantized(model), units)}
     if importlib.util.find_spec("torch"):
-        found |= {TORCH: in_torch(weights), TORCH_INT8: in_torch(weights, int8=True)}
-    if importlib.util.find_spec("litert_converter"):
-        found[LITERT_FLOAT] = in_float_litert(weights)
-    return found
+        ways[TORCH] = in_torch(weights)
+    return ways
 
 
 def check(name: str, way: Way, x: np.ndarray, expected: np.ndarray, within: float) -> None:
-    """Raise InputError if `way` doesn't make the logits `expected` of x, as a clip and frame by frame."""
+    """Raise InputError unless `way` gives the logits `expected` for x, as a clip and frame by frame."""
     agree(name, expected, way.clip(x), within)
     if way.step:
         agree(f"{name}, by frames", expected, by_steps(way, x), within)
 
 
 def stepping(way: Way, x: np.ndarray) -> Call:
-    """One frame of x after the other, one a call."""
+    """One frame of x per call."""
     assert way.step
     state, frames, step = way.start(), itertools.cycle(np.split(x, len(x))), way.step
 
@@ -448,7 +361,7 @@ def compared(
     at_least: Mapping[Any, float] = {},
     at_most: Mapping[Any, float] = {},
 ) -> Iterator[Row]:
-    """A row for each pair in `off` that took `seconds`: one of ours and its bits, and a peer."""
+    """A row for each pair in `off` that was timed: one of ours with its bits, and a peer."""
     for pair, difference in off.items():
         (name, bits), peer = pair
         if pair[0] in seconds:
@@ -465,11 +378,10 @@ def compared(
 
 
 def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = REPEAT) -> Iterator[Row]:
-    """Each of ours beside ONNX Runtime's float LSTM, and C of 8 bits beside the other peers."""
-    x, own, alone = features(frames), {}, {}
+    """Each of ours beside ONNX Runtime's float LSTM, and C at 8 bits beside the other peers."""
+    x, own = features(frames), {}
     for bits in (8, 4):
-        detector, params = untrained(LSTMConfig(units=units, quant=QuantConfig.integer(bits)), x)
-        alone[f"{bits} bits"] = products(detector, frames)
+        detector, params = untrained(LSTMConfig(hidden_size=units, quant=QuantConfig.integer(bits)), x)
         for name, way in ours(detector).items():
             own[name, bits] = way
             check(f"{name}, {bits} bits", way, x, own[NUMPY, bits].clip(x), WITHIN[name])
@@ -485,5 +397,3 @@ def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = RE
     yield from compared(f"{frames} frames", in_turns(clips, rounds), off, at_least=CLIP_GOALS)
     steps = {key: stepping(way, x) for key, way in ways.items() if way.step}
     yield from compared("a frame", in_turns(steps, rounds, repeat), off, at_most=FRAME_GOALS)
-    for which, seconds in in_turns(alone, rounds).items():
-        yield Row(what=f"{frames} frames, {which}", ours=f"of {C}, its products", seconds=seconds)
