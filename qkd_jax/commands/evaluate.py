@@ -87,7 +87,7 @@ def score(
         run.check_model(model)
         names = [model]
     states = {name: run.best_variables(name) for name in names}
-    own = data is None or data in (config.data, recordings_of(config.data))
+    own = data is None or _same_recordings(data, config.data)
     if data is None or own:
         clips = run.clips
     else:
@@ -123,6 +123,12 @@ def score(
     if own and not keep:
         print(f"{run.folder}: read-only, so nothing is written there")
     return results
+
+
+def _same_recordings(data: AnyData, own: AnyData) -> bool:
+    """Whether `data` names a run's own recordings, however the root is spelled and bad ones are treated."""
+    root = data.root and str(Path(data.root).absolute())
+    return dataclasses.replace(data, root=root, skip_bad=own.skip_bad) in (own, recordings_of(own))
 
 
 def _keep(
