@@ -1,4 +1,4 @@
-"""Files of detectors taken apart, changed, and sealed anew, so that not the checksum meets what is wrong."""
+"""Files of detectors, changed and given a correct checksum, so that later checks meet the fault."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ from benchmarks.reliability.mutate import bomb, mutate_bytes, mutate_tree
 
 
 def split(data):
-    """The header of a .safetensors file, as JSON says it, and the bytes of its tensors."""
+    """The header of a .safetensors file, parsed, and the bytes of its tensors."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
@@ -21,7 +21,7 @@ def joined(header, tensors):
 
 
 def sealed(data):
-    """`data` with the checksum that belongs to it, if it still has a place for one."""
+    """`data` with a correct checksum, if it still has a field for one."""
     mark = b'\\"sha256\\": \\"'
     begin = data.find(mark) + len(mark)
     if mark not in data:
@@ -31,7 +31,7 @@ def sealed(data):
 
 
 def with_document(data, change):
-    """`data` sealed anew, once `change` has been at what its metadata say."""
+    """`data` after `change` of its document, with a correct checksum."""
     header, tensors = split(data)
     ((form, text),) = header["__metadata__"].items()
     document = json.loads(text)
@@ -40,18 +40,34 @@ def with_document(data, change):
 
 
 def with_header(data, change):
-    """`data` sealed anew, once `change` has been at its header."""
+    """`data` after `change` of its header, with a correct checksum."""
     header, tensors = split(data)
     change(header)
     return sealed(joined(header, tensors))
 
 
 def with_array(data, name, numbers):
-    """`data` sealed anew, with `numbers` for the first of the tensor `name`."""
+    """`data` with `numbers` at the start of the tensor `name`, and a correct checksum."""
     header, tensors = split(data)
     begin, _ = header[name]["data_offsets"]
     numbers = np.asarray(numbers).tobytes()
     return sealed(joined(header, tensors[:begin] + numbers + tensors[begin + len(numbers) :]))
+
+
+def as_version_1(data):
+    """A detector's file in format version 1, whose `student` also holds settings of its training."""
+    header, tensors = split(data)
+    (text,) = header["__metadata__"].values()
+    document = json.loads(text)
+    detector = document["detector"]
+    student = detector.pop("network")
+    del student["architecture"]
+    student |= {"halvings": student.pop("time_strides"), "units": student.pop("hidden_size")}
+    student |= {"distill": True, "learning_rate": 3e-3, "ema_decay": 0.0, "start": "/home/me/runs/demo/a"}
+    names = {"input": "input_exponent", "cell": "cell_exponents", "detection": "event_config"}
+    detector |= {"student": student} | {old: detector.pop(new) for old, new in names.items()}
+    metadata = {"qkd_jax detector, version 1": json.dumps(document, indent=2)}
+    return sealed(joined(header | {"__metadata__": metadata}, tensors))
 
 
 def mutate_length(rng, data):
@@ -60,13 +76,13 @@ def mutate_length(rng, data):
 
 
 def blown_up(rng, data):
-    """A header of much of little."""
+    """A header that expands to far more than its size."""
     text = bomb(rng)
     return joined(rng.choice((text, f'{{"__metadata__":{text}', f'{{"__metadata__":{{"a":"{text}')), data)
 
 
 def mutate_array(rng, data):
-    """A number of a tensor becomes a rare one."""
+    """Replace the first number of a tensor by an extreme one."""
     names = [
         name for name in split(data)[0] if name.endswith(("multiplier", "bias", "_x", "_h", "mean", "std"))
     ]

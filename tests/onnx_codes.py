@@ -1,11 +1,11 @@
-"""ONNX models of detectors, run from input codes on, and the reference's codes to compare with."""
+"""ONNX models of detectors, run from the input codes on, and the reference's codes to compare."""
 
 import numpy as np
 import onnx
 import onnxruntime
 
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 
 TYPES = {"log_mel": np.float32, "codes": np.float32, "output_codes": np.int32, "attention_codes": np.int32}
 
@@ -23,14 +23,14 @@ def info(name, *shape):
 
 
 def giving(model, *inner):
-    """`model` with tensors that are within it among its outputs."""
+    """`model` with inner tensors as further outputs."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     model.graph.output.extend(info(name, "steps", "values") for name in inner)
     return model
 
 
 def from_codes(model, *inner):
-    """`giving`, and fed with the codes [frames, mels] instead of a waveform."""
+    """`giving`, with the codes [frames, mels] as input instead of a waveform."""
     model = giving(model, *inner)
     before = [node.output[0] for node in model.graph.node].index("codes")
     del model.graph.node[: before + 1]
@@ -39,34 +39,34 @@ def from_codes(model, *inner):
 
 
 def clip_codes(detector, model, codes):
-    """What the clip form `model` computes of `codes`: outputs, attention, h of each layer, logits."""
+    """Outputs, attention, h of each layer, and logits that the clip form `model` computes from `codes`."""
     inner = ["output_codes", *(["attention_codes"] if detector.attention else [])]
     hidden = [f"hidden{index}" for index in range(len(detector.lstm))]
     session = opened(from_codes(model, *inner, *hidden))
-    _, logits, *found = session.run(None, {"codes": codes.astype(np.float32)})
+    _, logits, *tensors = session.run(None, {"codes": codes.astype(np.float32)})
     half = 2 ** (detector.network.quant.activations - 1)
-    h = [each.astype(int) - half for each in found[len(inner) :]]
-    return found[0], found[1] if detector.attention else None, h, logits
+    h = [each.astype(int) - half for each in tensors[len(inner) :]]
+    return tensors[0], tensors[1] if detector.attention else None, h, logits
 
 
 def stream(detector, model, pieces):
-    """What the step form says of each piece, on the grid: outputs, attention, h and c of each layer."""
+    """Codes of outputs and attention, and h and c of each layer, by the step form for each piece."""
     session = opened(model)
-    first, *state = (item.name for item in session.get_inputs())
-    answers = [item.name for item in session.get_outputs()]
-    carried, said = {name: np.zeros(detector.network.hidden_size, np.int32) for name in state}, []
+    first, *names = (item.name for item in session.get_inputs())
+    outputs = [item.name for item in session.get_outputs()]
+    state, steps = {name: np.zeros(detector.network.hidden_size, np.int32) for name in names}, []
     for piece in pieces:
-        found = dict(zip(answers, session.run(None, {first: piece} | carried)))
-        np.testing.assert_allclose(found["probabilities"], 1 / (1 + np.exp(-found["logits"])), atol=1e-6)
-        carried = {name: found[f"next_{name}"] for name in state}
-        said.append((found["logits"], found.get("attention"), [carried[name] for name in state]))
-    outputs, attention, state = zip(*said)
-    attention = None if attention[0] is None else np.array(attention) * 2**GRID
-    return np.array(outputs) * 2**GRID, attention, np.array(state)
+        step = dict(zip(outputs, session.run(None, {first: piece} | state)))
+        np.testing.assert_allclose(step["probabilities"], 1 / (1 + np.exp(-step["logits"])), atol=1e-6)
+        state = {name: step[f"next_{name}"] for name in names}
+        steps.append((step["logits"], step.get("attention"), [state[name] for name in names]))
+    logits, attention, states = zip(*steps)
+    attention = None if attention[0] is None else np.array(attention) * 2**LOGIT_EXPONENT
+    return np.array(logits) * 2**LOGIT_EXPONENT, attention, np.array(states)
 
 
 def reference_codes(detector, codes):
-    """The same of the reference: outputs, attention, h and c of each layer [steps, 2 · layers, units]."""
+    """The same by the reference; h and c of each layer are [steps, 2 · layers, hidden_size]."""
     state, outputs, attentions, cells = reference.start(detector), [], [], []
     for frame in codes:
         state, output, attention = reference.advance(detector, state, frame[None])
@@ -78,10 +78,10 @@ def reference_codes(detector, codes):
 
 
 def assert_same(detector, clip, step, codes):
-    """That the forms `clip`, and `step` over a stream, compute of `codes` what the reference does."""
+    """Assert that the models `clip`, and `step` over a stream, compute the reference's codes from `codes`."""
     outputs, attention, cells = reference_codes(detector, codes)
-    found_outputs, found_attention, h, logits = clip_codes(detector, clip, codes)
-    np.testing.assert_array_equal(found_outputs, outputs)
+    clip_outputs, clip_attention, h, logits = clip_codes(detector, clip, codes)
+    np.testing.assert_array_equal(clip_outputs, outputs)
     np.testing.assert_array_equal(np.array(h), cells[:, ::2].swapaxes(0, 1))
     np.testing.assert_allclose(logits, reference.clip_logits(detector, codes), rtol=1e-6, atol=1e-6)
     frames, hop = detector.network.receptive_field, detector.network.stride
@@ -90,5 +90,5 @@ def assert_same(detector, clip, step, codes):
     np.testing.assert_array_equal(streamed[0], outputs)
     np.testing.assert_array_equal(streamed[2], cells)
     if attention is not None:
-        np.testing.assert_array_equal(found_attention, attention)
+        np.testing.assert_array_equal(clip_attention, attention)
         np.testing.assert_array_equal(streamed[1], attention)

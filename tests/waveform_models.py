@@ -9,7 +9,7 @@ import librosa
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from qkd_jax.config import FeatureConfig, TeacherConfig
+from qkd_jax.config import FeatureConfig, DenseNetConfig
 
 
 class Graph:
@@ -105,7 +105,7 @@ def _write_loudness_litert(path: Path, shape: Sequence[int | str], gains: Sequen
 
 
 def write_densenet(
-    path: Path, variables: Mapping[str, Any], config: TeacherConfig, features: FeatureConfig, samples: int
+    path: Path, variables: Mapping[str, Any], config: DenseNetConfig, features: FeatureConfig, samples: int
 ) -> Path:
     """A DenseNet with its own front end: waveform [1, samples] to logits [1, events]."""
     graph, params, statistics = Graph(), variables["params"], variables["batch_stats"]

@@ -16,17 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.config import EventConfig, step_samples, to_json
 from qkd_jax.config.fields import STRICT
+from qkd_jax.detector import container
 from qkd_jax.detector.codes import CELL_BITS
-from qkd_jax.detector.container import (
-    MAX_FILE,
-    ZEROS,
-    Checksum,
-    Layout,
-    StoredEventConfig,
-    opened,
-    read,
-    sealed,
-)
+from qkd_jax.detector.container import MAX_FILE, ZEROS, Layout, opened, read, sealed
 from qkd_jax.detector.events import DetectorState, Event, EventRule, EventState, begin, event_rule, process
 from qkd_jax.detector.stream import Runtime, StreamState
 from qkd_jax.errors import InputError
@@ -42,16 +34,16 @@ _LOUDEST = 1e6  # full scale is 1
 class Owner:
     """The detector that a state belongs to: the SHA-256 of its file, its runtime, and its rule for events."""
 
-    model: Checksum
+    model: container.Checksum
     runtime: str
-    event_config: StoredEventConfig
+    event_config: container.StoredEventConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Document:
     """The JSON in the file's metadata: `skip` and `steps` of a `StreamState`, and its samples' number."""
 
-    sha256: Checksum = ZEROS
+    sha256: container.Checksum = ZEROS
     owner: Owner
     unread: Annotated[int, Field(ge=0)]
     skip: Annotated[int, Field(ge=0)]
@@ -172,7 +164,7 @@ def _layout(document: _Document, runtime: Runtime, rule: EventRule) -> Layout:
             f"unread, skip: expected fewer than {window} samples to read, or up to {hop} to skip, "
             f"found {document.unread} and {document.skip}"
         )
-    # The median filter keeps 2 · around rows, of which the first `around` repeat the stream's beginning.
+    # The median filter keeps up to 2 · around rows; at the start, `around` of them repeat the first logits.
     recent = min(rule.around + steps, 2 * rule.around) if steps else 0
     fixed = {name: (str(array.dtype), array.shape) for name, array in _arrays(begin(runtime, rule)).items()}
     return fixed | {"samples": ("float32", (document.unread,)), "recent": ("float32", (recent, events))}

@@ -74,7 +74,7 @@ def write(
 
     For onnx, the model of single steps is written beside `path`, as STEM-step.onnx.  `provenance` says
     where the detector comes from; safetensors keeps it.  `options`: c takes `name`, the prefix of names in
-    the header. Raises InputError if the detector can't be written in this format, or a library is missing.
+    the header.  Raises InputError if the detector can't be written so, or a library is missing.
     """
     [runtime] = [name for name, file in _FILES.items() if file.format == form]
     parts: str = _module(runtime).write(detector, path, provenance, **options)

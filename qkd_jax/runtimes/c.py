@@ -86,7 +86,7 @@ def write(detector: Detector, path: Path, provenance: Mapping[str, str] = {}, *,
 
 def open_clip(path: Path) -> Exported:
     """Compile the header at `path` as a function of whole clips."""
-    runner = compile_c(read_exported(path, "an exported C header"), path)
+    runner = load(path)
     about = runner.description
     return Exported(about.events, about.features, about.clip_seconds, runner.clip_logits)
 
@@ -144,6 +144,11 @@ class Runner(NamedTuple):
         if not self.library.runClip(_pointer(waveform), frames, _pointer(logits)):
             raise InputError(f"waveform: expected enough for one step, got {len(waveform)} samples")
         return logits
+
+
+def load(path: Path) -> Runner:
+    """Compile the header in the file at `path`; raises InputError as `compile_c`, or if it can't be read."""
+    return compile_c(read_exported(path, "an exported C header"), path)
 
 
 def compile_c(header: bytes, where: object) -> Runner:

@@ -92,7 +92,7 @@ def write(detector: Detector, path: Path, provenance: Mapping[str, str] = {}) ->
 
 def open_clip(path: Path) -> Exported:
     """Open the model at `path` as a function of whole clips."""
-    runner = load(read_exported(path, "an exported LiteRT model"), path)
+    runner = load(path)
     about = runner.description
 
     def clip_logits(waveform: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def open_clip(path: Path) -> Exported:
 
 def open_stream(detector: Detector) -> Runtime:
     """`detector` on a stream, by its model."""
-    runner = load(to_litert(detector), "LiteRT")
+    runner = open_model(to_litert(detector), "LiteRT")
     advance_frames = step_by_step(
         lambda state, frames: runner.step(state, frames)[:2],
         detector.network.receptive_field,
@@ -147,8 +147,13 @@ def to_litert(detector: Detector) -> bytes:
     return content + _digest(content)
 
 
-def load(data: bytes, where: object) -> Runner:
-    """The model in the file `data` that `to_litert` made.
+def load(path: Path) -> Runner:
+    """The model in the file at `path`; raises InputError as `open_model`, or if it can't be read."""
+    return open_model(read_exported(path, "an exported LiteRT model"), path)
+
+
+def open_model(data: bytes, where: object) -> Runner:
+    """The model that `to_litert` made.
 
     Raises InputError, which names `where`, if it is damaged, or if ai_edge_litert is not installed.
     """

@@ -328,11 +328,8 @@ def _step(
     )
     offset, end = (1 << (30 - GATE_EXPONENT)) + (1 << layer.cell_exponent), 1 << (CELL_BITS - 1)
     total = graph.add("Add", remembered, added)
-    c = graph.add(
-        "Sub",
-        graph.add("Clip", total, np.int32(offset - end), np.int32(offset + end - 1)),
-        np.int32(offset),
-    )
+    clipped = graph.add("Clip", total, np.int32(offset - end), np.int32(offset + end - 1))
+    c = graph.add("Sub", clipped, np.int32(offset))
 
     finer = layer.cell_exponent - LOGIT_EXPONENT
     if finer > 0:

@@ -1,4 +1,4 @@
-"""Events: those of a plain loop over the whole, each once, when it is over, in memory that does not grow."""
+"""Events equal those of a plain loop over the whole recording, each reported once, in bounded memory."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.config import EventConfig, FeatureConfig
+from qkd_jax.config import EventConfig, FeatureConfig, step_clock
 from qkd_jax.detector import stream
-from qkd_jax.detector.events import detect, finish, push, rule_of, start
+from qkd_jax.detector.events import detect, event_rule, finish, push, start
 from qkd_jax.errors import InputError
 from tests.detectors import FRONT, PLAIN, random_detector
 
@@ -30,13 +30,13 @@ def logit(probability):
 
 
 def logits_of(probabilities):
-    """Readings of the first event; of the others there is nothing."""
+    """Logits with these probabilities for the first event, and very low ones for the others."""
     column = [logit(p) for p in probabilities]
     return np.stack([column, *[[-9.0] * len(column)] * 2], axis=1).astype(np.float32)
 
 
 def sound(samples):
-    """Noise whose loudness changes now and then."""
+    """Noise whose loudness changes every 200 samples."""
     rng = np.random.default_rng(0)
     loudness = rng.uniform(0, 0.5, samples // 200 + 1).repeat(200)[:samples]
     return (rng.normal(0, 1, samples) * loudness).astype(np.float32)
@@ -48,13 +48,13 @@ def logits_in(detector, samples):
 
 
 def medians(detector, samples):
-    """Thresholds that half of the readings of `samples` are above."""
+    """Thresholds that half of the posteriors of `samples` exceed."""
     logits = logits_in(detector, samples)
     return {event: 1 / (1 + math.exp(-np.median(column))) for event, column in zip(detector.events, logits.T)}
 
 
 def events_of(detector, logits, cuts=()):
-    rule = rule_of(detector)
+    rule = event_rule(detector)
     state, events = start(rule), []
     for piece in np.split(logits, sorted(cuts)):
         state, over = push(rule, state, piece)
@@ -71,7 +71,7 @@ def steps(events):
 
 
 def offline(detector, logits):
-    """The same by plain loops over the whole recording, in probabilities and seconds."""
+    """The same events by plain loops over the whole recording, in probabilities and seconds."""
     config, events = detector.event_config, []
     for index, name in enumerate(detector.events):
         column, reach = logits[:, index].tolist(), round(config.median_seconds / STEP) // 2
@@ -100,7 +100,7 @@ def offline(detector, logits):
 
 
 def durations(longest):
-    """Whole steps: what else there is is rounded to them."""
+    """Durations of whole steps; the configuration rounds others to these."""
     return st.integers(0, longest).map(lambda count: count * STEP)
 
 
@@ -121,34 +121,34 @@ CONFIGS = st.builds(
     seed=st.integers(0, 1000),
     cuts=st.lists(st.integers(0, 90), max_size=9),
 )
-def test_events_are_those_of_a_plain_loop_over_the_whole_however_it_is_cut(config, length, seed, cuts):
+def test_events_equal_those_of_a_plain_loop_however_the_logits_are_cut(config, length, seed, cuts):
     config = dataclasses.replace(config, use="eer" if config.thresholds else None)
     detector = dataclasses.replace(DETECTOR, event_config=config)
-    # A walk on a coarse grid: it stays, returns, and meets a threshold of 0.5 exactly.
+    # A random walk on few values: it stays, returns, and meets a threshold of 0.5 exactly.
     walk = np.cumsum(np.random.default_rng(seed).integers(-2, 3, (length, 3)), axis=0)
     logits = (np.abs((walk + 12) % 24 - 12) / 2 - 3).astype(np.float32)
     events = events_of(detector, logits, cuts)
     assert events == events_of(detector, logits)
-    found = sorted((event.event, *span, round(event.peak, 9)) for event, span in zip(events, steps(events)))
-    assert found == sorted(offline(detector, logits))
+    rows = sorted((event.event, *times, round(event.peak, 9)) for event, times in zip(events, steps(events)))
+    assert rows == sorted(offline(detector, logits))
 
 
-def test_an_event_goes_on_while_it_is_above_its_end_and_no_longer():
-    readings = logits_of([0.1, 0.79, 0.81, 0.5, 0.41, 0.39, 0.41, 0.7, 0.81, 0.39])
+def test_an_event_continues_exactly_while_it_is_above_its_end():
+    logits = logits_of([0.1, 0.79, 0.81, 0.5, 0.41, 0.39, 0.41, 0.7, 0.81, 0.39])
     thresholds = {"f1": dict.fromkeys(DETECTOR.events, 0.8)}
-    events = events_of(with_config(thresholds=thresholds, use="f1"), readings)
+    events = events_of(with_config(thresholds=thresholds, use="f1"), logits)
     assert steps(events) == [(2, 4), (8, 8)]
     assert [event.peak for event in events] == pytest.approx([0.81, 0.81], abs=1e-6)
-    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=1.0), readings)) == [
+    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=1.0), logits)) == [
         (2, 2),
         (8, 8),
     ]
-    assert steps(events_of(with_config(thresholds=thresholds), readings)) == [(1, 9)]
-    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=0.1), readings)) == [(2, 9)]
+    assert steps(events_of(with_config(thresholds=thresholds), logits)) == [(1, 9)]
+    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=0.1), logits)) == [(2, 9)]
 
 
 def test_onset_and_offset_are_where_steps_meet():
-    """A step stands for the time around its centre, up to half-way to its neighbours."""
+    """A step covers the time around its centre, up to half-way to its neighbours."""
     detector = with_config(random_detector(FRONT))
     first, step = step_clock(detector.features, detector.network)
     (event,) = events_of(detector, logits_of([0.1, 0.9, 0.8, 0.1]))
@@ -156,31 +156,31 @@ def test_onset_and_offset_are_where_steps_meet():
     assert event.event == detector.events[0]
 
 
-def test_short_events_are_none_once_gaps_are_closed():
-    readings = logits_of([0.9, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.1])
-    assert steps(events_of(with_config(), readings)) == [(0, 0), (3, 4), (8, 8)]
-    assert steps(events_of(with_config(shortest_seconds=0.02), readings)) == [(3, 4)]
-    assert steps(events_of(with_config(gap_seconds=0.03), readings)) == [(0, 4), (8, 8)]
-    assert steps(events_of(with_config(gap_seconds=0.04), readings)) == [(0, 8)]
-    assert steps(events_of(with_config(gap_seconds=0.03, shortest_seconds=0.03), readings)) == [(0, 4)]
+def test_short_events_are_dropped_after_gaps_are_closed():
+    logits = logits_of([0.9, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.1])
+    assert steps(events_of(with_config(), logits)) == [(0, 0), (3, 4), (8, 8)]
+    assert steps(events_of(with_config(shortest_seconds=0.02), logits)) == [(3, 4)]
+    assert steps(events_of(with_config(gap_seconds=0.03), logits)) == [(0, 4), (8, 8)]
+    assert steps(events_of(with_config(gap_seconds=0.04), logits)) == [(0, 8)]
+    assert steps(events_of(with_config(gap_seconds=0.03, shortest_seconds=0.03), logits)) == [(0, 4)]
 
 
-def test_an_event_comes_once_and_as_soon_as_it_is_over():
-    readings = logits_of([0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9])
+def test_an_event_is_reported_once_and_as_soon_as_it_is_over():
+    logits = logits_of([0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.9])
     for fields, when in [({}, 3), ({"gap_seconds": 0.03}, 5), ({"median_seconds": 0.03}, 4)]:
-        rule = rule_of(with_config(**fields))
+        rule = event_rule(with_config(**fields))
         state, over = start(rule), []
-        for step, reading in enumerate(readings):
-            state, events = push(rule, state, reading[None])
-            over += [(step, *span) for span in steps(events)]
+        for step, row in enumerate(logits):
+            state, events = push(rule, state, row[None])
+            over += [(step, *times) for times in steps(events)]
         assert over == [(when, 1, 2)]
         assert steps(finish(rule, state)) == [(7, 7)]
 
 
-def test_events_come_in_the_order_in_which_they_end():
-    readings = np.full((9, 3), -9, np.float32)
-    readings[1:8, 0] = readings[2:4, 1] = readings[3:4, 2] = readings[6:, 1] = 3
-    names = [DETECTOR.events.index(event.event) for event in events_of(with_config(), readings, [5])]
+def test_events_are_reported_in_the_order_in_which_they_end():
+    logits = np.full((9, 3), -9, np.float32)
+    logits[1:8, 0] = logits[2:4, 1] = logits[3:4, 2] = logits[6:, 1] = 3
+    names = [DETECTOR.events.index(event.event) for event in events_of(with_config(), logits, [5])]
     assert names == [1, 2, 0, 1]
 
 
@@ -215,7 +215,7 @@ def test_events_in_a_waveform_are_the_same_however_it_is_cut(detector):
 def test_memory_grows_neither_with_the_stream_nor_with_an_event():
     low = FeatureConfig(sample_rate=400, win_length=128, hop_length=100, n_fft=128, n_mels=32, fmax=200.0)
     detector, block = dataclasses.replace(DETECTOR, features=low), sound(400)
-    # The first event goes on for ever, the others come and go.
+    # The first event never ends, the others come and go.
     thresholds = medians(detector, np.tile(block, 60)) | {detector.events[0]: 1e-9}
     detector = with_config(detector, thresholds={"x": thresholds}, use="x", end=1.0, median_seconds=2.0)
 
@@ -230,25 +230,25 @@ def test_memory_grows_neither_with_the_stream_nor_with_an_event():
     peak(30)
     (short, few), (long, many) = peak(30), peak(300)
     assert 3 < few < many / 5
-    # The samples alone would be 432,000 bytes more; what awaits the garbage collector comes and goes.
+    # The samples alone would take 432,000 bytes more; garbage awaiting collection varies.
     assert long < short + 100_000
 
 
 def test_thresholds_of_other_events_are_named():
     detector = with_config(thresholds={"eer": {"dog": 0.5, "cat": 0.2}}, use="eer")
-    said = r"thresholds\.eer: expected one for each of dog, baby_cry, gunshot, found dog, cat"
-    with pytest.raises(InputError, match=said):
+    message = r"thresholds\.eer: expected one for each of dog, baby_cry, gunshot, found dog, cat"
+    with pytest.raises(InputError, match=message):
         list(detect(detector, []))
 
 
 @pytest.mark.parametrize(
-    ("block", "said"),
+    ("block", "message"),
     [
         (np.zeros(100, np.int16), r"found int16 \[100\]$"),
         (np.zeros((100, 2), np.float32), r"found float32 \[100, 2\]$"),
         (np.float32([0, np.nan]), r"found float32 \[2\] with NaN or infinity$"),
     ],
 )
-def test_blocks_that_are_no_waveform_are_refused(block, said):
-    with pytest.raises(InputError, match=said):
+def test_blocks_that_are_no_waveform_are_refused(block, message):
+    with pytest.raises(InputError, match=message):
         list(detect(DETECTOR, [np.zeros(500, np.float32), block]))

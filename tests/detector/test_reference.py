@@ -1,4 +1,4 @@
-"""The definition of the integer scheme against loops over Python's integers, which are exact."""
+"""The reference of the integer-only scheme against loops over Python's integers, which are exact."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.detector.codes import GRID, ConvCodes, LinearCodes, LSTMCodes, sigmoid_table
+from qkd_jax.detector.codes import LOGIT_EXPONENT, ConvCodes, LinearCodes, LSTMCodes, sigmoid_table
 from qkd_jax.detector.reference import State, advance, clip_logits, input_codes, pooled, start
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
 
@@ -20,12 +20,12 @@ FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
 
 
 def single(value):
-    """The float32 nearest to a number, halves to even."""
+    """The float32 nearest to a number, ties to even."""
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def rescaled(acc, multiplier):
-    # The product of two float32 is exact in float64; what `round` ties goes to even.
+    # The product of two float32 is exact in float64; `round` rounds ties to even.
     return round(single(single(acc) * float(multiplier)))
 
 
@@ -39,7 +39,7 @@ def cut(value, low, high):
 
 @cache
 def exact_sigmoid(i):
-    """σ(i / 512) in units of 2^-15, in decimals."""
+    """2^15 σ(i / 512), in decimals."""
     with localcontext(prec=40):
         return 2**15 / (1 + (Decimal(-i) / 512).exp())
 
@@ -53,11 +53,11 @@ def tanh(z):
 
 
 def convolve(conv, x, stride, bits):
-    """x: frames of bands of channels; the codes of all steps."""
+    """The codes of all steps; x holds frames of bands of channels."""
     w, multiplier, bias = (array.tolist() for array in conv)
     bands, outputs = len(x[0]), len(bias)
 
-    def output(step, band, output):
+    def code(step, band, output):
         acc = sum(
             w[tap][side][channel][output] * value
             for tap in range(3)
@@ -69,7 +69,7 @@ def convolve(conv, x, stride, bits):
 
     steps = range((len(x) - 3) // stride + 1)
     halved = range(math.ceil(bands / 2))
-    return [[[output(step, band, o) for o in range(outputs)] for band in halved] for step in steps]
+    return [[[code(step, band, o) for o in range(outputs)] for band in halved] for step in steps]
 
 
 def dot(x, w, column):
@@ -82,24 +82,26 @@ def linear(layer, h):
 
 
 def lstm_step(layer, h, c, x, bits):
-    units, cell = len(h), layer.cell
+    hidden, exponent = len(h), layer.cell_exponent
     w_h, w_x, by_h, by_x, bias = (array.tolist() for array in layer[:5])
     new_h, new_c = [], []
-    for unit in range(units):
+    for unit in range(hidden):
         f, i, candidate, o = (
             squash(rescaled(dot(h, w_h, k), by_h[k]) + rescaled(dot(x, w_x, k), by_x[k]) + bias[k])
-            for squash, k in zip((sigmoid, sigmoid, tanh, sigmoid), range(unit, 4 * units, units))
+            for squash, k in zip((sigmoid, sigmoid, tanh, sigmoid), range(unit, 4 * hidden, hidden))
         )
-        c_new = shift(f * c[unit], 15) + shift(i * candidate, 30 - cell)
+        c_new = shift(f * c[unit], 15) + shift(i * candidate, 30 - exponent)
         c_new = cut(c_new, -(2**15), 2**15 - 1)
-        on_grid = shift(c_new, cell - 9) if cell > 9 else c_new * 2 ** (9 - cell)
+        rescaled_c = shift(c_new, exponent - 9) if exponent > 9 else c_new * 2 ** (9 - exponent)
         new_c.append(c_new)
-        new_h.append(cut(shift(o * tanh(on_grid), 30 - (bits - 1)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+        new_h.append(
+            cut(shift(o * tanh(rescaled_c), 30 - (bits - 1)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
     return new_h, new_c
 
 
 def by_loops(detector, codes):
-    """What `advance` says of whole `codes` from the start: (outputs, attention, h and c of each layer)."""
+    """As `advance` from the start: (outputs, attention, h and c of each layer)."""
     bits, x = detector.network.quant.activations, codes[..., None].tolist()
     for index, conv in enumerate(detector.front):
         x = convolve(conv, x, 2 if index < detector.network.time_strides else 1, bits)
@@ -135,7 +137,7 @@ def same_as_loops(detector, codes):
     ("weights", "activations", "mels", "seed"), [(8, 8, 9, 0), (4, 8, 12, 1), (3, 5, 7, 2), (2, 2, 10, 3)]
 )
 @pytest.mark.parametrize("form", FORMS)
-def test_every_code_is_that_of_the_loops(form, weights, activations, mels, seed):
+def test_every_code_equals_that_of_the_loops(form, weights, activations, mels, seed):
     network = dataclasses.replace(with_bits(FORMS[form], weights, activations), hidden_size=6)
     detector = random_detector(network, seed=seed, mels=mels)
     codes = random_codes(detector, 41 if form == "front" else 12, seed=seed)
@@ -145,7 +147,7 @@ def test_every_code_is_that_of_the_loops(form, weights, activations, mels, seed)
 
 
 def extreme(activations, cell):
-    """Weights all at their ends, of both signs, and results near 2^29, what a detector may come to."""
+    """Weights at the ends of their range, of both signs, and results near 2^29, a detector's limit."""
     network = dataclasses.replace(with_bits(FRONT, 8, activations), convolutions=(2, 2), hidden_size=4)
     made = random_detector(network, mels=6)
 
@@ -182,11 +184,11 @@ def test_extremes_do_not_overflow(activations, cell):
 
 
 def test_a_cell_grows_to_both_ends_and_stays_there():
-    units, ones = 2, np.ones(8, np.float32)
-    bias = np.repeat([8, 8, 0, 8], units) << GRID
-    bias[4:6] = [8 << GRID, -8 << GRID]  # the candidates
-    zeros = np.zeros((units, 8), np.int8), np.zeros((6, 8), np.int8)
-    made = random_detector(dataclasses.replace(PLAIN, units=units), mels=6)
+    hidden, ones = 2, np.ones(8, np.float32)
+    bias = np.repeat([8, 8, 0, 8], hidden) << LOGIT_EXPONENT
+    bias[4:6] = [8 << LOGIT_EXPONENT, -8 << LOGIT_EXPONENT]  # the candidates
+    zeros = np.zeros((hidden, 8), np.int8), np.zeros((6, 8), np.int8)
+    made = random_detector(dataclasses.replace(PLAIN, hidden_size=hidden), mels=6)
     layer = LSTMCodes(*zeros, ones, ones, bias.astype(np.int32), 13)
     detector = dataclasses.replace(made, lstm=(layer,))
     _, _, ((h, c),) = same_as_loops(detector, np.zeros((6, 6), np.int32))
@@ -194,14 +196,14 @@ def test_a_cell_grows_to_both_ends_and_stays_there():
     assert h == [127, -128]
 
 
-def test_the_table_is_the_sigmoid_to_the_last_bit():
+def test_the_table_is_the_sigmoid_rounded_to_the_last_bit():
     table = sigmoid_table()
     assert table.dtype == np.int32
     assert table.shape == (8191,)
     exact = [exact_sigmoid(i) for i in range(-4095, 4096)]
     np.testing.assert_array_equal(table, [round(value) for value in exact])
     np.testing.assert_array_equal(table + table[::-1], 2**15)
-    # No libm is wrong by so much that it might round another way.
+    # So far from a tie that no maths library rounds it differently.
     assert min(abs(value % 1 - Decimal("0.5")) for value in exact) > Decimal("1e-6")
 
 
@@ -223,11 +225,11 @@ def whole(form):
 @settings(max_examples=25, deadline=None, database=None, derandomize=True)
 @given(cuts=st.lists(st.integers(0, FRAMES), max_size=12))
 def test_a_stream_may_be_cut_anywhere(form, cuts):
-    # Pieces of no frame, and of fewer than a convolution reads, are among them.
+    # Some pieces are empty, or shorter than a convolution reads.
     detector, state, pieces = detector_of(form), start(detector_of(form)), []
     for piece in np.split(random_codes(detector, FRAMES), sorted(cuts)):
-        state, *said = advance(detector, state, piece)
-        pieces.append(said)
+        state, *codes = advance(detector, state, piece)
+        pieces.append(codes)
     end, outputs, attention = whole(form)
     np.testing.assert_array_equal(np.concatenate([piece[0] for piece in pieces]), outputs)
     if detector.attention is not None:
@@ -244,42 +246,42 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_advancing_does_not_touch_the_state_it_began_with(form):
+def test_advancing_does_not_change_the_state_it_starts_from(form):
     detector = detector_of(form)
     state, *_ = advance(detector, start(detector), random_codes(detector, 20))
-    kept = [leaf.copy() for leaf in leaves(state)]
+    before = [leaf.copy() for leaf in leaves(state)]
     advance(detector, state, random_codes(detector, 20))
-    assert all(same(a, b) for a, b in zip(leaves(state), kept, strict=True))
+    assert all(same(a, b) for a, b in zip(leaves(state), before, strict=True))
 
 
 @pytest.mark.parametrize("activations", [8, 4, 2])
-def test_inputs_are_rounded_half_to_even_and_cut(activations):
+def test_inputs_are_rounded_half_to_even_and_clipped(activations):
     half = 2 ** (activations - 1)
     made = random_detector(with_bits(PLAIN, 8, activations), mels=7)
     detector = dataclasses.replace(
-        made, mean=np.full(7, -6, np.float32), std=np.full(7, 4, np.float32), input=3
+        made, mean=np.full(7, -6, np.float32), std=np.full(7, 4, np.float32), input_exponent=3
     )
-    wanted = [0.5, 1.5, -0.5, -1.5, 1e6, -1e6, half - 0.5]  # in units of 2^-3
+    wanted = [0.5, 1.5, -0.5, -1.5, 1e6, -1e6, half - 0.5]  # of scale 2^-3
     log_mel = np.float32([wanted]) * 4 / 8 - 6
-    said = input_codes(detector, log_mel)
-    assert said.dtype == np.int32
+    codes = input_codes(detector, log_mel)
+    assert codes.dtype == np.int32
     expected = [cut(round(value), -half, half - 1) for value in wanted]
-    np.testing.assert_array_equal(said, [expected])
+    np.testing.assert_array_equal(codes, [expected])
     assert expected[:4] == [0, min(2, half - 1), 0, -2]
 
 
 def test_inputs_are_divided_not_multiplied_by_a_reciprocal():
-    # Ties, which a quotient that is one bit off would break otherwise.
+    # Ties, which a quotient one bit off would round the other way.
     made, std = random_detector(PLAIN, mels=50), np.arange(3, 103, 2, dtype=np.float32)
     detector = dataclasses.replace(made, mean=np.zeros(50, np.float32), std=std)
     ties = np.arange(-100, 100) + 0.5
-    log_mel = (ties[:, None] * std * 2.0**-detector.input).astype(np.float32)
+    log_mel = (ties[:, None] * std * 2.0**-detector.input_exponent).astype(np.float32)
     expected = np.broadcast_to([[round(tie)] for tie in ties], (200, 50))
     np.testing.assert_array_equal(input_codes(detector, log_mel), expected)
 
 
 def test_rescaled_accumulators_are_float32_products_half_to_even():
-    # Halves are ties half of the time, and so are float32 products of some 2^22, none of those in float64.
+    # Products with 0.5 are ties half of the time; float32 products of about 2^22 too, though not in float64.
     made = random_detector(dataclasses.replace(PLAIN, hidden_size=6), mels=9)
     multiplier = np.float32([0.5, 1000.1, 3000.7])
     detector = dataclasses.replace(made, output=made.output._replace(multiplier=multiplier))
@@ -287,15 +289,15 @@ def test_rescaled_accumulators_are_float32_products_half_to_even():
     assert np.abs(outputs).max() > 2**22
 
 
-def test_the_last_step_is_read():
+def test_pooling_last_reads_the_last_step():
     detector = detector_of("plain")
-    outputs = np.int32([[5, -7, 9], [1 << GRID, -256, 3]])
+    outputs = np.int32([[5, -7, 9], [1 << LOGIT_EXPONENT, -256, 3]])
     np.testing.assert_array_equal(
         pooled(detector.network.pooling, outputs, None), np.float32([1, -0.5, 3 / 512])
     )
 
 
-def test_the_mean_over_the_steps_is_read():
+def test_pooling_mean_reads_the_mean_over_the_steps():
     detector = detector_of("deep")
     outputs = np.int32([[512, 0, 1], [1024, -512, 2], [0, 0, 4]])
     np.testing.assert_allclose(
@@ -303,7 +305,7 @@ def test_the_mean_over_the_steps_is_read():
     )
 
 
-def test_attention_weighs_each_event_on_its_own():
+def test_attention_weights_each_event_separately():
     detector = detector_of("front")
     outputs = np.int32([[512, 512, 512], [1024, -512, 0]])
     attention = np.int32([[0, 512, 50_000_000], [0, -512, -50_000_000]])  # of any size
@@ -314,7 +316,7 @@ def test_attention_weighs_each_event_on_its_own():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_clips_logits_are_those_of_its_steps(form):
+def test_a_clips_logits_are_pooled_from_its_steps(form):
     detector = detector_of(form)
     _, outputs, attention = whole(form)
     logits = clip_logits(detector, random_codes(detector, FRAMES))

@@ -1,4 +1,4 @@
-"""A stream that is stopped and gone on with, as if it had not been, and from no state but its own."""
+"""An interrupted stream resumes exactly, and from no state but its own."""
 
 import dataclasses
 import functools
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.deploy.test_events import medians, sound
 
 from qkd_jax.config import EventConfig
-from qkd_jax.detector import events, stream
-from qkd_jax.detector import resume as kept
+from qkd_jax.detector import events, resume, stream
 from qkd_jax.detector.file import save
 from qkd_jax.errors import InputError
-from tests.artefacts import joined, sealed, split
+from tests.artefacts import joined, sealed, split, with_document
+from tests.detector.test_events import medians, sound
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 
 SAMPLES = 30_000
@@ -23,7 +22,7 @@ SAMPLES = 30_000
 
 @functools.cache
 def runtime_of(network=PLAIN, **fields):
-    """A random detector, whose events begin where half of the readings are above."""
+    """A random detector whose thresholds are the medians of its posteriors."""
     detector = random_detector(network)
     thresholds = {"x": medians(detector, sound(SAMPLES))}
     given = {"thresholds": thresholds, "use": "x", "end": 1.0, "median_seconds": 0.05, "gap_seconds": 0.03}
@@ -31,63 +30,63 @@ def runtime_of(network=PLAIN, **fields):
 
 
 def owner_of(of, **fields):
-    given = {"model": "0" * 64, "runtime": "numpy", "detection": of.detector.event_config}
-    return kept.Owner(**given | fields)
+    given = {"model": "0" * 64, "runtime": "numpy", "event_config": of.detector.event_config}
+    return resume.Owner(**given | fields)
 
 
-def heard_of(runtime, samples):
-    rule = events.rule_of(runtime.detector)
-    return events.hear(runtime, rule, events.begin(runtime, rule), samples)[0]
+def state_after(runtime, samples):
+    rule = events.event_rule(runtime.detector)
+    return events.process(runtime, rule, events.begin(runtime, rule), samples)[0]
 
 
 def loaded(path, runtime, of=None):
-    return kept.load(path, of or owner_of(runtime), runtime)
+    return resume.load(path, of or owner_of(runtime), runtime)
 
 
-def detect_on(path, runtime, blocks):
+def detect_and_save(path, runtime, blocks):
     where = path, owner_of(runtime), runtime
-    return kept.detect_on(*where, kept.go_on(*where), blocks)
+    return resume.detect_and_save(*where, resume.load_or_start(*where), blocks)
 
 
-def leaves(heard):
-    """All that is in a state, in its order."""
-    if isinstance(heard, tuple):
-        return [leaf for part in heard for leaf in leaves(part)]
-    return [(np.asarray(heard).dtype, np.asarray(heard).shape, np.asarray(heard).tolist())]
+def leaves(state):
+    """Everything in a state, in order."""
+    if isinstance(state, tuple):
+        return [leaf for part in state for leaf in leaves(part)]
+    return [(np.asarray(state).dtype, np.asarray(state).shape, np.asarray(state).tolist())]
 
 
 @pytest.mark.parametrize("network", [PLAIN, FRONT, DEEP], ids=["plain", "front", "deep"])
 @pytest.mark.parametrize("history", [None, 0.2])
-def test_a_state_is_kept_to_the_last_bit(tmp_path, network, history):
+def test_a_state_is_saved_to_the_last_bit(tmp_path, network, history):
     runtime = runtime_of(network, history_seconds=history)
     for samples in (0, 100, 1000, SAMPLES):
-        heard = heard_of(runtime, sound(samples))
-        kept.save(tmp_path / "state", owner_of(runtime), heard)
-        assert leaves(loaded(tmp_path / "state", runtime)) == leaves(heard)
+        state = state_after(runtime, sound(samples))
+        resume.save(tmp_path / "state", owner_of(runtime), state)
+        assert leaves(loaded(tmp_path / "state", runtime)) == leaves(state)
     assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
 
 @settings(deadline=None, max_examples=6)
 @given(cuts=st.lists(st.integers(0, SAMPLES), max_size=6), history=st.sampled_from([None, 0.2]))
-def test_in_pieces_a_stream_says_what_it_says_in_one(tmp_path_factory, cuts, history):
+def test_a_stream_in_pieces_gives_the_events_of_the_whole(tmp_path_factory, cuts, history):
     path, runtime = tmp_path_factory.mktemp("state") / "state", runtime_of(history_seconds=history)
-    whole, said = list(events.detect_in(runtime, [sound(SAMPLES)])), []
+    whole, found = list(events.detect_in(runtime, [sound(SAMPLES)])), []
     for piece in np.split(sound(SAMPLES), sorted(cuts)):
-        said += detect_on(path, runtime, [piece])
-    rest = events.finish(events.rule_of(runtime.detector), loaded(path, runtime).spans)
-    assert said + rest == whole and len(said) > 5
+        found += detect_and_save(path, runtime, [piece])
+    rest = events.finish(events.event_rule(runtime.detector), loaded(path, runtime).events)
+    assert found + rest == whole and len(found) > 5
 
 
-def test_a_block_whose_events_are_not_all_said_is_not_heard(tmp_path):
+def test_a_block_counts_only_when_all_of_its_events_were_reported(tmp_path):
     runtime, path, halves = runtime_of(), tmp_path / "state", np.split(sound(SAMPLES), 2)
-    first = list(detect_on(tmp_path / "other", runtime, halves[:1]))
-    second = detect_on(path, runtime, halves)
+    first = list(detect_and_save(tmp_path / "other", runtime, halves[:1]))
+    second = detect_and_save(path, runtime, halves)
     assert [next(second) for _ in range(len(first) + 1)][:-1] == first
     second.close()
-    assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, halves[0]))
+    assert leaves(loaded(path, runtime)) == leaves(state_after(runtime, halves[0]))
 
 
-def test_what_goes_wrong_leaves_what_was_heard(tmp_path):
+def test_a_failure_leaves_the_state_of_the_blocks_before(tmp_path):
     runtime, path = runtime_of(), tmp_path / "state"
 
     def blocks():
@@ -95,57 +94,57 @@ def test_what_goes_wrong_leaves_what_was_heard(tmp_path):
         raise InputError("mic: gone")
 
     with pytest.raises(InputError, match="mic: gone"):
-        list(detect_on(path, runtime, blocks()))
-    assert leaves(loaded(path, runtime)) == leaves(heard_of(runtime, sound(SAMPLES)))
+        list(detect_and_save(path, runtime, blocks()))
+    assert leaves(loaded(path, runtime)) == leaves(state_after(runtime, sound(SAMPLES)))
 
 
-def test_it_is_kept_after_events_and_each_minute(tmp_path, monkeypatch):
+def test_the_state_is_saved_after_events_and_each_minute(tmp_path, monkeypatch):
     runtime, written = runtime_of(), []
-    said = iter([[], [], [], [], ["event"], [], []])
+    found = iter([[], [], [], [], ["event"], [], []])
 
-    def hear(runtime, rule, heard, block):
-        after = heard.stream._replace(steps=heard.stream.steps + 100 * 20)
-        return heard._replace(stream=after), next(said)
+    def process(runtime, rule, state, block):
+        after = state.stream._replace(steps=state.stream.steps + 100 * 20)
+        return state._replace(stream=after), next(found)
 
-    monkeypatch.setattr(kept, "hear", hear)
-    monkeypatch.setattr(kept, "save", lambda path, of, heard: written.append(heard.stream.steps // 100))
+    monkeypatch.setattr(resume, "process", process)
+    monkeypatch.setattr(resume, "save", lambda path, owner, state: written.append(state.stream.steps // 100))
     blocks = [sound(0)] * 7
-    assert list(detect_on(tmp_path / "state", runtime, blocks)) == ["event"]
+    assert list(detect_and_save(tmp_path / "state", runtime, blocks)) == ["event"]
     assert written == [0, 60, 100, 140]
 
 
-def test_another_ones_state_is_refused(tmp_path):
+def test_the_state_of_another_detector_is_refused(tmp_path):
     runtime, path = runtime_of(), tmp_path / "state"
-    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
     limited = runtime_of(history_seconds=2.0)
-    for of, fields, said in (
+    for of, fields, message in (
         (runtime, {"model": "1" * 64}, f"expected a state with model {'1' * 64}, found one with {'0' * 64}"),
         (runtime, {"runtime": "c"}, "expected a state with runtime c, found one with numpy"),
         (limited, {}, r"expected a state with history_seconds 2\.0, found one with None"),
     ):
-        with pytest.raises(InputError, match=rf"^{path}: {said}$"):
+        with pytest.raises(InputError, match=rf"^{path}: {message}$"):
             loaded(path, of, owner_of(of, **fields))
 
 
-def test_what_is_no_state_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     runtime, path = runtime_of(), tmp_path / "state"
-    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
     data = path.read_bytes()
 
-    def refused(content, said):
+    def refused(content, message):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=said) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             loaded(path, runtime)
         assert str(caught.value).startswith(f"{path}: ") and str(caught.value).isprintable()
 
     for place in range(0, len(data), 13):
         refused(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], "expected|metadata")
     for length in (0, 7, 100, len(data) - 1):
-        refused(data[:length], r"expected a \.safetensors file")
+        refused(data[:length], r"expected a state in a \.safetensors file|expected a \.safetensors file")
     save(random_detector(PLAIN), path)
     refused(path.read_bytes(), r"expected metadata \['qkd_jax state, version 1'\]")
     with pytest.raises(InputError, match=r"state/x: could not be written: (Not a directory|File exists)"):
-        next(detect_on(path / "x", runtime, []), None)
+        next(detect_and_save(path / "x", runtime, []), None)
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match=r"state: expected a state's file, found none"):
@@ -153,7 +152,7 @@ def test_what_is_no_state_is_refused(tmp_path):
 
 
 def changed(data, arrays=(), **numbers):
-    """`data` sealed anew, once numbers of its document, and the arrays that are named, are others."""
+    """`data` with other `numbers` in its document, other values in `arrays`, and a correct checksum."""
     header, tensors = split(data)
     ((form, text),) = header.pop("__metadata__").items()
     document, tensors = json.loads(text) | numbers, bytearray(tensors)
@@ -164,18 +163,22 @@ def changed(data, arrays=(), **numbers):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "arrays", "said"),
+    ("numbers", "arrays", "message"),
     [
         ({"steps": -1}, {}, "steps: Input should be greater than or equal to 0, got -1"),
         ({"steps": 1 << 60}, {}, "steps: Input should be less than"),
         ({"steps": 1.5}, {}, "steps: Input should be a valid integer"),
         ({"steps": 0}, {}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
-        ({"steps": 3}, {}, r"(first|last): expected what a stream leaves"),
+        ({"steps": 3}, {}, r"(first|last): expected values that a stream can leave"),
         ({"unread": 10**9}, {}, "unread, skip: expected fewer than 400 samples"),
         ({"unread": 3}, {}, r"samples: expected float32 \[3\]"),
-        ({"skip": 1}, {}, "unread, skip: expected fewer than 400 samples to read, or up to 160 to pass over"),
-        ({}, {"samples": np.float32(np.nan)}, "samples: expected what a stream leaves, found other numbers"),
-        ({}, {"samples": np.float32(3e38)}, "samples: expected what a stream leaves, found other numbers"),
+        ({"skip": 1}, {}, "unread, skip: expected fewer than 400 samples to read, or up to 160 to skip"),
+        (
+            {},
+            {"samples": np.float32(np.nan)},
+            "samples: expected values that a stream can leave, found others",
+        ),
+        ({}, {"samples": np.float32(3e38)}, "samples: expected values that a stream can leave, found others"),
         ({}, {"recent": np.float32(np.inf)}, "recent: "),
         ({}, {"cells.0.0": np.int32(128)}, r"cells\.0\.0: "),
         ({}, {"cells.0.0": np.int32(-129)}, r"cells\.0\.0: "),
@@ -190,13 +193,26 @@ def changed(data, arrays=(), **numbers):
         ({}, {"first": np.int64(100), "last": np.int64(99), "peak": np.float64(1)}, "last: "),
     ],
 )
-def test_a_hostile_state_is_refused(tmp_path, numbers, arrays, said):
+def test_a_hostile_state_is_refused(tmp_path, numbers, arrays, message):
     runtime, path = runtime_of(), tmp_path / "state"
-    kept.save(path, owner_of(runtime), heard_of(runtime, sound(SAMPLES)))
+    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
     good = path.read_bytes()
     path.write_bytes(changed(good))
     loaded(path, runtime)
     path.write_bytes(changed(good, arrays, **numbers))
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         loaded(path, runtime)
     assert str(caught.value).isprintable()
+
+
+def test_a_state_of_an_earlier_release_loads(tmp_path):
+    """It calls the owner's `event_config` `detection`."""
+    runtime, path = runtime_of(), tmp_path / "state"
+    state = state_after(runtime, sound(SAMPLES))
+    resume.save(path, owner_of(runtime), state)
+
+    def rename(document):
+        document["owner"]["detection"] = document["owner"].pop("event_config")
+
+    path.write_bytes(with_document(path.read_bytes(), rename))
+    assert leaves(loaded(path, runtime)) == leaves(state)

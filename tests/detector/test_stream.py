@@ -1,4 +1,4 @@
-"""A detector on a stream: the definition's steps however it is cut, when they are, what they have heard."""
+"""A detector on a stream: the reference's steps however it is cut, their times, and their history."""
 
 import dataclasses
 import io
@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qkd_jax.audio.log_mel_numpy import log_mel
-from qkd_jax.config import EventConfig
+from qkd_jax.config import EventConfig, step_clock
 from qkd_jax.detector import reference
 from qkd_jax.detector.stream import in_numpy, push, raw_blocks, start
 from qkd_jax.errors import InputError
@@ -41,7 +41,7 @@ def steps_of(detector, samples, cuts=()):
 
 
 @EACH
-def test_steps_are_those_of_the_definition(detector):
+def test_steps_equal_the_references(detector):
     logits = steps_of(detector, sound())
     codes = reference.input_codes(detector, log_mel(detector.features, sound()))
     _, outputs, _ = reference.advance(detector, reference.start(detector), codes)
@@ -65,8 +65,8 @@ def test_steps_are_the_same_however_the_stream_is_cut(detector, history):
 
 
 @EACH
-def test_a_step_is_at_the_centre_of_the_samples_that_it_covers(detector):
-    """They end where it comes out; the first's begin with the stream, and all are of one length."""
+def test_a_steps_time_is_the_centre_of_its_samples(detector):
+    """Its samples end where its logits appear; the first step's begin the stream; all are equally long."""
     runtime, ends = in_numpy(detector), []
     state = start(runtime)
     for end, sample in enumerate(np.split(sound(4500), 4500), 1):
@@ -80,21 +80,21 @@ def test_a_step_is_at_the_centre_of_the_samples_that_it_covers(detector):
 
 @EACH
 @pytest.mark.parametrize("seconds", [0.2, 0.13])
-def test_with_a_history_a_reading_is_of_an_lstm_that_began_a_half_to_a_whole_of_it_ago(detector, seconds):
+def test_with_a_history_logits_come_from_an_lstm_that_started_half_to_one_history_ago(detector, seconds):
     logits = steps_of(with_history(detector, seconds), sound())
     codes = reference.input_codes(detector, log_mel(detector.features, sound()))
     half, fresh, expected = round(seconds / 2 / 0.01), reference.start(detector), []
     for begin in range(0, len(codes), half):
-        # What is read from here on began half a history ago; its convolutions are those of the stream.
-        born = max(begin - half, 0)
-        heard, *_ = reference.advance(detector, fresh, codes[:born])
-        heard, *_ = reference.advance(detector, heard._replace(cells=fresh.cells), codes[born:begin])
-        expected.append(reference.advance(detector, heard, codes[begin : begin + half])[1])
+        # The LSTM read from here on started half a history ago; the convolutions run over the whole stream.
+        restart = max(begin - half, 0)
+        state, *_ = reference.advance(detector, fresh, codes[:restart])
+        state, *_ = reference.advance(detector, state._replace(cells=fresh.cells), codes[restart:begin])
+        expected.append(reference.advance(detector, state, codes[begin : begin + half])[1])
     np.testing.assert_array_equal(logits, np.concatenate(expected) / 512)
 
 
 @EACH
-def test_with_a_history_what_is_older_is_forgotten_and_what_is_newer_is_not(detector):
+def test_with_a_history_logits_depend_on_nothing_older_and_on_all_of_the_last_half(detector):
     other, at = sound(12_000), 3000
     other[:at] = sound(at, seed=1)
     limited = with_history(detector, 0.4)
@@ -113,7 +113,7 @@ def test_a_history_shorter_than_a_frame_is_one_frame(detector):
     assert len(logits) == detector.network.steps(detector.features.frames(4000))
 
 
-def test_samples_without_a_header_come_as_they_are_written():
+def test_samples_without_a_header_are_read_as_written():
     class Slow(io.RawIOBase):
         """Gives the bytes in pieces of odd lengths."""
 
@@ -134,7 +134,7 @@ def test_samples_without_a_header_come_as_they_are_written():
         blocks = list(raw_blocks(Slow(data)))
         assert len(blocks) > 5
         np.testing.assert_array_equal(np.concatenate(blocks), samples / np.float32(32768))
-    # What a header looks like, later on.
+    # Bytes like a header, but later in the stream.
     assert sum(map(len, raw_blocks(Slow(b"1234567RIFF567")))) == 7
     with pytest.raises(InputError, match=r"expected samples without a header, found one.*ffmpeg"):
         next(raw_blocks(Slow(b"RIFF\x24\x80\x00\x00WAVE")))

@@ -1,4 +1,4 @@
-"""The student in the integer scheme: training's forward pass is the device's, code for code."""
+"""The LSTM of the integer-only scheme: training's forward pass equals the device's, code for code."""
 
 import dataclasses
 from functools import cache
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qkd_jax.config import DataConfig, FeatureConfig, LSTMConfig, QuantConfig, RunConfig, TrainConfig
+from qkd_jax.config import ClipRecipe, FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector.file import check
 from qkd_jax.detector.reference import advance, clip_logits, input_codes, start
 from qkd_jax.models import lstm_integer as module
@@ -16,8 +16,8 @@ from qkd_jax.models.build import build_model
 from qkd_jax.models.lstm_integer import calibrate, to_detector
 from qkd_jax.nn.integer_only import integer_linear
 from qkd_jax.nn.lstm import lstm_scan
-from qkd_jax.quant.static import on_grid
-from qkd_jax.run_folder.state import TrainState, begun_with, init_state, make_optimizer
+from qkd_jax.quant.static import fake_quant_static
+from qkd_jax.run_folder.state import TrainState, init_state, make_optimizer, started_from
 from qkd_jax.training.step import make_train_step
 
 FORMS = {
@@ -27,12 +27,16 @@ FORMS = {
     "mean": LSTMConfig(layers=2, hidden_size=6, pooling="mean"),
 }
 MELS, EVENTS, SHAPE = 9, ("dog", "baby_cry", "gunshot"), (4, 90, 9)
-CONFIG = RunConfig(features=FeatureConfig(n_mels=MELS), data=DataConfig(events=EVENTS, clip_seconds=3.0))
+FEATURES = FeatureConfig(n_mels=MELS)
 CASES = [("last", 8, 8), ("convolutions", 4, 8), ("attention", 2, 2), ("mean", 3, 5)]
 
 
-def student(form, weights=8, activations=8):
+def network(form, weights=8, activations=8):
     return dataclasses.replace(FORMS[form], quant=QuantConfig.integer(weights, activations))
+
+
+def detector_of(config, variables):
+    return to_detector(config, variables, features=FEATURES, events=EVENTS, clip_seconds=3.0)
 
 
 @cache
@@ -42,10 +46,10 @@ def shapes(config):
 
 
 def random_variables(config, seed=0):
-    """Parameters, statistics and units of a student that neither sleeps nor saturates."""
+    """Parameters, statistics and exponents of a network whose codes are neither all 0 nor saturated."""
     rng, bits = np.random.default_rng(seed), config.quant.activations
 
-    def made(path, leaf):
+    def random(path, leaf):
         part, name = path[1].key, path[-1].key
         if part == "lstm" and name == "b":
             gates = np.repeat([2.0, 0.0, 0.0, 1.0], leaf.size // 4)
@@ -58,7 +62,7 @@ def random_variables(config, seed=0):
             value = bits - 4 + np.arange(leaf.size)
         elif name.startswith("w"):
             value = rng.normal(0, 1.5 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape)
-            value[..., 1] = 0  # as of a dead unit
+            value[..., 1] = 0  # as for a dead unit
         elif name in ("var", "std"):
             value = rng.uniform(1.5, 3, leaf.shape)
         elif name == "scale":
@@ -67,7 +71,7 @@ def random_variables(config, seed=0):
             value = rng.normal(-4 if path[0].key == "norm" else 0.2, 0.3, leaf.shape)
         return jnp.asarray(value, leaf.dtype)
 
-    return jax.tree.map_with_path(made, shapes(config))
+    return jax.tree.map_with_path(random, shapes(config))
 
 
 def random_features(seed=0, shape=SHAPE):
@@ -90,15 +94,15 @@ def assert_logits(config, got, expected):
 
 
 @cache
-def seen(config):
-    """The jitted model's detections, and what goes on in it: input, states, output layers, as floats."""
+def observed(config):
+    """The jitted model's logits, and inner values as floats: input, states, output layers."""
 
     @jax.jit
     def run(variables, features):
         inner = {"linear": []}
 
-        def grid(*arguments):
-            inner["input"] = on_grid(*arguments)
+        def quantized_input(*arguments):
+            inner["input"] = fake_quant_static(*arguments)
             return inner["input"]
 
         def scan(*arguments, **settings):
@@ -110,7 +114,7 @@ def seen(config):
             return inner["linear"][-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "on_grid", grid)
+            patch.setattr(module, "fake_quant_static", quantized_input)
             patch.setattr(module, "lstm_scan", scan)
             patch.setattr(module, "integer_linear", linear)
             return build_model(config, len(EVENTS)).apply(variables, features, method="step_logits"), inner
@@ -119,47 +123,47 @@ def seen(config):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_code_of_each_step_is_the_devices(case):
-    config = student(*case)
+def test_each_code_of_each_step_equals_the_devices(case):
+    config = network(*case)
     bits, half = config.quant.activations, 2 ** (config.quant.activations - 1)
     variables, features = random_variables(config), random_features()
-    found, inner = seen(config)(variables, features)
-    detector = to_detector(CONFIG, config, variables)
+    logits, inner = observed(config)(variables, features)
+    detector = detector_of(config, variables)
     check(detector)
-    assert_logits(config, found.clip, expected_logits(detector, features))
+    assert_logits(config, logits.clip, expected_logits(detector, features))
     for index, clip in enumerate(features):
         codes, state, hs = input_codes(detector, np.asarray(clip)), start(detector), []
-        np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input, codes)
+        np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input_exponent, codes)
         for frame in codes:
-            state, *said = advance(detector, state, frame[None])
-            if len(said[0]):
+            state, *outputs = advance(detector, state, frame[None])
+            if len(outputs[0]):
                 hs.append(state.cells[-1].h)
         np.testing.assert_array_equal(inner["h"][index] * half, hs)
         for layer, cell, final in zip(detector.lstm, state.cells, inner["final"], strict=True):
             np.testing.assert_array_equal(final.h[index] * half, cell.h)
-            np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell, cell.c)
+            np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell_exponent, cell.c)
         _, outputs, attention = advance(detector, start(detector), codes)
-        np.testing.assert_array_equal(found.steps[index] * 512, outputs)
+        np.testing.assert_array_equal(logits.steps[index] * 512, outputs)
         if config.pooling == "attention":
             np.testing.assert_array_equal(inner["linear"][1][index] * 512, attention)
     assert np.unique(inner["h"]).size > min(20, 2**bits - 2)
     assert np.abs(inner["h"]).mean() < 0.9
 
 
-def test_inputs_are_divided_as_the_device_does():
-    # Ties, which a product with the reciprocal would break otherwise now and then.
-    config = student("last")
+def test_inputs_are_divided_as_on_the_device():
+    # Ties, some of which a product with the reciprocal would round the other way.
+    config = network("last")
     variables, std = random_variables(config), jnp.arange(3.0, 3 + 2 * MELS, 2)
     variables |= {"norm": {"normalize": {"mean": jnp.zeros(MELS), "std": 17 * std}}}
-    detector = to_detector(CONFIG, config, variables)
+    detector = detector_of(config, variables)
     ties = np.random.default_rng(0).integers(-100, 100, SHAPE) + 0.5
-    features = jnp.asarray(ties * 17 * np.asarray(std) * 2.0**-detector.input, jnp.float32)
-    _, inner = seen(config)(variables, features)
-    np.testing.assert_array_equal(inner["input"] * 2.0**detector.input, np.rint(ties))
+    features = jnp.asarray(ties * 17 * np.asarray(std) * 2.0**-detector.input_exponent, jnp.float32)
+    _, inner = observed(config)(variables, features)
+    np.testing.assert_array_equal(inner["input"] * 2.0**detector.input_exponent, np.rint(ties))
 
 
 def training(config):
-    """The jitted gradient of a loss, as in training, and the logits on its way."""
+    """The jitted gradient of a loss, as in training, with the logits."""
     model = build_model(config, len(EVENTS))
 
     def loss(params, variables, features):
@@ -170,31 +174,31 @@ def training(config):
 
 
 @pytest.mark.parametrize("case", CASES[1::2], ids=str)
-def test_trainings_forward_pass_is_the_devices(case):
-    config = student(*case)
+def test_trainings_forward_pass_equals_the_devices(case):
+    config = network(*case)
     variables, features = random_variables(config, 2), random_features(2)
     gradient, logits = training(config)(variables["params"], variables, features)
-    assert_logits(config, logits, expected_logits(to_detector(CONFIG, config, variables), features))
+    assert_logits(config, logits, expected_logits(detector_of(config, variables), features))
     for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max() > 1e-6
 
 
 def test_a_clip_does_not_depend_on_its_batch():
-    config = student("convolutions", 4, 8)
+    config = network("convolutions", 4, 8)
     apply = jax.jit(build_model(config, len(EVENTS)).apply)
     variables, features = random_variables(config, 4), random_features(4)
     together = apply(variables, features)
-    np.testing.assert_array_equal(together, expected_logits(to_detector(CONFIG, config, variables), features))
+    np.testing.assert_array_equal(together, expected_logits(detector_of(config, variables), features))
     np.testing.assert_array_equal(apply(variables, features[2:3]), together[2:3])
     np.testing.assert_array_equal(apply(variables, features.at[:2].set(1e3))[2:], together[2:])
 
 
-# A student in plain float64.
+# The float network in plain float64.
 
 
 def floats(config, variables, features):
-    """Logits of the float student, and what is quantized in it: the input, each convolution, each cell."""
+    """Logits of the float network, and its values that are quantized: input, convolutions, cells."""
     variables = jax.tree.map(np.float64, variables)
     params, norm = variables["params"], variables["norm"]["normalize"]
     x = (np.float64(features) - norm["mean"]) / norm["std"]
@@ -231,34 +235,34 @@ def floats(config, variables, features):
 
 
 @pytest.mark.parametrize("case", [("last", 8, 8), ("convolutions", 4, 8)], ids=str)
-def test_the_codes_stand_for_what_the_float_student_computes(case):
-    config = student(*case)
+def test_the_codes_stand_for_the_float_networks_values(case):
+    config = network(*case)
     variables, features = random_variables(config, 5), random_features(5)
-    detector = to_detector(CONFIG, config, variables)
-    # At 4 bits it is the student of the recovered weights.
+    detector = detector_of(config, variables)
+    # The float network with the recovered weights: those at 4 bits differ much.
     logits, _ = floats(config, recovered(config, variables), features)
     error = np.abs(expected_logits(detector, features) - logits)
     assert error.max() < 0.03
     assert np.ptp(logits, axis=0).max() > 0.2
 
 
-def test_a_detector_is_of_its_run():
-    config = student("convolutions", 4, 8)
+def test_a_detector_has_the_settings_of_its_run():
+    config = network("convolutions", 4, 8)
     variables = random_variables(config)
-    detector = to_detector(CONFIG, config, variables)
-    assert detector.features == CONFIG.features
+    detector = detector_of(config, variables)
+    assert detector.features == FEATURES
     assert (detector.network, detector.events, detector.clip_seconds) == (config, EVENTS, 3.0)
     for name in ("mean", "std"):
         np.testing.assert_array_equal(getattr(detector, name), variables["norm"]["normalize"][name])
 
 
 def test_batch_norms_are_folded_as_flax_computes_them():
-    # Where the variance is nothing beside what is added to it.
-    config = student("convolutions")
+    # With a variance of 0, so that the epsilon added to it counts.
+    config = network("convolutions")
     variables = random_variables(config)
     (own, statistics), name = (variables[part]["front"] for part in ("params", "batch_stats")), "BatchNorm_1"
     statistics[name]["var"] = jnp.zeros(5)
-    conv = to_detector(CONFIG, config, variables).front[1]
+    conv = detector_of(config, variables).front[1]
     gain = np.asarray(own[name]["scale"]) / np.sqrt(1e-5)
     before, after = variables["exponents"]["convolutions"].tolist()
     scale = np.abs(own["w1"]).max(axis=(0, 1, 2)) / 127
@@ -268,7 +272,7 @@ def test_batch_norms_are_folded_as_flax_computes_them():
 
 
 def recovered(config, variables):
-    """Variables whose weights are those that their codes stand for."""
+    """`variables` with the weights that their codes stand for."""
 
     def hat(w, bits):
         scale = np.abs(w).max(axis=tuple(range(w.ndim - 1))) / (2 ** (bits - 1) - 1)
@@ -280,9 +284,9 @@ def recovered(config, variables):
             return w
         if part != "lstm":
             return hat(np.float64(w), config.quant.weights if part == "front" else config.quant.output)
-        units = w.shape[1] // 4
+        hidden = w.shape[1] // 4
         return np.concatenate(
-            [hat(np.float64(half), config.quant.weights) for half in (w[:units], w[units:])]
+            [hat(np.float64(half), config.quant.weights) for half in (w[:hidden], w[hidden:])]
         )
 
     return {**variables, "params": jax.tree.map_with_path(leaf, variables["params"])}
@@ -292,7 +296,7 @@ def recovered(config, variables):
 
 
 def best_exponent(x, low, high):
-    """The exponent of least squared error, by trying all, and by how much it is better than the next."""
+    """The exponent of least squared error, by trying all; asserts that it is clearly the best."""
     errors = {
         exponent: np.square(np.clip(np.rint(x * 2.0**exponent), low, high) * 2.0**-exponent - x).mean()
         for exponent in range(-8, 16)
@@ -303,7 +307,7 @@ def best_exponent(x, low, high):
 
 
 def louder(variables, by):
-    """`variables` whose features are larger, so that other units are the best."""
+    """`variables` with larger normalized features, so that other exponents are the best."""
     norm = variables["norm"]["normalize"]
     return {**variables, "norm": {"normalize": {**norm, "std": norm["std"] / by}}}
 
@@ -313,8 +317,8 @@ def louder(variables, by):
     [(("convolutions", 8, 8), 1), (("convolutions", 8, 3), 30), (("mean", 4, 5), 0.05)],
     ids=str,
 )
-def test_units_are_those_of_least_squared_error(case, by):
-    config, bits = student(*case), case[2]
+def test_exponents_are_those_of_least_squared_error(case, by):
+    config, bits = network(*case), case[2]
     variables = louder(random_variables(config, 6), by)
     batches = [random_features(6), random_features(7)]
     exponents = calibrate(config, variables, iter(batches))
@@ -329,22 +333,22 @@ def test_units_are_those_of_least_squared_error(case, by):
         assert exponent == 13 or (exponent < 13 and 2 * largest * 2 ** (exponent + 1) > 2**15)
 
 
-def test_a_cell_that_grows_on_and_on_gets_the_coarsest_units():
-    # Gates open all along: c grows by about 0.96 a step, to 384.
-    config = student("last")
+def test_a_cell_that_keeps_growing_gets_the_smallest_exponent():
+    # Gates are always open: c grows by about 0.96 per step, to 384.
+    config = network("last")
     variables = random_variables(config)
     layer = {
         "w": jnp.zeros_like(variables["params"]["lstm"][0]["w"]),
         "b": jnp.repeat(jnp.float32([20, 20, 2, 0]), config.hidden_size),
     }
     variables["params"]["lstm"] = (layer,)
-    found = calibrate(config, variables, [random_features(shape=(1, 400, MELS))])
-    assert found["cell"].tolist() == [6]
-    assert "convolutions" not in found  # Orbax keeps no array of no size
+    exponents = calibrate(config, variables, [random_features(shape=(1, 400, MELS))])
+    assert exponents["cell"].tolist() == [6]
+    assert "convolutions" not in exponents  # Orbax can't save empty arrays
 
 
-def test_what_was_seen_twice_counts_once():
-    config = student("last", 4, 4)
+def test_repeated_batches_change_nothing():
+    config = network("last", 4, 4)
     variables, features = louder(random_variables(config, 8), 3), random_features(8)
     once, often = (calibrate(config, variables, [features] * times) for times in (1, 5))
     jax.tree.map(np.testing.assert_array_equal, once, often)
@@ -353,21 +357,21 @@ def test_what_was_seen_twice_counts_once():
 # Training.
 
 
-def test_an_integer_student_has_the_parameters_of_a_float_one():
+def test_an_integer_network_has_the_parameters_of_a_float_one():
     for form, config in FORMS.items():
-        own, other = dict(shapes(student(form))), shapes(config)
-        units = own.pop("exponents")
+        own, other = dict(shapes(network(form))), shapes(config)
+        exponents = own.pop("exponents")
         assert own == other
-        assert ("convolutions" in units) == bool(config.convolutions)
+        assert ("convolutions" in exponents) == bool(config.convolutions)
         if config.convolutions:
-            assert units["convolutions"].shape == (len(config.convolutions),)
-        assert units["cell"].shape == (config.layers,)
+            assert exponents["convolutions"].shape == (len(config.convolutions),)
+        assert exponents["cell"].shape == (config.layers,)
 
 
-def test_units_are_neither_averaged_nor_taken_over_and_it_learns():
+def test_exponents_are_neither_averaged_nor_taken_over_and_it_learns():
     tiny = LSTMConfig(convolutions=(2,), hidden_size=4, pooling="attention")
     config = dataclasses.replace(tiny, quant=QuantConfig.integer(4))
-    model, optimizer = build_model(config, 3), make_optimizer(TrainConfig(schedule="constant"), 0.02, 100)
+    model, optimizer = build_model(config, 3), make_optimizer(ClipRecipe(schedule="constant"), 0.02, 100)
     norm = np.full(MELS, -4, np.float32), np.full(MELS, 2, np.float32)
     new = jax.eval_shape(lambda: init_state(model, optimizer, SHAPE[1:], norm, 0, average=True))
     assert set(new.average) == {"params", "batch_stats"}
@@ -383,33 +387,37 @@ def test_units_are_neither_averaged_nor_taken_over_and_it_learns():
         opt_state=optimizer.init(other["params"]),
     )
     in_float = {key: value for key, value in other.items() if key != "exponents"}
-    for model_before in (other, in_float):
-        begun = begun_with(state, model_before)
-        jax.tree.map(np.testing.assert_array_equal, begun.model, {**other, **kept(own)})
-        jax.tree.map(np.testing.assert_array_equal, begun.average, moved(other))
+    for earlier in (other, in_float):
+        started = started_from(state, earlier)
+        jax.tree.map(np.testing.assert_array_equal, started.model, {**other, **constant(own)})
+        jax.tree.map(np.testing.assert_array_equal, started.average, moved(other))
 
-    # The layer of a guide goes on where it fits, and stays as it is where it doesn't.
-    guided = dataclasses.replace(state, params={**state.params, "embedding": {"w": jnp.zeros((4, 2))}})
+    # The embedding layer is taken over if its shape fits, and keeps its initial values otherwise.
+    with_embedding = dataclasses.replace(
+        state, params={**state.params, "embedding": {"w": jnp.zeros((4, 2))}}
+    )
     for theirs, expected in ((jnp.ones((4, 2)), 1), (jnp.ones((4, 3)), 0)):
         before = {**other, "params": {**other["params"], "embedding": {"w": theirs}}}
-        np.testing.assert_array_equal(begun_with(guided, before).params["embedding"]["w"], expected)
-    assert not begun_with(guided, other).params["embedding"]["w"].any()
+        np.testing.assert_array_equal(started_from(with_embedding, before).params["embedding"]["w"], expected)
+    assert not started_from(with_embedding, other).params["embedding"]["w"].any()
 
     train_step = make_train_step(
         model, optimizer, lambda y, batch: jnp.square(y - batch["y"]).mean(), ema_decay=0.9
     )
     batch, losses = {"features": random_features(), "y": jnp.asarray(np.eye(4, 3), jnp.float32)}, []
-    expected = jax.tree.map(np.array, (kept(own), other["batch_stats"]))
+    expected = jax.tree.map(np.array, (constant(own), other["batch_stats"]))
     for _ in range(20):
-        begun, metrics = train_step(begun, batch)
+        started, metrics = train_step(started, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
-    jax.tree.map(np.testing.assert_array_equal, (kept(begun.model), begun.model["batch_stats"]), expected)
-    assert set(begun.average) == {"params", "batch_stats"}
+    jax.tree.map(
+        np.testing.assert_array_equal, (constant(started.model), started.model["batch_stats"]), expected
+    )
+    assert set(started.average) == {"params", "batch_stats"}
 
 
-def kept(variables):
-    """What neither training nor its start changes."""
+def constant(variables):
+    """The collections that neither training nor its start changes."""
     return {key: variables[key] for key in ("norm", "exponents")}
 
 

@@ -1,4 +1,4 @@
-"""The integer scheme in JAX: the reference's codes exactly, and gradients of the recovered floats."""
+"""The integer-only scheme in JAX: exactly the reference's codes, and gradients of the recovered floats."""
 
 import dataclasses
 from functools import partial
@@ -34,22 +34,22 @@ CASES = [(FRONT, 8, 8), (FRONT, 4, 4), (PLAIN, 2, 2), (DEEP, 3, 5)]
 FRAMES = 60
 
 
-def small(student, weights, activations):
-    return dataclasses.replace(with_bits(student, weights, activations), hidden_size=8)
+def small(network, weights, activations):
+    return dataclasses.replace(with_bits(network, weights, activations), hidden_size=8)
 
 
 def parts(detector, dtype):
-    """The codes of a detector, those of weights held in `dtype`."""
+    """The codes of a detector, with weights in `dtype`."""
 
-    def held(array):
+    def converted(array):
         return array.astype(dtype) if getattr(array, "dtype", None) == np.int8 else array
 
     whole = (detector.front, detector.lstm, detector.output, detector.attention)
-    return jax.tree.map(lambda leaf: jnp.asarray(held(leaf)), whole)
+    return jax.tree.map(lambda leaf: jnp.asarray(converted(leaf)), whole)
 
 
 def run(parts, codes, strides, bits):
-    """The states of the LSTM after `codes` [frames, mels], and what the output layers say at each step."""
+    """The states of the LSTM after `codes` [frames, mels], and the output layers' codes at each step."""
     (front, lstm, output, attention), x, cells = parts, codes[None, ..., None], []
     for conv, stride in zip(front, strides):
         x = convolve(conv, x, stride, bits)
@@ -69,16 +69,16 @@ def run(parts, codes, strides, bits):
 fast_run = jax.jit(run, static_argnums=(2, 3))
 
 
-def fixed(student):
-    """The settings that `run` is compiled for."""
+def static(network):
+    """The static arguments of `run`."""
     return tuple(
-        student.conv_stride(index) for index in range(len(student.convolutions))
-    ), student.quant.activations
+        network.conv_stride(index) for index in range(len(network.convolutions))
+    ), network.quant.activations
 
 
 def assert_same(got, detector, codes):
-    state, *said = advance(detector, start(detector), codes)
-    expected = [tuple(cell) for cell in state.cells], *said
+    state, *outputs = advance(detector, start(detector), codes)
+    expected = [tuple(cell) for cell in state.cells], *outputs
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
@@ -88,24 +88,24 @@ def assert_same(got, detector, codes):
 @settings(max_examples=6, deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 2**16))
 def test_no_code_differs_from_the_reference(case, dtype, seed):
-    student = small(*case)
-    detector = random_detector(student, seed=seed, mels=9)
+    network = small(*case)
+    detector = random_detector(network, seed=seed, mels=9)
     codes = random_codes(detector, FRAMES, seed=seed)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *fixed(student)), detector, codes)
+    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(network)), detector, codes)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
 def test_no_code_differs_over_a_clip_of_ten_seconds(dtype):
     detector = random_detector(FRONT, seed=5)
     codes = random_codes(detector, 998)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *fixed(FRONT)), detector, codes)
+    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(FRONT)), detector, codes)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
 @pytest.mark.parametrize("cell", [6, 9, 13])
-def test_no_code_differs_where_all_saturates(cell, dtype):
-    student = small(FRONT, 8, 8)
-    made = random_detector(student, mels=9)
+def test_no_code_differs_where_everything_saturates(cell, dtype):
+    network = small(FRONT, 8, 8)
+    made = random_detector(network, mels=9)
 
     def louder(layer):
         return layer._replace(
@@ -115,20 +115,20 @@ def test_no_code_differs_where_all_saturates(cell, dtype):
     detector = dataclasses.replace(
         made,
         front=tuple(map(louder, made.front)),
-        lstm=tuple(louder(layer)._replace(cell=cell) for layer in made.lstm),
+        lstm=tuple(louder(layer)._replace(cell_exponent=cell) for layer in made.lstm),
     )
     codes = random_codes(detector, FRAMES)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *fixed(student)), detector, codes)
+    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(network)), detector, codes)
 
 
 def test_many_clips_and_many_detectors_at_once():
-    student = small(DEEP, 3, 5)
-    detectors = [random_detector(student, seed=seed, mels=9) for seed in (0, 1)]
+    network = small(DEEP, 3, 5)
+    detectors = [random_detector(network, seed=seed, mels=9) for seed in (0, 1)]
     clips = np.stack([random_codes(detectors[0], FRAMES, seed=seed) for seed in (0, 1, 2)])
-    held = [parts(made, jnp.float32) for made in detectors]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *held)
-    at_once = jax.vmap(lambda codes: run(held[0], codes, *fixed(student)))
-    over_detectors = jax.vmap(lambda part: run(part, jnp.asarray(clips[0]), *fixed(student)))
+    codes_of = [parts(made, jnp.float32) for made in detectors]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *codes_of)
+    at_once = jax.vmap(lambda codes: run(codes_of[0], codes, *static(network)))
+    over_detectors = jax.vmap(lambda part: run(part, jnp.asarray(clips[0]), *static(network)))
     for got, made, codes in (
         (jax.jit(at_once)(clips), detectors[:1] * 3, clips),
         (jax.jit(over_detectors)(stacked), detectors, [clips[0]] * 2),
@@ -142,7 +142,7 @@ def test_sums_of_int8_are_exact_beyond_floats():
     h, w = rng.integers(100, 128, (4, 5000)), rng.integers(100, 128, (5000, 3))
     zeros = np.zeros(3, np.int32)
     layer = jax.tree.map(jnp.asarray, LinearCodes(w.astype(np.int8), np.ones(3, np.float32), zeros))
-    # One rounding of the whole sum, and none of its parts.
+    # The whole sum is rounded once, its parts not at all.
     assert (h @ w).min() > 2**25
     np.testing.assert_array_equal(jax.jit(linear)(layer, jnp.asarray(h, jnp.int32)), np.float32(h @ w))
 
@@ -151,7 +151,7 @@ def test_sums_of_int8_are_exact_beyond_floats():
 
 
 def rounded(w, bits):
-    """Symmetric codes and scales, each operation rounded to float32."""
+    """Symmetric codes and scales, with each operation rounded to float32."""
     scale = np.abs(w).max(axis=tuple(range(w.ndim - 1))) * np.float32(1 / (2 ** (bits - 1) - 1))
     return np.rint(w / np.where(scale > 0, scale, np.float32(1))), scale
 
@@ -160,30 +160,30 @@ def normal(*shape, seed=0, spread=1.0):
     return np.float32(np.random.default_rng(seed).normal(size=shape) * spread)
 
 
-def layer_of(units, inputs, x_exponent, cell, seed=0):
-    rows = np.repeat([0.4, 0.8], [units, inputs])[:, None]  # W_h and W_x of different ranges
-    b = normal(4 * units, seed=seed + 1, spread=0.3) + np.repeat(np.float32([1.0, -0.5, 0.1, 0.4]), units)
+def layer_of(hidden, inputs, x_exponent, cell_exponent, seed=0):
+    rows = np.repeat([0.4, 0.8], [hidden, inputs])[:, None]  # W_h and W_x of different ranges
+    b = normal(4 * hidden, seed=seed + 1, spread=0.3) + np.repeat(np.float32([1.0, -0.5, 0.1, 0.4]), hidden)
     return {
-        "w": jnp.asarray(normal(units + inputs, 4 * units, seed=seed) * np.float32(rows)),
+        "w": jnp.asarray(normal(hidden + inputs, 4 * hidden, seed=seed) * np.float32(rows)),
         "b": jnp.asarray(b),
-        "exponents": jnp.array([x_exponent, cell], jnp.int32),
+        "exponents": jnp.array([x_exponent, cell_exponent], jnp.int32),
     }
 
 
 def test_the_codes_of_an_lstm():
-    layer, quant = layer_of(3, 5, x_exponent=2, cell=11), QuantConfig.integer(4, activations=6)
+    layer, quant = layer_of(3, 5, x_exponent=2, cell_exponent=11), QuantConfig.integer(4, activations=6)
     layer["w"] = layer["w"].at[:3, 7].set(0)
     got = jax.jit(lstm_codes, static_argnums=1)(layer, quant)
     w, b = np.asarray(layer["w"]), np.asarray(layer["b"])
     (w_h, scale_h), (w_x, scale_x) = rounded(w[:3], 4), rounded(w[3:], 4)
     np.testing.assert_array_equal(got.w_h, w_h)
     np.testing.assert_array_equal(got.w_x, w_x)
-    # From units of scale · 2^-5 (h) and scale · 2^-2 (x) to 2^-9.
+    # From scales of 2^-5 (h) and 2^-2 (x), times the weights' scale, to 2^-9.
     np.testing.assert_array_equal(got.multiplier_h, scale_h * 2**4)
     np.testing.assert_array_equal(got.multiplier_x, scale_x * 2**7)
     np.testing.assert_array_equal(got.bias, np.rint(b * 512))
     assert got.bias.dtype == jnp.int32
-    assert int(got.cell) == 11
+    assert int(got.cell_exponent) == 11
     assert got.multiplier_h[7] == 0
     recovered = np.concatenate([w_h * scale_h, w_x * scale_x])
     np.testing.assert_array_equal(recovered_weights(layer, quant), recovered)
@@ -198,9 +198,9 @@ def test_the_codes_of_a_convolution():
     got = jax.jit(conv_codes, static_argnums=5)(w, gain, shift, jnp.int32(3), jnp.int32(4), 5)
     codes, scale = rounded(np.asarray(w), 5)
     np.testing.assert_array_equal(got.w, codes)
-    # From units of scale · 2^-3 to 2^-4, and 8 bits below them.
+    # From a scale of 2^-3, times the weights' scale, to 2^-4 with 8 more bits.
     np.testing.assert_array_equal(got.multiplier, scale * np.asarray(gain) * np.float32(2**9))
-    np.testing.assert_array_equal(got.bias, [410, -12288, 20480, 2])  # 2.5 goes to even
+    np.testing.assert_array_equal(got.bias, [410, -12288, 20480, 2])  # 2.5 is rounded to even
 
 
 def test_the_codes_of_an_output_layer_have_bits_of_their_own():
@@ -212,7 +212,7 @@ def test_the_codes_of_an_output_layer_have_bits_of_their_own():
     np.testing.assert_array_equal(got.bias, [51, -1024, 2])
 
 
-# Values and gradients.  Where a code is near a cut, the float beside it may lie on the other side.
+# Values and gradients.  Where a code is near a limit, the float beside it may lie on the other side.
 
 
 def through(value, slope):
@@ -220,14 +220,14 @@ def through(value, slope):
 
 
 def frames(bits, exponent, *, signed, seed=0):
-    """Codes times their unit."""
+    """Codes times their scale."""
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
     codes = np.random.default_rng(seed).integers(low, high, (2, 9, 7, 2))
     return jnp.asarray(codes * 2.0**-exponent, jnp.float32)
 
 
 @pytest.mark.parametrize(("stride", "weights", "activations"), [(1, 8, 8), (2, 2, 4), (1, 4, 2)])
-def test_a_convolution_is_its_codes_and_its_gradient_that_of_floats(stride, weights, activations):
+def test_a_convolution_gives_its_codes_and_the_gradient_of_floats(stride, weights, activations):
     quant = QuantConfig.integer(weights, activations)
     x_exponent, exponent, largest = activations - 3, activations - 4, 2**activations - 1
     w, gain = normal(3, 3, 2, 5), np.float32([0.4, -0.7, 0.2, 1.5, 4.0])
@@ -235,8 +235,8 @@ def test_a_convolution_is_its_codes_and_its_gradient_that_of_floats(stride, weig
     codes, scale = rounded(w, weights)
 
     def library(*arguments):
-        units = jnp.int32(x_exponent), jnp.int32(exponent)
-        return integer_conv(*arguments, *units, stride=stride, quant=quant)
+        exponents = jnp.int32(x_exponent), jnp.int32(exponent)
+        return integer_conv(*arguments, *exponents, stride=stride, quant=quant)
 
     def plain(w, gain, shift, x):
         w_hat = through(codes * scale, w)
@@ -259,7 +259,7 @@ def test_a_convolution_is_its_codes_and_its_gradient_that_of_floats(stride, weig
 
     y, exact, floats, code, clear, got, expected = both(w, gain, shift, x)
     np.testing.assert_array_equal(y * 2.0**exponent, exact)
-    # Nothing but roundings lies between codes and floats: one of the bias, one of the sum, one of both.
+    # Codes and floats differ only by roundings: of the bias, of the sum, and of both together.
     inside = (code > 0) & (code < largest)
     assert np.abs((y - floats) * 2.0**exponent)[inside & clear].max() <= 0.51
     assert 0.2 < inside.mean() < 0.9
@@ -269,8 +269,8 @@ def test_a_convolution_is_its_codes_and_its_gradient_that_of_floats(stride, weig
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-def test_a_convolution_of_zeros_learns():
-    # A dead column has a scale of 0, but its gradient is that of any other.
+def test_a_convolution_of_zeros_has_a_gradient():
+    # A column of zeros has a scale of 0, but a gradient like any other.
     quant, x = QuantConfig.integer(4), frames(8, 5, signed=True)
 
     def total(w):
@@ -281,7 +281,7 @@ def test_a_convolution_of_zeros_learns():
 
 
 @pytest.mark.parametrize("activations", [8, 2])
-def test_an_output_layer_is_its_codes_and_its_gradient_that_of_floats(activations):
+def test_an_output_layer_gives_its_codes_and_the_gradient_of_floats(activations):
     quant = QuantConfig.integer(2, activations)
     w, b = jnp.asarray(normal(6, 3)), jnp.asarray(normal(3, seed=1))
     half = 2 ** (activations - 1)
@@ -301,19 +301,20 @@ def test_an_output_layer_is_its_codes_and_its_gradient_that_of_floats(activation
     y, floats, got, expected = both(w, b, h)
     exact = linear(linear_codes(w, b, quant), jnp.asarray(ints))
     np.testing.assert_array_equal(y * 512, exact)
-    np.testing.assert_allclose(y, floats, rtol=0, atol=1.01 / 512)  # half a unit of the product, half of b
+    np.testing.assert_allclose(y, floats, rtol=0, atol=1.01 / 512)  # half a code each of the product and of b
     for a, expected_leaf in zip(got, expected):
         np.testing.assert_allclose(a, expected_leaf, rtol=1e-5, atol=1e-5)
 
 
-UNITS, INPUTS, BATCH, STEPS = 5, 4, 3, 6
+HIDDEN, INPUTS, BATCH, STEPS = 5, 4, 3, 6
 
 
-def layers(quant, count, cell=11):
-    """Layers whose inputs are in the units of what gives them."""
-    first = layer_of(UNITS, INPUTS, quant.activations - 3, cell)
+def layers(quant, count, cell_exponent=11):
+    """Layers whose inputs have the scale of the layer before."""
+    first = layer_of(HIDDEN, INPUTS, quant.activations - 3, cell_exponent)
     return first, *(
-        layer_of(UNITS, UNITS, quant.activations - 1, cell, seed=2 * index) for index in range(1, count)
+        layer_of(HIDDEN, HIDDEN, quant.activations - 1, cell_exponent, seed=2 * index)
+        for index in range(1, count)
     )
 
 
@@ -328,27 +329,30 @@ def floats_of(layers):
 
 
 def plain_scan(layers, quant, floats, x, carry):
-    """A loop in plain autodiff: values by `step`, slopes of sigmoid and tanh by these values."""
+    """A loop in plain autodiff: values from `step`, slopes of sigmoid and tanh from these values."""
     bits, finals, x = quant.activations, [], jnp.moveaxis(x, 1, 0)
     for layer, own, (h, c) in zip(layers, floats, carry):
         exponents = layer["exponents"]
-        x_unit, c_unit = (2.0 ** -exponents[index].astype(jnp.float32) for index in (0, 1))
-        h_unit = 2.0 ** (1 - bits)
-        held = {**jax.lax.stop_gradient(own), "exponents": exponents}
-        layer_codes, w_hat = lstm_codes(held, quant), through(recovered_weights(held, quant), own["w"])
+        x_scale, c_scale = (2.0 ** -exponents[index].astype(jnp.float32) for index in (0, 1))
+        h_scale = 2.0 ** (1 - bits)
+        constant = {**jax.lax.stop_gradient(own), "exponents": exponents}
+        layer_codes, w_hat = (
+            lstm_codes(constant, quant),
+            through(recovered_weights(constant, quant), own["w"]),
+        )
 
         def body(carry, x_t):
             h, c = carry
-            on_grids = (h / h_unit, c / c_unit, x_t / x_unit)
-            h_code, c_code, x_code = (jnp.round(codes).astype(jnp.int32) for codes in on_grids)
+            scaled = (h / h_scale, c / c_scale, x_t / x_scale)
+            h_code, c_code, x_code = (jnp.round(codes).astype(jnp.int32) for codes in scaled)
             h_code, c_code, gates = step(layer_codes, h_code, c_code, from_inputs(layer_codes, x_code), bits)
             z = jnp.matmul(jnp.concatenate([h, x_t], 1), w_hat, precision="highest") + own["b"][None]
             *values, squashed = (code * 2.0**-15 for code in gates)
             slopes = (1 - gate**2 if index == 2 else gate * (1 - gate) for index, gate in enumerate(values))
             f, i, candidate, o = map(through, values, map(jnp.multiply, slopes, jnp.split(z, 4, 1)))
             inside = (c_code > -(2**15)) & (c_code < 2**15 - 1)
-            c = through(c_code * c_unit, jnp.where(inside, f * c + i * candidate, 0))
-            h = through(h_code * h_unit, o * through(squashed, (1 - squashed**2) * c))
+            c = through(c_code * c_scale, jnp.where(inside, f * c + i * candidate, 0))
+            h = through(h_code * h_scale, o * through(squashed, (1 - squashed**2) * c))
             return (h, c), h
 
         final, x = jax.lax.scan(body, (h, c), x)
@@ -362,13 +366,13 @@ def library_scan(layers, quant, floats, x, carry):
     return outputs, [tuple(state) for state in final]
 
 
-def start_of(count, quant, cell=11):
-    """States on their grids."""
+def start_of(count, quant, cell_exponent=11):
+    """Random states, codes times their scales."""
     rng, half = np.random.default_rng(9), 2 ** (quant.activations - 1)
     return [
         (
-            jnp.asarray(rng.integers(-half, half, (BATCH, UNITS)) / half, jnp.float32),
-            jnp.asarray(rng.integers(-4000, 4000, (BATCH, UNITS)) / 2.0**cell, jnp.float32),
+            jnp.asarray(rng.integers(-half, half, (BATCH, HIDDEN)) / half, jnp.float32),
+            jnp.asarray(rng.integers(-4000, 4000, (BATCH, HIDDEN)) / 2.0**cell_exponent, jnp.float32),
         )
         for _ in range(count)
     ]
@@ -384,8 +388,8 @@ def test_the_lstms_gradient_is_straight_through(quant, count):
 
     def loss(scan, *arguments):
         outputs, final = scan(made, quant, *arguments)
-        weighed = (outputs * normal(*outputs.shape, seed=6)).sum() + sum((c**3).sum() for _, c in final)
-        return weighed, (outputs, final)
+        weighted = (outputs * normal(*outputs.shape, seed=6)).sum() + sum((c**3).sum() for _, c in final)
+        return weighted, (outputs, final)
 
     arguments = floats_of(made), inputs(quant), start_of(count, quant)
     (got, values), (expected, plain_values) = (
@@ -398,23 +402,23 @@ def test_the_lstms_gradient_is_straight_through(quant, count):
         assert np.abs(b).max() > 1e-2
 
 
-def test_a_cell_at_its_end_has_no_gradient():
-    # All gates open, candidates at 1: c grows by 1 a step, to 4 and no further where its unit is 2^-13.
+def test_a_clipped_cell_has_no_gradient():
+    # Gates are open and candidates 1: c grows by 1 per step, but only to 4 if its scale is 2^-13.
     quant, x = QuantConfig.integer(8), jnp.zeros((1, STEPS, INPUTS))
-    b = jnp.repeat(jnp.float32([6, 6, 3, 1]), UNITS)
-    w = jnp.asarray(normal(UNITS + INPUTS, 4 * UNITS, spread=0.01))
+    b = jnp.repeat(jnp.float32([6, 6, 3, 1]), HIDDEN)
+    w = jnp.asarray(normal(HIDDEN + INPUTS, 4 * HIDDEN, spread=0.01))
 
-    def total(b, x, cell):
-        params = [{"w": w, "b": b, "exponents": jnp.stack([jnp.int32(5), cell])}]
+    def total(b, x, cell_exponent):
+        params = [{"w": w, "b": b, "exponents": jnp.stack([jnp.int32(5), cell_exponent])}]
         c = lstm_scan(params, x, quant=quant)[1][0].c
         return c.sum(), c
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
     for sign, end in ((1, 2**15 - 1), (-1, -(2**15))):
-        signed = b * jnp.repeat(jnp.float32([1, 1, sign, 1]), UNITS)
-        cut, c = gradient(signed, x, jnp.int32(13))
+        signed = b * jnp.repeat(jnp.float32([1, 1, sign, 1]), HIDDEN)
+        clipped, c = gradient(signed, x, jnp.int32(13))
         np.testing.assert_array_equal(c, end / 2**13)
-        assert all((leaf == 0).all() for leaf in cut)
+        assert all((leaf == 0).all() for leaf in clipped)
         (by_b, by_x), _ = gradient(signed, x, jnp.int32(12))
-        assert (by_b[: 3 * UNITS] != 0).all()
+        assert (by_b[: 3 * HIDDEN] != 0).all()
         assert (by_x != 0).all()

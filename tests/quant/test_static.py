@@ -1,4 +1,4 @@
-"""Symmetric weights and power-of-two grids against NumPy and exact fractions, and their gradients."""
+"""Symmetric weights and power-of-two scales against NumPy and exact fractions, and their gradients."""
 
 import math
 from fractions import Fraction
@@ -11,23 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qkd_jax.quant.static import on_grid, power_of_two, signed, straight_through, symmetric
+from qkd_jax.quant.static import fake_quant_static, power_of_two, signed_range, straight_through, symmetric
 
 SHAPES = [(20, 6), (3, 3, 2, 5)]
 
 fast_symmetric = jax.jit(symmetric, static_argnums=1)
-fast_grid = jax.jit(on_grid, static_argnums=(2, 3))
+fast_fake_quant = jax.jit(fake_quant_static, static_argnums=(2, 3))
 
 
 def weights(shape, seed=0):
-    """Columns of very different ranges, one of them of zeros."""
+    """Columns of very different ranges, one of them all zeros."""
     w = np.random.default_rng(seed).normal(size=shape) * np.geomspace(1e-3, 30, shape[-1])
     w[..., 2] = 0
     return w.astype(np.float32)
 
 
 def ties():
-    """Columns of 4 bits whose scales are odd numbers, and ties, if their quotients are rounded once."""
+    """Columns whose scales at 4 bits are odd numbers, and whose quotients are ties if rounded only once."""
     return np.float32(np.outer([7, 1.5, -3.5, 5.5], np.arange(3, 203, 2)))
 
 
@@ -41,13 +41,13 @@ def by_numpy(w, bits):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_codes_are_the_nearest_and_span_their_range(shape, bits):
+def test_codes_are_the_nearest_and_reach_the_ends_of_their_range(shape, bits):
     w, largest = weights(shape, bits), 2 ** (bits - 1) - 1
     codes, scale = map(np.asarray, fast_symmetric(w, bits))
     assert codes.dtype == scale.dtype == np.float32
     assert codes.shape == w.shape
     for k, column in enumerate(np.moveaxis(w, -1, 0)):
-        # Exactly, of numbers as they are.
+        # In exact arithmetic.
         exact = Fraction(float(np.abs(column).max())) / largest
         assert float(scale[k]) == pytest.approx(float(exact), rel=2e-7)
         if exact:
@@ -58,7 +58,7 @@ def test_codes_are_the_nearest_and_span_their_range(shape, bits):
     assert scale[2] == 0
 
 
-# To the bit, for training and export are different programs.
+# Equal bits, since training and export are different programs.
 
 
 def inside_another_program(w, bits):
@@ -91,7 +91,7 @@ NORMAL = st.floats(-1e6, 1e6, width=32).filter(lambda value: value == 0 or abs(v
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(hnp.arrays(np.float32, (5, 3), elements=NORMAL), st.sampled_from([2, 3, 8]))
-def test_codes_are_those_of_float32_arithmetic(w, bits):
+def test_codes_equal_those_of_float32_arithmetic(w, bits):
     codes, scale = map(np.asarray, fast_symmetric(w, bits))
     for got, expected in zip((codes, scale), by_numpy(w, bits)):
         np.testing.assert_array_equal(got, expected)
@@ -106,7 +106,7 @@ def test_codes_and_scales_are_constants_for_differentiation():
     np.testing.assert_array_equal(jax.grad(loss)(jnp.asarray(weights((20, 6)))), 0)
 
 
-def test_a_bad_weight_shows():
+def test_a_nan_weight_gives_a_nan_scale():
     codes, scale = symmetric(jnp.array([[1.0, jnp.nan], [2.0, 3.0]]), 8)
     np.testing.assert_array_equal(codes[:, 0], [64, 127])
     assert np.isnan(scale[1])
@@ -115,38 +115,38 @@ def test_a_bad_weight_shows():
 
 @pytest.mark.parametrize(("low", "high"), [(-128, 127), (0, 255), (-2, 1), (0, 3)], ids=str)
 @pytest.mark.parametrize("exponent", [-8, -1, 0, 5, 15])
-def test_a_grid_holds_codes_half_to_even(exponent, low, high):
-    # Ties, what is near them, and what lies beyond the ends.
+def test_values_are_rounded_half_to_even_and_clipped(exponent, low, high):
+    # Ties, their neighbours, and values beyond the ends.
     ties = np.arange(2 * low - 6, 2 * high + 8) / 2
     codes = np.concatenate([ties, np.nextafter(np.float32(ties), np.float32(1e9)), [-1e6, 1e6]])
     x = np.float32(codes) * np.float32(2.0**-exponent)
-    got = fast_grid(x, jnp.int32(exponent), low, high)
+    got = fast_fake_quant(x, jnp.int32(exponent), low, high)
     exact = [Fraction(float(value)) * Fraction(2) ** exponent for value in x]
     expected = [min(max(round(value), low), high) * 2.0**-exponent for value in exact]
     np.testing.assert_array_equal(got, np.float32(expected))
 
 
-def test_the_gradient_of_a_grid_is_the_identity_cut_where_the_codes_are():
-    # In units of 1/4, codes -4 to 3: -4.5 is the tie that rounds to -4, 3.5 the one that rounds to 4.
-    units = np.float32([-100, -4.51, -4.5, -4, -0.3, 0, 2.9, 3.49, 3.5, 100])
+def test_the_gradient_is_the_identity_and_0_where_codes_are_clipped():
+    # At a scale of 1/4 and codes from -4 to 3, -4.5 is a tie that rounds to -4, and 3.5 one that rounds to 4.
+    codes = np.float32([-100, -4.51, -4.5, -4, -0.3, 0, 2.9, 3.49, 3.5, 100])
     inside = [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
     cotangent = np.random.default_rng(0).normal(size=10).astype(np.float32)
-    y, pullback = jax.vjp(lambda x: on_grid(x, jnp.int32(2), -4, 3), jnp.asarray(units / 4))
+    y, pullback = jax.vjp(lambda x: fake_quant_static(x, jnp.int32(2), -4, 3), jnp.asarray(codes / 4))
     np.testing.assert_array_equal(pullback(cotangent)[0], cotangent * inside)
     np.testing.assert_array_equal(y * 4, [-4, -4, -4, -4, 0, 0, 3, 3, 3, 3])
 
 
-def test_grids_are_the_same_under_transforms(transform):
+def test_fake_quant_static_is_the_same_under_transforms(transform):
     x, cotangent = (np.random.default_rng(seed).normal(size=(4, 9)).astype(np.float32) for seed in (0, 1))
     (y, pullback), (plain, pulled) = (
-        jax.vjp(f(lambda x: on_grid(x, jnp.int32(6), -64, 63)), x) for f in (transform, jax.jit)
+        jax.vjp(f(lambda x: fake_quant_static(x, jnp.int32(6), -64, 63)), x) for f in (transform, jax.jit)
     )
     np.testing.assert_array_equal(y, plain)
     np.testing.assert_array_equal(pullback(cotangent)[0], pulled(cotangent)[0])
 
 
-def test_a_bad_value_shows():
-    assert np.isnan(on_grid(jnp.array([jnp.nan, 1.0]), jnp.int32(3), -8, 7)[0])
+def test_nan_stays_nan():
+    assert np.isnan(fake_quant_static(jnp.array([jnp.nan, 1.0]), jnp.int32(3), -8, 7)[0])
 
 
 def test_powers_of_two_are_exact():
@@ -160,10 +160,10 @@ def test_powers_of_two_are_exact():
 
 
 def test_signed_codes():
-    assert [signed(bits) for bits in (2, 5, 8)] == [(-2, 1), (-16, 15), (-128, 127)]
+    assert [signed_range(bits) for bits in (2, 5, 8)] == [(-2, 1), (-16, 15), (-128, 127)]
 
 
-def test_a_value_goes_through_with_the_slope_of_another():
+def test_straight_through_has_the_derivative_of_its_second_argument():
     def f(x):
         return straight_through(x**3, 5 * x)
 

@@ -1,4 +1,4 @@
-"""LiteRT models: their weights are the detector's codes, and their steps are near the integer scheme's."""
+"""LiteRT models: their weights are the detector's codes, their steps close to the integer-only scheme's."""
 
 import dataclasses
 import functools
@@ -11,27 +11,29 @@ import pytest
 
 from qkd_jax.config import LSTMConfig, QuantConfig, to_json
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 from qkd_jax.quant.pack import unpack
 from qkd_jax.runtimes import litert
+from qkd_jax.system import libraries
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
 
 pytest.importorskip("litert_converter", reason="pip install --no-deps litert-converter")
 
-STUDENTS = pytest.mark.parametrize(
+NETWORKS = pytest.mark.parametrize(
     "network",
     [PLAIN, LSTMConfig(hidden_size=7, quant=QuantConfig.integer(2)), FRONT, with_bits(FRONT, 5), DEEP],
     ids=["plain", "odd", "front", "front5", "deep"],
 )
-INT4 = 17  # as TFLite numbers types
+INT4 = 17  # the number of the type in TFLite's schema
 
 
 def detector_of(network: LSTMConfig) -> Detector:
-    """A random detector whose steps forget: else, as in chaos, one rounding would in time change everything.
+    """A random detector whose LSTM forgets, so that a single rounding can't change all later steps.
 
-    A column of each convolution has a negative multiplier, as batch-norm may, and cells reach their limits.
+    A column of each convolution has a negative multiplier, as batch-norm may give, and cells reach their
+    limits.
     """
     detector = random_detector(network)
     signs = [np.where(np.arange(conv.w.shape[-1]) == 1, -1, 1) for conv in detector.front]
@@ -39,7 +41,7 @@ def detector_of(network: LSTMConfig) -> Detector:
         conv._replace(multiplier=conv.multiplier * sign.astype(np.float32))
         for conv, sign in zip(detector.front, signs)
     )
-    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell=13) for layer in detector.lstm)
+    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell_exponent=13) for layer in detector.lstm)
     return dataclasses.replace(detector, front=tuple(front), lstm=tuple(lstm))
 
 
@@ -54,22 +56,22 @@ def loaded(content: bytes, folder) -> litert.Runner:
 
 
 def log_mel_of(detector, frames, *, seed=1):
-    """Log-mel energies of which some lie beyond what the input's codes reach."""
-    codes = random_codes(detector, frames, seed=seed) * 1.3 / 2.0**detector.input
+    """Log-mel energies, some of them beyond the range of the input codes."""
+    codes = random_codes(detector, frames, seed=seed) * 1.3 / 2.0**detector.input_exponent
     return (codes * detector.std + detector.mean).astype(np.float32)
 
 
-def said(outputs, attention):
+def joined(outputs, attention):
     return np.concatenate([outputs] if attention is None else [outputs, attention], axis=-1)
 
 
-@STUDENTS
+@NETWORKS
 def test_weights_are_the_codes_of_the_detector(network):
     from ai_edge_litert import schema_py_generated as schema
 
     detector = detector_of(network)
     model = schema.Model.GetRootAs(converted(network))
-    found, in_four_bits = [], 0
+    codes_of, in_four_bits = [], 0
     for tensor in map(model.Subgraphs(0).Tensors, range(model.Subgraphs(0).TensorsLength())):
         if tensor.Quantization() is None or not tensor.Quantization().ScaleLength():
             continue
@@ -80,7 +82,7 @@ def test_weights_are_the_codes_of_the_detector(network):
         else:
             codes = data.view(np.int8)
         outputs_first = np.moveaxis(codes.reshape(shape), tensor.Quantization().QuantizedDimension(), 0)
-        found.append(outputs_first.reshape(len(outputs_first), -1).tolist())
+        codes_of.append(outputs_first.reshape(len(outputs_first), -1).tolist())
 
     products = [(layer.w_h, layer.multiplier_h) for layer in detector.lstm]
     products += [(layer.w_x, layer.multiplier_x) for layer in detector.lstm]
@@ -91,45 +93,49 @@ def test_weights_are_the_codes_of_the_detector(network):
         for w, multiplier in products
     ]
     assert any(-1 in np.sign(multiplier) for _, multiplier in products) == bool(detector.front)
-    assert sorted(found) == sorted(expected)
-    # A first convolution, which is depthwise, and output layers have 8.
+    assert sorted(codes_of) == sorted(expected)
+    # A first convolution, which is depthwise, and output layers have 8 bits.
     small = len(detector.front[1:]) + 2 * len(detector.lstm)
     assert in_four_bits == (small if network.quant.weights <= 4 else 0)
 
 
-@STUDENTS
-def test_a_step_is_off_by_less_than_a_code_of_h(tmp_path, network):
+@NETWORKS
+def test_a_step_differs_by_less_than_a_code_of_h(tmp_path, network):
     detector = detector_of(network)
     runner = loaded(converted(network), tmp_path)
     about, log_mel = runner.description, log_mel_of(detector, 400)
-    codes, unit = reference.input_codes(detector, log_mel), 2.0 ** -(network.quant.activations - 1)
+    codes, scale = reference.input_codes(detector, log_mel), 2.0 ** -(network.quant.activations - 1)
 
     def floats(cells):
-        parts = [(cell.h * unit, cell.c * 2.0**-layer.cell) for layer, cell in zip(detector.lstm, cells)]
+        parts = [
+            (cell.h * scale, cell.c * 2.0**-layer.cell_exponent) for layer, cell in zip(detector.lstm, cells)
+        ]
         return tuple(part[None].astype(np.float32) for pair in parts for part in pair)
 
     state, *_ = reference.advance(detector, reference.start(detector), codes[: about.frames - about.hop])
-    off_h, off_c, off_said = [], [], []
+    off_h, off_c, off_logits = [], [], []
     for end in range(about.frames, len(codes) + 1, about.hop):
         after, logits, attention = runner.step(floats(state.cells), log_mel[end - about.frames : end])
-        state, *answers = reference.advance(detector, state, codes[end - about.hop : end])
-        (expected,) = said(*answers) / 2.0**GRID
+        state, *outputs = reference.advance(detector, state, codes[end - about.hop : end])
+        (expected,) = joined(*outputs) / 2.0**LOGIT_EXPONENT
         off_h += [got - want for got, want in zip(after[::2], floats(state.cells)[::2])]
         off_c += [got - want for got, want in zip(after[1::2], floats(state.cells)[1::2])]
-        off_said.append(said(logits, attention) - expected)
+        off_logits.append(joined(logits, attention) - expected)
         for layer, cell in zip(detector.lstm, after[1::2]):
-            # What the integers round away in a cell at each step would add up over a clip.
-            np.testing.assert_array_equal(cell * 2.0**layer.cell, np.rint(cell * 2.0**layer.cell))
+            # Cells are rounded as in integers: differences would add up over a clip.
+            np.testing.assert_array_equal(
+                cell * 2.0**layer.cell_exponent, np.rint(cell * 2.0**layer.cell_exponent)
+            )
 
-    # h is rounded to units by the integers, and here to some 1/255 of its range, which is up to two wide.
-    for off, most in ((off_h, 0.7 * unit), (off_c, unit), (off_said, 0.02)):
+    # Integers round h to its scale; LiteRT rounds it to 1/255 of its range, which is up to 2 wide.
+    for off, most in ((off_h, 0.7 * scale), (off_c, scale), (off_logits, 0.02)):
         assert np.sqrt(np.mean(np.square(off))) < most
         assert np.abs(np.mean(off)) < most / 10
         assert np.abs(off).max() < 10 * most
 
 
-@STUDENTS
-def test_a_clip_is_near_to_the_integers(tmp_path, network):
+@NETWORKS
+def test_a_clip_is_close_to_the_integers(tmp_path, network):
     detector = detector_of(network)
     runner, log_mel = loaded(converted(network), tmp_path), log_mel_of(detector, 600)
     codes = reference.input_codes(detector, log_mel)
@@ -137,32 +143,32 @@ def test_a_clip_is_near_to_the_integers(tmp_path, network):
     _, *expected = reference.advance(detector, reference.start(detector), codes)
     assert logits.dtype == np.float32 and logits.shape == expected[0].shape
     assert (attention is None) == (expected[1] is None)
-    off = said(logits, attention) - said(*expected) / 2.0**GRID
+    off = joined(logits, attention) - joined(*expected) / 2.0**LOGIT_EXPONENT
     assert np.sqrt(np.mean(off**2)) < 0.02
-    on_grid = [None if answer is None else answer * 2.0**GRID for answer in (logits, attention)]
-    pooled = reference.pooled(detector.network.pooling, *on_grid)
+    in_codes = [None if answer is None else answer * 2.0**LOGIT_EXPONENT for answer in (logits, attention)]
+    pooled = reference.pooled(detector.network.pooling, *in_codes)
     np.testing.assert_allclose(pooled, reference.clip_logits(detector, codes), atol=0.03)
 
 
-@STUDENTS
-def test_streams_give_what_clips_give(tmp_path, network):
+@NETWORKS
+def test_streams_give_the_steps_of_clips(tmp_path, network):
     detector, runner = detector_of(network), loaded(converted(network), tmp_path)
     about, clips = runner.description, [log_mel_of(detector, 90, seed=seed) for seed in (1, 2)]
     states, found = [runner.start] * 2, ([], [])
     for first in range(0, 90 - about.frames + 1, about.hop):
-        for stream, clip in enumerate(clips):  # each step of the one is followed by one of the other
+        for stream, clip in enumerate(clips):  # the streams take turns
             states[stream], *answers = runner.step(states[stream], clip[first : first + about.frames])
-            found[stream].append(said(*answers))
+            found[stream].append(joined(*answers))
     for clip, steps in zip(clips, found):
-        np.testing.assert_array_equal(said(*runner.run(clip)), steps)
+        np.testing.assert_array_equal(joined(*runner.run(clip)), steps)
         assert len(steps) == network.steps(90)
     assert all(not part.any() for part in runner.start)
-    assert said(*runner.run(clips[0][: about.frames - 1])).shape == (0, len(steps[0]))
+    assert joined(*runner.run(clips[0][: about.frames - 1])).shape == (0, len(steps[0]))
 
 
 def test_weights_take_their_bits():
-    students = [with_bits(LSTMConfig(hidden_size=96), bits) for bits in (8, 5, 4, 2)]
-    eight, five, four, two = (len(litert.to_litert(random_detector(network))) for network in students)
+    networks = [with_bits(LSTMConfig(hidden_size=96), bits) for bits in (8, 5, 4, 2)]
+    eight, five, four, two = (len(litert.to_litert(random_detector(network))) for network in networks)
     count = (96 + 32) * 4 * 96
     assert five == eight and two == four
     assert count < eight < count + 19_000 < 4 * count
@@ -173,7 +179,7 @@ def test_the_same_detector_gives_the_same_bytes():
     assert litert.to_litert(detector_of(FRONT)) == converted(FRONT)
 
 
-def test_the_file_says_how_to_use_it(tmp_path):
+def test_the_file_describes_its_use(tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
     detector, runner = detector_of(FRONT), loaded(converted(FRONT), tmp_path)
@@ -193,15 +199,15 @@ def test_the_file_says_how_to_use_it(tmp_path):
         assert json.loads(archive.read("detector.json"))["events"] == list(detector.events)
 
 
-def test_damage_is_noticed(tmp_path):
+def test_damage_is_detected(tmp_path):
     content = converted(PLAIN)
     for place in [*range(0, len(content), 997), *range(len(content) - 400, len(content), 7), -1]:
         damaged = bytearray(content)
         damaged[place] ^= 1
-        with pytest.raises(InputError, match=r"model\.tflite: .* found a damaged or another one"):
+        with pytest.raises(InputError, match=r"model\.tflite: .* found damaged or other content"):
             loaded(bytes(damaged), tmp_path)
     for other in (b"", content[:-1], content[: len(content) // 2], content + b"\0", content[:-64]):
-        with pytest.raises(InputError, match="found a damaged or another one"):
+        with pytest.raises(InputError, match="found damaged or other content"):
             loaded(other, tmp_path)
     for missing, why in ((tmp_path / "none.tflite", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(InputError, match=f"{missing.name}: expected an exported LiteRT model: {why}"):
@@ -214,14 +220,18 @@ def test_another_version_is_named(tmp_path, monkeypatch):
         loaded(litert.to_litert(detector_of(PLAIN)), tmp_path)
 
 
-def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
     content = converted(PLAIN)
 
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(litert.importlib, "import_module", missing)
-    with pytest.raises(InputError, match="need litert_converter: pip install --no-deps litert-converter"):
+    monkeypatch.setattr(libraries.importlib, "import_module", missing)
+    with pytest.raises(
+        InputError, match="LiteRT models: needs litert_converter: pip install --no-deps litert-converter"
+    ):
         litert.to_litert(detector_of(PLAIN))
-    with pytest.raises(InputError, match=r"need ai_edge_litert: pip install 'qkd_jax\[taggers\]'"):
+    with pytest.raises(
+        InputError, match=r"LiteRT models: needs ai_edge_litert: pip install 'qkd_jax\[taggers\]'"
+    ):
         loaded(content, tmp_path)

@@ -1,4 +1,4 @@
-"""ONNX models against the definition: codes with tolerance zero, the energies before them nearly so."""
+"""ONNX models against the reference: equal codes, and log-mel energies within a tolerance."""
 
 import dataclasses
 import json
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from qkd_jax.audio.log_mel import log_mel
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector import reference
-from qkd_jax.detector.codes import GRID
+from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.distill.waveform_model import open_model
 from qkd_jax.errors import InputError
-from qkd_jax.runtimes import onnx as module
-from qkd_jax.runtimes.onnx import clip_model, load, save, sizes, step_model
+from qkd_jax.runtimes.onnx import load, save
+from qkd_jax.runtimes.onnx_graph import clip_model, sizes, step_model
+from qkd_jax.system import libraries
 from tests import onnx_codes
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
 from tests.onnx_codes import giving, opened, reference_codes, stream
@@ -26,7 +27,7 @@ FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
 
 
 def assert_same(detector, codes):
-    """That the clip form, and a stream of steps, compute what the reference does."""
+    """Assert that the clip form, and a stream of steps, compute the reference's codes."""
     onnx_codes.assert_same(detector, clip_model(detector), step_model(detector), codes)
 
 
@@ -36,7 +37,7 @@ def noise(samples, seed=0):
 
 @pytest.mark.parametrize("weights", [8, 4, 3, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_codes_are_the_references(form, weights):
+def test_codes_equal_the_references(form, weights):
     detector = random_detector(with_bits(FORMS[form], weights), seed=weights)
     assert_same(detector, random_codes(detector, 60))
 
@@ -45,24 +46,25 @@ def test_codes_are_the_references(form, weights):
 @given(
     st.sampled_from([*FORMS]), st.integers(2, 8), st.integers(2, 8), st.integers(6, 13), st.integers(0, 99)
 )
-def test_codes_are_the_references_at_any_bits(form, weights, activations, cell, seed):
+def test_codes_equal_the_references_at_any_bits(form, weights, activations, cell, seed):
     network = with_bits(FORMS[form], weights, activations)
     detector = random_detector(network, seed=seed, mels=9, events=2)
-    lstm = tuple(layer._replace(cell=cell) for layer in detector.lstm)
-    detector = dataclasses.replace(detector, input=1, lstm=lstm)
+    lstm = tuple(layer._replace(cell_exponent=cell) for layer in detector.lstm)
+    detector = dataclasses.replace(detector, input_exponent=1, lstm=lstm)
     assert_same(detector, random_codes(detector, 30, seed=seed))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_codes_are_the_references_at_the_ends_of_every_range(form, sign):
-    """Gates, cells, h and convolutions that saturate, from inputs at their limits."""
+def test_codes_equal_the_references_at_the_ends_of_every_range(form, sign):
+    """Gates, cells, h and convolutions saturate, with inputs at their limits."""
     detector = random_detector(with_bits(FORMS[form], 8), seed=5, mels=8)
-    pushed = []
+    layers = []
     for layer in detector.lstm:
-        gates = np.repeat([9, 9, sign * 9, 9], len(layer.w_h)).astype(np.int32) << GRID
-        pushed.append(layer._replace(bias=gates, multiplier_x=layer.multiplier_x * np.float32(9), cell=13))
-    detector = dataclasses.replace(detector, lstm=tuple(pushed))
+        gates = np.repeat([9, 9, sign * 9, 9], len(layer.w_h)).astype(np.int32) << LOGIT_EXPONENT
+        multiplier_x = layer.multiplier_x * np.float32(9)
+        layers.append(layer._replace(bias=gates, multiplier_x=multiplier_x, cell_exponent=13))
+    detector = dataclasses.replace(detector, lstm=tuple(layers))
     half = 2**7
     codes = np.where(np.arange(80)[:, None] // 20 % 2, half - 1, -half) * np.ones((1, 8), int)
     cells = reference_codes(detector, codes)[2]
@@ -73,7 +75,7 @@ def test_codes_are_the_references_at_the_ends_of_every_range(form, sign):
 
 
 @pytest.mark.parametrize("largest", [7, 8])
-def test_codes_are_the_references_where_4_bits_end(largest):
+def test_codes_equal_the_references_at_the_limit_of_4_bits(largest):
     detector = random_detector(with_bits(FRONT, 8))
     front = tuple(conv._replace(w=conv.w.clip(-largest, largest)) for conv in detector.front)
     lstm = tuple(layer._replace(w_h=layer.w_h.clip(-largest, largest)) for layer in detector.lstm)
@@ -81,7 +83,7 @@ def test_codes_are_the_references_where_4_bits_end(largest):
 
 
 def test_convolutions_are_exact_before_they_are_rescaled():
-    """Hundreds that cancel to 1 or so, whose multiple is just above a half: in float32 it might be below."""
+    """Hundreds cancel to about 1, whose multiple is just above a half; with float32 it could be below."""
     detector = random_detector(with_bits(FRONT, 2))
     first = detector.front[0]
     w = first.w * np.array([1, 0, 0], np.int8)[:, None, None]
@@ -92,18 +94,18 @@ def test_convolutions_are_exact_before_they_are_rescaled():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_stream_is_the_clip_from_the_waveform_on(form):
+def test_a_stream_equals_the_clip_from_the_waveform_on(form):
     detector = random_detector(FORMS[form], seed=3)
     model, waveform = step_model(detector), noise(16_000)
-    about = {item.key: item.value for item in model.metadata_props}
-    window, hop = int(about["window_samples"]), int(about["hop_samples"])
+    metadata = {item.key: item.value for item in model.metadata_props}
+    window, hop = int(metadata["window_samples"]), int(metadata["hop_samples"])
     pieces = np.lib.stride_tricks.sliding_window_view(waveform, window)[::hop]
     clip = opened(giving(clip_model(detector), "output_codes"))
     expected = clip.run(["output_codes"], {"waveform": waveform})[0]
     np.testing.assert_array_equal(stream(detector, model, pieces)[0], expected)
 
 
-def test_energies_of_a_frame_are_those_of_the_clip_bit_for_bit():
+def test_energies_of_a_single_frame_equal_those_of_the_clip_bit_for_bit():
     session = opened(giving(clip_model(random_detector(PLAIN, mels=64)), "log_mel"))
     waveform = noise(8000)
     expected = session.run(["log_mel"], {"waveform": waveform})[0]
@@ -112,7 +114,7 @@ def test_energies_of_a_frame_are_those_of_the_clip_bit_for_bit():
         np.testing.assert_array_equal(alone[0], row)
 
 
-def test_a_step_reads_what_it_needs():
+def test_a_step_reads_its_receptive_field():
     def reads(network):
         about = {item.key: item.value for item in step_model(random_detector(network)).metadata_props}
         return int(about["window_samples"]), int(about["hop_samples"])
@@ -133,15 +135,15 @@ SOUNDS = {
 
 
 @pytest.mark.parametrize("sound", SOUNDS)
-def test_the_front_end_is_the_trainings(sound):
-    detector, waveform = dataclasses.replace(random_detector(PLAIN, mels=64), input=6), SOUNDS[sound]
+def test_log_mel_energies_equal_those_of_training(sound):
+    detector, waveform = dataclasses.replace(random_detector(PLAIN, mels=64), input_exponent=6), SOUNDS[sound]
     _, logits, energies, codes = opened(giving(clip_model(detector), "log_mel", "codes")).run(
         None, {"waveform": waveform}
     )
     expected = np.asarray(log_mel(jnp.asarray(waveform)))
     np.testing.assert_allclose(energies, expected, atol=1e-3)
-    assert {"noise": 127, "silence": -128}.get(sound, codes[0, 0]) in codes  # they are cut
-    # Codes are those of these energies, and those of the training's but where rounding was close.
+    assert {"noise": 127, "silence": -128}.get(sound, codes[0, 0]) in codes  # clipped
+    # Codes are those of these energies, and those of training except where rounding was close.
     np.testing.assert_array_equal(codes, reference.input_codes(detector, energies))
     apart = codes - reference.input_codes(detector, expected)
     assert abs(apart).max() <= 1 and np.count_nonzero(apart) <= 1e-3 * apart.size
@@ -157,14 +159,14 @@ def test_the_front_end_is_the_trainings(sound):
         FeatureConfig(win_length=300, n_fft=300, n_mels=12, fmin=100.0, fmax=7000.0),
     ],
 )
-def test_the_front_end_is_the_trainings_with_other_settings(features):
+def test_log_mel_energies_equal_those_of_training_with_other_settings(features):
     detector = dataclasses.replace(random_detector(PLAIN, mels=features.n_mels), features=features)
     *_, energies = opened(giving(clip_model(detector), "log_mel")).run(None, {"waveform": noise(6000)})
     np.testing.assert_allclose(energies, log_mel(jnp.asarray(noise(6000)), features), atol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_any_runtime_of_the_standard_takes_it(form):
+def test_models_follow_the_standard(form):
     def domains(graph):
         for node in graph.node:
             yield node.domain
@@ -192,7 +194,7 @@ def test_it_is_small(tmp_path):
     assert sizes_of[4]["front_end"] < 2500 and sizes_of[4]["graph"] < 12_000
 
 
-def test_a_tagger_may_be_made_of_it(tmp_path):
+def test_a_model_can_be_a_tagger(tmp_path):
     detector = random_detector(FRONT)
     model = clip_model(detector)
     save(model, tmp_path / "model.onnx")
@@ -205,7 +207,7 @@ def test_a_tagger_may_be_made_of_it(tmp_path):
         run(noise(100))
 
 
-def test_a_file_says_what_it_is(tmp_path):
+def test_a_file_has_metadata(tmp_path):
     detector = random_detector(FRONT)
     for make, form in ((clip_model, "clip"), (step_model, "step")):
         save(make(detector), tmp_path / "model.onnx")
@@ -227,7 +229,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 
     def refused(damaged):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"model\.onnx: expected an ONNX model as exported, found a dam"):
+        with pytest.raises(InputError, match=r"model\.onnx: expected an ONNX model as exported, found dam"):
             load(path)
 
     for place in [*range(0, len(data), 499), *range(len(data) - 80, len(data))]:
@@ -240,7 +242,7 @@ def test_a_damaged_file_is_refused(tmp_path):
         load(tmp_path / "gone.onnx")
 
 
-def test_what_no_runtime_computes_alike_is_refused():
+def test_a_detector_that_overflows_is_refused():
     detector = random_detector(PLAIN)
     layer = detector.lstm[0]._replace(multiplier_x=np.full(96, 1e9, np.float32))
     for make in (clip_model, step_model):
@@ -248,10 +250,10 @@ def test_what_no_runtime_computes_alike_is_refused():
             make(dataclasses.replace(detector, lstm=(layer,)))
 
 
-def test_a_library_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(module.importlib, "import_module", missing)
-    with pytest.raises(InputError, match=r"need onnx: pip install 'qkd_jax\[export\]'"):
+    monkeypatch.setattr(libraries.importlib, "import_module", missing)
+    with pytest.raises(InputError, match=r"ONNX models: needs onnx: pip install 'qkd_jax\[export\]'"):
         clip_model(random_detector(PLAIN))

@@ -1,9 +1,11 @@
-"""Streams in every runtime: the definition's steps, and the same bits however they are cut."""
+"""Streams in every runtime: the reference's steps, and the same bits however a stream is cut."""
 
 import dataclasses
 import functools
 import importlib.util
 import shutil
+import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,21 +17,20 @@ from qkd_jax.config import EventConfig, FeatureConfig
 from qkd_jax.detector import reference
 from qkd_jax.detector.stream import push, start
 from qkd_jax.errors import InputError
-from qkd_jax.runtimes import litert
-from qkd_jax.runtimes.streams import open_runtime
+from qkd_jax.runtimes import RuntimeName, onnx, open_stream, write
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 
 SAMPLES = 8000
 FORMS = {"sparse": PLAIN, "front": FRONT, "deep": DEEP}
 SPARSE = FeatureConfig(win_length=200, hop_length=700, n_fft=256, n_mels=32)
-"""Samples between windows are passed over."""
+"""Samples between windows are skipped."""
 EXACT = ("numpy", "jax", "onnx", "c")
 TOOLS = {"c": shutil.which("cc"), "litert": importlib.util.find_spec("litert_converter")}
 RUNTIMES = pytest.mark.parametrize(
     "name",
     [
         pytest.param(
-            name, marks=pytest.mark.skipif(not TOOLS.get(name, True), reason=f"needs what makes {name}")
+            name, marks=pytest.mark.skipif(not TOOLS.get(name, True), reason=f"needs the tools for {name}")
         )
         for name in (*EXACT, "litert")
     ],
@@ -44,22 +45,23 @@ def sound(samples=SAMPLES, seed=0):
 
 @functools.cache
 def detector_of(form, exact=True):
-    """A random detector of coarse inputs: the last bits, by which front ends differ, turn no code.
+    """A random detector whose inputs are so coarse that no code depends on the last bits of log-mel energies.
 
-    Where that is not `exact`, inputs are fine, and the LSTM forgets, or a rounding would in time change all.
+    If not `exact`, inputs are fine, and the LSTM forgets, so that a single rounding can't change all later
+    steps.
     """
     detector = random_detector(FORMS[form])
     if form == "sparse":
         detector = dataclasses.replace(detector, features=SPARSE)
     if exact:
-        return dataclasses.replace(detector, input=2)
-    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell=13) for layer in detector.lstm)
+        return dataclasses.replace(detector, input_exponent=2)
+    lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell_exponent=13) for layer in detector.lstm)
     return dataclasses.replace(detector, lstm=tuple(lstm))
 
 
 @functools.cache
 def opened(name, form):
-    return open_runtime(name, detector_of(form, name in EXACT))
+    return open_stream(name, detector_of(form, name in EXACT))
 
 
 def with_history(runtime, seconds):
@@ -77,7 +79,7 @@ def steps_of(runtime, samples, cuts=()):
 
 @EACH
 @RUNTIMES
-def test_steps_are_those_of_the_definition(name, form):
+def test_steps_equal_the_references(name, form):
     runtime, samples = opened(name, form), sound(16_000)
     detector, energies = runtime.detector, log_mel(runtime.detector.features, samples)
     codes = reference.input_codes(detector, energies)
@@ -85,7 +87,7 @@ def test_steps_are_those_of_the_definition(name, form):
     logits = steps_of(runtime, samples)
     assert logits.dtype == np.float32 and logits.std(axis=0).min() > 0
     if name in EXACT:
-        scaled = (energies - detector.mean) / detector.std * 2.0**detector.input
+        scaled = (energies - detector.mean) / detector.std * 2.0**detector.input_exponent
         assert abs(scaled % 1 - 0.5).min() > 5e-5  # far enough from a tie
         np.testing.assert_array_equal(logits, outputs / 512)
     else:
@@ -112,8 +114,8 @@ def test_steps_are_the_same_bits_however_the_stream_is_cut(name, form, history):
 @RUNTIMES
 def test_with_a_history_steps_are_numpys(name):
     if name not in EXACT:
-        pytest.skip("rounds by its own rule")
-    for seconds in (1e-4, 0.05, 0.13):  # shorter than a frame, than what a step reads, and longer
+        pytest.skip("rounds in its own way")
+    for seconds in (1e-4, 0.05, 0.13):  # shorter than a frame, shorter than a step reads, and longer
         expected = steps_of(with_history(opened("numpy", "front"), seconds), sound(16_000))
         logits = steps_of(with_history(opened(name, "front"), seconds), sound(16_000))
         np.testing.assert_array_equal(logits, expected)
@@ -121,7 +123,7 @@ def test_with_a_history_steps_are_numpys(name):
 
 @RUNTIMES
 def test_streams_take_turns(name):
-    """A runtime holds nothing of a stream: two at once are as one after the other."""
+    """A runtime holds no state of a stream: two interleaved streams give what each gives alone."""
     runtime, sounds = opened(name, "deep"), [sound(seed=seed) for seed in (1, 2)]
     states, logits = [start(runtime)] * 2, ([], [])
     for begin in range(0, SAMPLES, 800):
@@ -132,13 +134,21 @@ def test_streams_take_turns(name):
         np.testing.assert_array_equal(np.concatenate(found), steps_of(runtime, samples))
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(litert.importlib, "import_module", missing)
-    with pytest.raises(InputError, match="need litert_converter: pip install --no-deps litert-converter"):
-        open_runtime("litert", detector_of("sparse"))
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "litert_converter.mlir.ir", None)
+    with pytest.raises(InputError, match="needs litert_converter: pip install --no-deps litert-converter"):
+        open_stream("litert", detector_of("sparse"))
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(InputError, match=r"needs a C compiler: expected no-such-compiler"):
-        open_runtime("c", detector_of("sparse"))
+        open_stream("c", detector_of("sparse"))
+
+
+def test_every_runtime_is_tested_here():
+    assert set(get_args(RuntimeName)) == {*EXACT, "litert"}
+
+
+def test_the_step_file_of_onnx_is_a_stream(tmp_path):
+    detector = detector_of("front")
+    write("onnx", detector, tmp_path / "a.onnx")
+    runtime = onnx.open_step(detector, tmp_path / "a-step.onnx")
+    np.testing.assert_array_equal(steps_of(runtime, sound()), steps_of(opened("onnx", "front"), sound()))
