@@ -46,6 +46,15 @@ def printable(text: str) -> str:
     )
 
 
+def flag(field: str) -> str:
+    """A setting as it is typed on the command line.
+
+    >>> flag("data.filename_column")
+    '--data.filename-column'
+    """
+    return "--" + field.replace("_", "-")
+
+
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or the name of its class if it has none.
 
@@ -73,6 +82,7 @@ _EXPECTED = {
     "bool": "true or false",
     "bytes": "bytes",
     "dataclass": "an object",
+    "dataclass_exact": "an object",
     "dict": "an object",
     "finite_number": "a finite number",
     "float": "a number",
@@ -88,16 +98,16 @@ _EXPECTED = {
     "missing": "a value",
     "string": "text",
     "string_pattern_mismatch": "text that matches {pattern}",
-    "string_too_short": "at least {min_length} characters",
+    "string_too_short": "{min_length} or more characters",
     "string_unicode": "text without surrogates",
-    "too_long": "at most {max_length} values",
-    "too_short": "at least {min_length} values",
+    "too_long": "{max_length} or fewer values",
+    "too_short": "{min_length} or more values",
     "tuple": "a list",
     "union_tag_invalid": "{discriminator} {expected_tags}",
     "union_tag_not_found": "a value for {discriminator}",
     "unexpected_keyword_argument": "no such field",
 }
-"""What was expected, by pydantic's type of error, without the suffixes _type and _parsing; {} from its context."""
+"""What was expected, by pydantic's type of error without _type and _parsing; {} come from its context."""
 
 
 def explain(error: "ValidationError") -> str:
@@ -117,9 +127,14 @@ def explain(error: "ValidationError") -> str:
         missing = kind.startswith("missing")
         message = item["msg"].removeprefix("Value error, ")
         if expected := _EXPECTED.get("missing" if missing else kind):
-            message = f"expected {expected.format_map(item.get('ctx', {}))}"
+            limits = {name: _whole(value) for name, value in item.get("ctx", {}).items()}
+            message = f"expected {expected.format_map(limits)}"
         if kind != "value_error":
             message += ", got none" if missing else f", got {item['input']!r:.{_MAX_VALUE}}"
         return f"{place}: {message}" if place else message
 
     return "; ".join(line(item) for item in error.errors()[:_MAX_FAULTS])
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

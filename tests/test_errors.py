@@ -1,8 +1,89 @@
-"""Error messages: printable, of limited length, with the fault at the end."""
+"""Error messages: printable, short, and in our own words: the field, what was expected, what was found."""
 
+from typing import Annotated, Literal
+
+import pydantic
 import pytest
+from pydantic import Discriminator, Field
+from pydantic.dataclasses import dataclass
 
-from qkd_jax.errors import InputError, naming
+from qkd_jax.config import ManifestData, RunConfig
+from qkd_jax.config.fields import STRICT, Count, Length, Name, Probability
+from qkd_jax.errors import InputError, explain, naming
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cat:
+    kind: Literal["cat"]
+    lives: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class Dog:
+    kind: Literal["dog"]
+
+
+PET = Annotated[Cat | Dog, Discriminator("kind")]
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (int, "x", "expected a whole number, got 'x'"),
+        (int, 2.5, "expected a whole number, got 2.5"),
+        (float, "fast", "expected a number, got 'fast'"),
+        (bool, "maybe", "expected true or false, got 'maybe'"),
+        (str, 1, "expected text, got 1"),
+        (Count, 0, "expected at least 1, got 0"),
+        (Length, 0, "expected more than 0, got 0"),
+        (Length, 1e9, "expected at most 86400, got 1000000000.0"),
+        (Probability, 1.0, "expected less than 1, got 1.0"),
+        (Annotated[float, Field(allow_inf_nan=False)], float("inf"), "expected a finite number, got inf"),
+        (Literal["a", "b"], "c", "expected 'a' or 'b', got 'c'"),
+        (Name, "../up", r"expected text that matches ^[A-Za-z0-9][\w.-]*$, got '../up'"),
+        (Annotated[str, Field(min_length=1)], "", "expected 1 or more characters, got ''"),
+        (Annotated[tuple[str, ...], Field(min_length=1)], [], "expected 1 or more values, got []"),
+        (Annotated[list[int], Field(max_length=2)], [1, 2, 3], "expected 2 or fewer values, got [1, 2, 3]"),
+        (tuple[int, ...], 3, "expected a list, got 3"),
+        (list[int], "3", "expected a list, got '3'"),
+        (dict[str, int], 3, "expected an object, got 3"),
+        (tuple[int, ...], [1, "x"], "1: expected a whole number, got 'x'"),
+        (Cat, '{"kind": "cat"}', "lives: expected a value, got none"),
+        (Cat, '{"kind": "cat", "lives": 9, "x": 1}', "x: expected no such field, got 1"),
+        (Cat, '{"kind": "cat", "lives": 9.5}', "lives: expected a whole number, got 9.5"),
+        (Cat, "3", "expected an object, got 3"),
+        (PET, '{"kind": "cow"}', "expected 'kind' 'cat', 'dog', got {'kind': 'cow'}"),
+        (PET, "{}", "expected a value for 'kind', got {}"),
+    ],
+)
+def test_each_kind_of_error_says_what_was_expected_and_found(hint, value, message):
+    adapter = pydantic.TypeAdapter(hint)
+    with pytest.raises(pydantic.ValidationError) as caught:
+        adapter.validate_json(value) if hint in (Cat, PET) else adapter.validate_python(value)
+    assert explain(caught.value) == message
+    assert caught.value.errors()[0]["msg"] not in message
+
+
+def test_several_errors_are_one_line_and_our_own_stay_as_they_are():
+    with pytest.raises(pydantic.ValidationError) as caught:
+        ManifestData(root=1, clip_seconds=-1.0)
+    expected = "root: expected text, got 1; clip_seconds: expected more than 0, got -1.0"
+    assert explain(caught.value) == expected
+    with pytest.raises(pydantic.ValidationError) as caught:
+        RunConfig(data=ManifestData(clip_seconds=0.01))
+    assert explain(caught.value) == "data.clip_seconds: 0.01 s is shorter than one window"
+
+
+def test_json_that_is_none():
+    with pytest.raises(pydantic.ValidationError) as caught:
+        pydantic.TypeAdapter(dict).validate_json("{")
+    assert explain(caught.value).startswith("expected JSON: EOF while parsing")
+
+
+def test_an_error_without_a_text_of_ours_has_pydantic_s():
+    with pytest.raises(pydantic.ValidationError) as caught:
+        pydantic.TypeAdapter(pydantic.UUID4).validate_python("x")
+    assert explain(caught.value).endswith(", got 'x'")
 
 
 def test_lines_of_an_error_are_printable_and_short():

@@ -1,4 +1,4 @@
-"""Sound events that a model learns in seconds: tones in noise, and a run on them."""
+"""Timed events that a model learns in seconds: tones in noise, and a run on them."""
 
 import dataclasses
 
@@ -8,13 +8,14 @@ import soundfile
 from qkd_jax.config import (
     AugmentConfig,
     CRNNConfig,
-    DataConfig,
+    DESEDData,
+    EventObjective,
+    EventRecipe,
     FeatureConfig,
     LSTMConfig,
     ModelConfig,
     QuantConfig,
     RunConfig,
-    SedTrainConfig,
 )
 
 RATE, SECONDS = 8000, 1.0
@@ -29,7 +30,7 @@ LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="att
 
 
 def write_clip(path, rng):
-    """A second of noise, and in two of three clips a tone of some pitch and length; returns its span."""
+    """A second of noise, and in two of three clips a tone of some pitch and length; returns its annotation."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     samples, rows = rng.normal(0, 0.01, len(time)), []
     if rng.random() < 2 / 3:
@@ -58,28 +59,33 @@ def write_tones(root):
 
 def config_of(root, runs, **changes):
     guided = ModelConfig(
-        network=CRNN, learning_rate=0.01, teachers=("first",), through="mean_step", embeddings="first"
+        network=CRNN,
+        learning_rate=0.01,
+        teachers=("first",),
+        objective=EventObjective(update="mean_step", embeddings="first"),
     )
     models = {
         "first": ModelConfig(network=CRNN, learning_rate=0.02),
         "four": dataclasses.replace(
             guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
         ),
-        "lstm": ModelConfig(network=LSTM, learning_rate=0.02, teachers=("first", "four"), through="ema_ste"),
+        "lstm": ModelConfig(
+            network=LSTM,
+            learning_rate=0.02,
+            teachers=("first", "four"),
+            objective=EventObjective(update="ema_ste"),
+        ),
         "lstm-8": ModelConfig(
-            network=dataclasses.replace(LSTM, quant=QuantConfig.integer(8)), start="lstm", learning_rate=0.005
+            network=LSTM.quantized(QuantConfig.integer(8)), start="lstm", learning_rate=0.005
         ),
     }
     config = RunConfig(
         name="tones",
         runs=str(runs),
         features=FEATURES,
-        data=DataConfig(
-            source="desed", root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)
-        ),
-        models=models,
+        data=DESEDData(root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)),
+        recipe=EventRecipe(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1, median=3),
         augment=AugmentConfig(mixup=0.2, mixup_share=0.3, time_shift=0.1),
-        train=SedTrainConfig(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1),
-        median=3,
+        models=models,
     )
     return dataclasses.replace(config, **changes)

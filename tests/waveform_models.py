@@ -1,4 +1,4 @@
-"""Models of waveforms, made node by node: one that answers by a formula, and our DenseNet."""
+"""Models of waveforms, built node by node: one that computes a simple formula, and our DenseNet."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import librosa
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from qkd_jax.config import FeatureConfig, DenseNetConfig
+from qkd_jax.config import DenseNetConfig, FeatureConfig
 
 
 class Graph:
-    """Nodes and constants in the order they are added; every method returns the name of a tensor."""
+    """An ONNX graph; `constant` and `add` return the name of a tensor."""
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -40,11 +40,11 @@ class Graph:
 
 
 def write_loudness(path: Path, shape: Sequence[int | str], gains: Sequence[float]) -> Path:
-    """Scores gain · max |x| of what it hears, one class for each gain, and beside them |x|.
+    """Write a model of a waveform x whose outputs are |x| and, for each gain, the score gain · max |x|.
 
-    In ONNX or LiteRT, as `path` ends; a name in `shape` is for any size.  In LiteRT its tensors have names:
-    `waveform`, `absolute`, `loudest`, `scores`, the constants `loudest/axis` and `gains`, and
-    `absolute/codes`, round(64 |x|) - 128 in int8.
+    The suffix of `path` selects ONNX or LiteRT; a name in `shape` stands for any size.  LiteRT's tensors are
+    named `waveform`, `absolute`, `loudest` and `scores`, the constants `loudest/axis` and `gains`, and
+    `absolute/codes`, which is round(64 |x|) - 128 in int8.
     """
     if path.suffix == ".tflite":
         return _write_loudness_litert(path, shape, gains)
@@ -107,7 +107,7 @@ def _write_loudness_litert(path: Path, shape: Sequence[int | str], gains: Sequen
 def write_densenet(
     path: Path, variables: Mapping[str, Any], config: DenseNetConfig, features: FeatureConfig, samples: int
 ) -> Path:
-    """A DenseNet with its own front end: waveform [1, samples] to logits [1, events]."""
+    """Write a DenseNet with its log-mel features: waveform [1, samples] to logits [1, events]."""
     graph, params, statistics = Graph(), variables["params"], variables["batch_stats"]
     numbers = {kind: itertools.count() for kind in ("BatchNorm", "Conv", "Dense")}
 
@@ -116,8 +116,8 @@ def write_densenet(
         return name, params[name]
 
     def norm_relu(x: str) -> str:
-        name, own = new("BatchNorm")
-        values = own["scale"], own["bias"], statistics[name]["mean"], statistics[name]["var"]
+        name, weights = new("BatchNorm")
+        values = weights["scale"], weights["bias"], statistics[name]["mean"], statistics[name]["var"]
         return graph.add("Relu", graph.add("BatchNormalization", x, *map(np.asarray, values), epsilon=1e-5))
 
     def conv(x: str, size: int, stride: int = 1) -> str:
@@ -125,7 +125,7 @@ def write_densenet(
         kernel = kernel.reshape(size, size, *kernel.shape[-2:]).transpose(3, 2, 0, 1)
         return graph.add("Conv", x, kernel, strides=[stride] * 2, auto_pad="SAME_UPPER")
 
-    # Frames are windows of a convolution with the rows of the windowed Fourier transform.
+    # A convolution whose kernels are the rows of the windowed Fourier transform computes all frames.
     n, f = np.arange(features.win_length), np.arange(features.n_fft // 2 + 1)[:, None]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / features.win_length)
     fourier = np.concatenate([turn(2 * np.pi * f * n / features.n_fft) * hann for turn in (np.cos, np.sin)])

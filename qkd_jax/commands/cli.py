@@ -1,10 +1,11 @@
 """The command `qkd-jax`: its commands, presets, and how a command ends.
 
-A preset is a Python file that binds the name `config` to a RunConfig.  It is run, so use only presets that you
-trust.
+A preset is a Python file that binds the name `config` to a RunConfig.  It is run, so use only presets that
+you trust.
 """
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
 def run(command: str, arguments: Sequence[str], prog: str) -> int:
     """Run one of `COMMANDS`, which the person typed as `prog`; return its exit status."""
 
-    def imported(arguments: list[str], prog: str) -> None:
+    def imported(arguments: list[str]) -> None:
         _refuse_two_distributions()
         try:
             importlib.import_module(f"qkd_jax.commands.{COMMANDS[command].module}").main(arguments, prog)
@@ -74,26 +75,32 @@ def run(command: str, arguments: Sequence[str], prog: str) -> int:
                 ) from None
             if str(error.name).startswith("qkd_jax"):
                 raise
-            raise InputError(f"{prog} needs {error.name}, which is not installed: pip install {WHOLE}") from None
+            clone = (Path(qkd_jax.__file__).parents[1] / "pyproject.toml").is_file()
+            remedy = "pip install -e ." if clone else f"pip install {WHOLE}"
+            raise InputError(f"{prog} needs {error.name}, which is not installed: {remedy}") from None
 
-    return run_command(imported, arguments, prog)
+    return run_command(imported, arguments)
 
 
-def run_command(main: Callable[[list[str], str], None], arguments: Sequence[str], prog: str) -> int:
-    """Call `main(arguments, prog)` and return the exit status: 0, 2 for invalid input, 130 if interrupted.
+def run_command(main: Callable[[list[str]], None], arguments: Sequence[str]) -> int:
+    """Call `main(arguments)` and return the exit status: 0, 2 for invalid input, 130 if interrupted.
 
     Invalid input and interruptions are reported in one line on stderr; other exceptions pass.
     """
     # Schedulers and service managers send SIGTERM where a person presses Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main(list(arguments), prog)
+        main(list(arguments))
     except KeyboardInterrupt as stop:
         print(f"{str(stop) or 'stopped'}; run the same command again to continue", file=sys.stderr)
         return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough; without this, Python would fail to flush stdout at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"error: {printable(message)}", file=sys.stderr)

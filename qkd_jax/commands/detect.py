@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -33,9 +33,9 @@ Find events in recordings of any length.  MODEL is a .safetensors file that `exp
 A FILE of - is standard input: 16-bit little-endian samples, mono, at the model's rate, without a header.
 A FILE of mic is the microphone (pip install -e '.[microphone]').
 
-With --state, a stream (- or mic) that was stopped by Ctrl-C, SIGTERM or its end continues where it stopped when
-the same command runs again, with the same events as if it had not been stopped.  After a crash it continues from
-the last event, or the last minute; events whose lines nobody read are printed again.
+With --state, a stream (- or mic) that was stopped by Ctrl-C, SIGTERM or its end continues when the same
+command runs again, with the same events as if it had not been stopped.  After a crash it continues from the
+last event, or the last minute; events whose lines nobody read are printed again.
 """
 _POLL_SECONDS = 0.2
 _EXPORTED = (".onnx", ".tflite", ".h")
@@ -53,7 +53,7 @@ class DetectOptions:
     threshold: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Thresholds instead of an operating point: 0.8 for all events, bell=0.8 knock=0.9 for single ones."""
     runtime: RuntimeName = "numpy"
-    """What computes: NumPy, or the model that `export` would write for another runtime (C needs a compiler)."""
+    """What computes: NumPy, or the model that `export` writes for another runtime (C needs a compiler)."""
     state: str | None = None
     """File in which a stream's state is kept, so that it can be stopped and continued."""
     events: EventConfig = EventConfig()
@@ -92,8 +92,8 @@ def chosen_events(options: DetectOptions, events: Sequence[str]) -> EventConfig:
     point = f"{options.false_alarms.removesuffix('/h')}/h"
     if point not in config.thresholds:
         raise InputError(
-            f"--false-alarms: expected an operating point of the detector ({config.points}), got {point}; it has "
-            "N/h only if the validation recordings without an event lasted at least 1/N hours"
+            f"--false-alarms: expected an operating point of the detector ({config.points}), got {point}; "
+            "it has N/h only if the validation recordings without an event lasted at least 1/N hours"
         )
     return dataclasses.replace(config, use=point)
 
@@ -111,9 +111,7 @@ def _thresholds(words: Sequence[str], config: EventConfig, events: Sequence[str]
         except ValueError:
             probability = 0.0
         if not 0 < probability < 1:
-            raise InputError(
-                f"--threshold: expected a number between 0 and 1, or EVENT=NUMBER, got {word!r}"
-            )
+            raise InputError(f"--threshold: expected a number between 0 and 1, or EVENT=NUMBER, got {word!r}")
         thresholds |= dict.fromkeys([event] if equals else events, probability)
     return thresholds
 
@@ -144,7 +142,8 @@ def _load(model: str, prog: str) -> "Detector":
     if path.suffix in _EXPORTED:
         others = prog.replace("detect", "eval")
         raise InputError(
-            f"{model}: expected a detector in .safetensors, got {path.suffix}; {others} FILE scores the others"
+            f"{model}: expected a detector in .safetensors, got {path.suffix}; "
+            f"{others} FILE scores the other formats"
         )
     return load(path)
 
@@ -176,7 +175,7 @@ def _print_events(model: str, detector: "Detector", files: Sequence[str], option
 def _detection(
     model: str, detector: "Detector", options: DetectOptions
 ) -> "Callable[[Blocks], Iterator[Event]]":
-    """The function from blocks of samples to events, which keeps the state if `options` name a file for it."""
+    """The function from blocks of samples to events; it keeps the state if `options` name a file for it."""
     from qkd_jax.detector.events import detect_in
     from qkd_jax.runtimes import open_stream
 
@@ -185,8 +184,8 @@ def _detection(
         return partial(detect_in, runtime)
     from qkd_jax.detector.resume import detect_and_save, load_or_start, owner
 
-    kept = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
-    return partial(detect_and_save, *kept, load_or_start(*kept))
+    saved = Path(options.state), owner(Path(model), options.runtime, detector.event_config), runtime
+    return partial(detect_and_save, *saved, load_or_start(*saved))
 
 
 def _events_in(
@@ -217,7 +216,8 @@ def _blocks(file: str, rate: int, stoppable: bool) -> "Blocks":
 
     if sys.stdin is None:
         raise InputError("standard input: expected samples, found it closed")
-    return raw_blocks(sys.stdin.buffer.raw, _wait_for_input if stoppable else lambda: True)
+    stdin: Any = sys.stdin.buffer  # typed without `raw`
+    return raw_blocks(stdin.raw, _wait_for_input if stoppable else lambda: True)
 
 
 def _wait_for_input() -> bool:

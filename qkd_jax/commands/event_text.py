@@ -46,7 +46,7 @@ def json_lines(found: Found) -> Iterator[str]:
 
 
 def audacity(found: Found) -> Iterator[str]:
-    """A label track for Audacity (File, Import, Labels), which does not name the file: onset, offset, event."""
+    """A label track for Audacity (File, Import, Labels): onset, offset, event, without the file's name."""
     for _, event in found:
         yield f"{event.onset:.6f}\t{event.offset:.6f}\t{printable(event.event)}"
 

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import functools
 import inspect
 import re
 import shlex
@@ -11,7 +10,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from qkd_jax.commands.override import dataclasses_in, flag, plain, tag_of
+from qkd_jax.commands.override import dataclasses_in, plain, tag_of
+from qkd_jax.errors import flag
 
 WIDTH = 100
 _COLUMN = 42
@@ -30,7 +30,7 @@ class Section(NamedTuple):
 
 
 def short_help(config: Any, prog: str, description: str | None = None) -> str:
-    """One line per setting in `config`, in at most 100 columns; each setting of the models once, as NAME's."""
+    """One line per setting in `config`, of at most 100 columns; settings of models once, for all models."""
     lines = _usage(prog, description)
     lines.append("The values are the present ones; of a|b the first is.  --help-all explains each in full.")
     merged = _merged(_sections(config))
@@ -52,7 +52,10 @@ def long_help(config: Any, prog: str, description: str | None = None) -> str:
     for section in map(_of_one_model, _sections(config)):
         lines += textwrap.wrap(_heading(section), WIDTH)
         for setting, text in _settings(section):
-            lines += [f"  {setting}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+            lines += [
+                f"  {setting}",
+                *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
+            ]
         lines.append("")
     return "\n".join(lines[:-1])
 
@@ -196,7 +199,6 @@ def _filled(settings: list[str]) -> list[str]:
     return [line.replace("\0", " ") for line in lines]
 
 
-@functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """The docstrings below the fields of a dataclass and of its bases.
 

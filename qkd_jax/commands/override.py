@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qkd_jax.errors import InputError, explain
+from qkd_jax.errors import InputError, explain, flag
 
 if TYPE_CHECKING:
     from qkd_jax.config import ModelConfig, RunConfig
@@ -45,15 +45,6 @@ def override(default: T, arguments: Sequence[str], *, prog: str = "", descriptio
     return config
 
 
-def flag(field: str) -> str:
-    """How a field is typed on the command line.
-
-    >>> flag("data.filename_column")
-    '--data.filename-column'
-    """
-    return "--" + _dashed(field)
-
-
 def take(name: str, arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """The values that follow `name` in `arguments`, up to the next flag, and the other arguments.
 
@@ -62,13 +53,19 @@ def take(name: str, arguments: Sequence[str]) -> tuple[tuple[str, ...], list[str
     >>> take("--teacher", ["--teacher", "yamnet.toml", "logits.npz", "--recipe.seed", "3"])
     (('yamnet.toml', 'logits.npz'), ['--recipe.seed', '3'])
     """
+    arguments = [part for each in arguments for part in _split(each, name)]
     if name not in arguments:
-        return (), list(arguments)
+        return (), arguments
     start = arguments.index(name)
     end = next((i for i in range(start + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
     if end == start + 1:
         raise InputError(f"{name}: expected at least one value, got none")
     return tuple(arguments[start + 1 : end]), [*arguments[:start], *arguments[end:]]
+
+
+def _split(argument: str, name: str) -> list[str]:
+    """`--teacher=yamnet.toml` as two arguments, if `name` is --teacher."""
+    return [name, argument.removeprefix(f"{name}=")] if argument.startswith(f"{name}=") else [argument]
 
 
 def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
@@ -95,7 +92,7 @@ def _named(models: Iterable["ModelConfig"]) -> set[str]:
     """What `models` learn from or start with."""
     named: set[str | None] = set()
     for model in models:
-        named |= {*model.teachers, model.start, model.objective and model.objective.embeddings}
+        named |= {*model.teachers, model.start, model.objective.embeddings if model.objective else None}
     return {name for name in named if name}
 
 
@@ -118,7 +115,10 @@ def _given(arguments: Sequence[str]) -> Given:
 
 
 def _overridden(value: Any, hint: Any, place: str, given: Given) -> Any:
-    """`value`, of the type `hint` and set by the flag `place`, as `given` wants it; takes out what it uses."""
+    """`value` with what `given` sets below the flag `place`; what is used is taken out of `given`.
+
+    `hint` is the type of the field that holds `value`.
+    """
     if not any(name == place or name.startswith(f"{place}.".lstrip(".")) for name in given):
         return value
     if isinstance(value, dict):
@@ -144,7 +144,7 @@ def _overridden(value: Any, hint: Any, place: str, given: Given) -> Any:
 
 
 def _switched(value: Any, classes: Sequence[Any], place: str, given: Given) -> Any:
-    """`value` as the one of `classes` whose tag is `given`, with the fields that it has in common with that."""
+    """`value` as an instance of the class whose tag is `given`, with the fields that both classes have."""
     tag = tag_of(classes[0])
     if f"{place}.{tag}" not in given:
         return value

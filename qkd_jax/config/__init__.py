@@ -1,6 +1,7 @@
 """Every setting of qkd_jax: frozen keyword-only dataclasses, validated when made.
 
-A field's docstring is its help on the command line.  Errors name the field, what was expected and what was found.
+A field's docstring is its help on the command line.  Errors name the field, what was expected, and what was
+found.
 """
 
 from qkd_jax.config.clock import Clock, step_clock, step_samples

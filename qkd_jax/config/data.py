@@ -15,7 +15,7 @@ class _Data:
     root: str | None = None
     """Folder of the recordings; the demo makes its own, in the run's folder."""
     events: tuple[str, ...] = ()
-    """Events to detect; all labels of the source if none is given.  Recordings of other labels are negatives."""
+    """Events to detect; all labels of the source if none is given.  Other recordings are negatives."""
     negatives: Count | None = None
     """Recordings without any event to keep, drawn at random; all if none is given."""
     skip_bad: bool = False
@@ -66,7 +66,7 @@ class UrbanSound8KData(_Data):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DESEDData(_Data):
-    """DESED (Turpault et al. 2019), or folders laid out like it: recordings with timed labels, labels, or none."""
+    """DESED (Turpault et al. 2019), or folders like it: recordings with timed labels, labels, or none."""
 
     source: Literal["desed"] = "desed"
     strong: Count | None = None

@@ -13,7 +13,7 @@ class EventConfig:
     """How a detector's posteriors, a probability of each event at each step, become events."""
 
     thresholds: dict[str, dict[str, Probability]] = Field(default_factory=dict)
-    """For each operating point (`eer`, or `1/h` for one false alarm per hour), the threshold of each event."""
+    """The threshold of each event at each operating point (`eer`, or `1/h` for one false alarm per hour)."""
     use: str | None = None
     """The operating point in use; without one every threshold is 0.5."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.5

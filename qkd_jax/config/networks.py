@@ -66,8 +66,8 @@ class QuantConfig:
             raise ValueError(f"ranges: expected channel in the integer-only scheme, got {self.ranges}")
         if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
             raise ValueError(
-                "scheme: integer needs weights, activations and output of at most 8 bits, gates and cell of 16, "
-                f"got {self.weights}, {self.activations}, {self.output}, {self.gates}, {self.cell}"
+                "scheme: integer needs weights, activations and output of at most 8 bits, gates and cell of "
+                f"16, got {self.weights}, {self.activations}, {self.output}, {self.gates}, {self.cell}"
             )
 
 
@@ -121,7 +121,7 @@ class LSTMConfig:
     hidden_size: Count = 256
     """Width of the LSTM's hidden state."""
     pooling: Literal["last", "mean", "attention"] = "last"
-    """What the output layer reads: the last state, the mean over time, or all states, weighted by attention."""
+    """Input of the output layer: the last state, the mean over time, or all states, weighted by attention."""
     quant: QuantConfig = QuantConfig()
     """Bit widths, in training and afterwards."""
 
@@ -165,7 +165,7 @@ class LSTMConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CRNNConfig:
-    """Convolutions, a GRU, and an output layer for each step; the default is DESED's baseline (DCASE 2023, 4A)."""
+    """Convolutions, a GRU, and an output layer at each step; by default DESED's baseline (DCASE 2023, 4A)."""
 
     architecture: Literal["crnn"] = "crnn"
     trunk: Literal["gated", "se", "separable", "resnet", "densenet"] = "gated"
@@ -205,7 +205,7 @@ class CRNNConfig:
     def se_third(cls, **fields: Any) -> "CRNNConfig":
         """SE-CRNN with about a third of the baseline's parameters.
 
-        Xiao & Das (2024) report an "SE-CRNN-16" with a third; no single width gives that, so this is our reading.
+        Xiao & Das (2024) report an "SE-CRNN-16" with a third; no single width gives that, so we chose these.
         """
         return cls(trunk="se", channels=(16, 32, 64, 64, 64, 64, 64), hidden_size=64, **fields)
 

@@ -56,7 +56,7 @@ class ModelConfig:
     epochs: Count | None = None
     """Passes over the training recordings; the recipe's by default."""
     ema_decay: Decay | None = None
-    """Decay per update of the moving average of the weights, which is what is kept; the recipe's by default."""
+    """Decay per update of the weights' moving average, which is what is kept; the recipe's by default."""
     objective: EventObjective | None = None
     """For timed events, what it learns from."""
 
@@ -240,14 +240,13 @@ def is_file(teacher: str) -> bool:
 
 
 def _check_network(where: str, model: ModelConfig, run: RunConfig) -> None:
-    network, kinds = (
-        model.network,
-        (LSTMConfig, CRNNConfig) if run.timed else (DenseNetConfig, ResNetConfig, LSTMConfig),
-    )
+    network = model.network
+    kinds = (LSTMConfig, CRNNConfig) if run.timed else (DenseNetConfig, ResNetConfig, LSTMConfig)
     if not isinstance(network, kinds):
+        names = " or ".join(kind.architecture for kind in kinds)
         raise ValueError(
-            f"{where}.network.architecture: expected {' or '.join(kind.architecture for kind in kinds)} to learn "
-            f"{run.recipe.task}, got {network.architecture}"
+            f"{where}.network.architecture: expected {names} to learn {run.recipe.task}, "
+            f"got {network.architecture}"
         )
     if isinstance(network, LSTMConfig | CRNNConfig) and network.steps(run.frames) < 1:
         raise ValueError(
@@ -283,8 +282,8 @@ def _check_teachers(where: str, model: ModelConfig, earlier: dict[str, ModelConf
             )
         if run.augment.on and not run.timed and is_file(teacher):
             raise ValueError(
-                f"{where}.teachers: expected models of the run, since with augmentation a teacher must see the "
-                f"augmented clip, got {teacher!r}"
+                f"{where}.teachers: expected models of the run, since with augmentation a teacher must see "
+                f"the augmented clip, got {teacher!r}"
             )
 
 

@@ -14,16 +14,17 @@ _MAX_LISTED = 20
 
 
 def read_clips(data: AnyData) -> list[Clip]:
-    """The clips of `data`, with `data.negatives` of those without an event; split None if the source has none.
+    """The clips of `data`; of those without any of its events only `data.negatives`, drawn at random.
 
-    Raises InputError.
+    Their split is None if the source has no splits.  Raises InputError for a faulty table, a recording listed
+    twice, and an event that no recording has.
     """
     clips = SOURCES[type(data)](data)
     for name, count in Counter(clip.name for clip in clips).most_common(1):
         if count > 1:
             raise InputError(f"{data.root}: expected each recording once, found {name} {count} times")
     for clip in clips:
-        # A file system allows names that no text file can hold.
+        # A file system allows names that can't be written as UTF-8.
         if clip.name.encode(errors="ignore").decode() != clip.name:
             raise InputError(f"{data.root}: expected names in UTF-8, found {clip.name!r}")
     counts = Counter(label for clip in clips for label in clip.labels)
@@ -49,9 +50,10 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
     """
     clips = read_clips(data)
     _, bad = cached_features(clips, features, cache)
-    if (bad and not data.skip_bad) or len(bad) == len(clips):
-        advice = [] if data.skip_bad else ["--data.skip-bad leaves them out"]
-        raise InputError(*list_bad(bad, len(clips)), *advice)
+    if len(bad) == len(clips):
+        raise InputError(*list_bad(bad, len(clips)))
+    if bad and not data.skip_bad:
+        raise InputError(*list_bad(bad, len(clips)), "--data.skip-bad leaves them out")
     if bad:
         print("left out:", "\n".join(list_bad(bad, len(clips))), flush=True)
     return [clip for clip in clips if clip.name not in bad], list(bad.values())

@@ -37,6 +37,7 @@ def read_table(
     header: bool = True,
     short: bool = False,
     hint: str = "",
+    named_by: str = "",
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Read the table at `path` row by row: the number of its line, and its fields by column.
 
@@ -44,9 +45,10 @@ def read_table(
     ignored.  It must have `columns` and may have others.  Without a `header` it has exactly `columns`, and
     lines that begin with # are comments.  With `short`, rows may lack their last fields, which are then empty.
 
-    Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a missing
-    column (adding `hint`, and the separator that the header seems to use), a row with too few or too many
-    fields, an open quote, and a table without rows.
+    Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a row
+    with too few or too many fields, an open quote, a table without rows, and a missing column.  The last names
+    the separator that the header seems to use, and the flag `named_by` if another file name would select that
+    separator; without such a separator it ends with `hint`.
     """
     if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
@@ -56,23 +58,23 @@ def read_table(
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         rows = filter(None, reader)
         try:
-            found = next(rows, []) if header else list(columns)
-            if len(set(found)) < len(found):
-                raise InputError(f"{path}: expected each column once, found {', '.join(found)}")
-            if not set(columns) <= set(found):
+            names = next(rows, []) if header else list(columns)
+            if len(set(names)) < len(names):
+                raise InputError(f"{path}: expected each column once, found {', '.join(names)}")
+            if not set(columns) <= set(names):
                 raise InputError(
-                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(found) or 'none'}"
-                    f"{_separator_hint(found, columns, delimiter) or hint}"
+                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(names) or 'none'}"
+                    f"{_separator_hint(names, delimiter, named_by) or hint}"
                 )
             row = None
             for row in rows:
                 if short:
-                    row += [""] * (len(found) - len(row))
-                if len(row) != len(found):
+                    row += [""] * (len(names) - len(row))
+                if len(row) != len(names):
                     raise InputError(
-                        f"{path}: row {reader.line_num}: expected {len(found)} fields, got {len(row)}"
+                        f"{path}: row {reader.line_num}: expected {len(names)} fields, got {len(row)}"
                     )
-                yield reader.line_num, dict(zip(found, row))
+                yield reader.line_num, dict(zip(names, row))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected a table in UTF-8: {error}") from None
         except csv.Error as error:
@@ -81,13 +83,17 @@ def read_table(
         raise InputError(f"{path}: expected rows, found none")
 
 
-def _separator_hint(header: Sequence[str], columns: Sequence[str], delimiter: str) -> str:
-    """Advice if the header splits into `columns` at another separator; else nothing."""
-    names = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
-    for other, name in names.items():
-        if other != delimiter and set(columns) <= {
-            column.strip() for column in delimiter.join(header).split(other)
-        }:
-            remedy = "a name that ends in .tsv" if other == "\t" else f"{names[delimiter]} between columns"
-            return f"; the columns seem to be separated by {name}: expected {remedy}"
-    return ""
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
+_SUFFIXES = {",": ".csv", "\t": ".tsv"}
+
+
+def _separator_hint(names: Sequence[str], delimiter: str, named_by: str) -> str:
+    """Advice if the header seems to use another separator than `delimiter`; else nothing."""
+    counts = {other: sum(name.count(other) for name in names) for other in _SEPARATORS if other != delimiter}
+    other = max(counts, key=lambda separator: counts[separator])
+    if counts[other] < max(len(names), 1):
+        return ""
+    hint = f"; they seem to be separated by {_SEPARATORS[other]}, expected {_SEPARATORS[delimiter]}"
+    if named_by and other in _SUFFIXES:
+        hint += f" or a file for {named_by} that ends in {_SUFFIXES[other]}"
+    return hint

@@ -36,7 +36,7 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
             raise InputError(f"window_seconds: {model} takes {samples} samples, got {wanted}")
         samples = wanted
     if samples is None:
-        raise InputError(f"{path}: window_seconds: expected, as {model} takes any length, found none")
+        raise InputError(f"{path}: window_seconds: expected a length, since {model} takes any, found none")
     if not 1 <= samples <= MAX_SAMPLES:
         raise InputError(f"window_seconds: expected 1 to {MAX_SAMPLES} samples, got {samples}")
     hop = max(round(config.hop_seconds * config.sample_rate) if config.hop_seconds else samples // 2, 1)

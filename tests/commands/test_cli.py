@@ -51,8 +51,12 @@ def test_each_command_is_called_by_what_was_typed(name, monkeypatch):
         main = staticmethod(lambda arguments, prog: calls.append((arguments, prog)))
 
     module = COMMANDS[name].module
-    monkeypatch.setattr(cli.importlib, "import_module", lambda found: Module if found.endswith(f".{module}") else 1)
-    assert main([name, "x", "--y"]) == main([name], "python -m qkd_jax") == run(name, ["z"], f"{name}.py") == 0
+    monkeypatch.setattr(
+        cli.importlib, "import_module", lambda found: Module if found.endswith(f".{module}") else 1
+    )
+    assert (
+        main([name, "x", "--y"]) == main([name], "python -m qkd_jax") == run(name, ["z"], f"{name}.py") == 0
+    )
     assert calls == [
         (["x", "--y"], f"qkd-jax {name}"),
         ([], f"python -m qkd_jax {name}"),
@@ -61,7 +65,8 @@ def test_each_command_is_called_by_what_was_typed(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("typed", "name"), [(["detect.py"], "detect.py"), (["-m", "qkd_jax", "detect"], "python -m qkd_jax detect")]
+    ("typed", "name"),
+    [(["detect.py"], "detect.py"), (["-m", "qkd_jax", "detect"], "python -m qkd_jax detect")],
 )
 def test_messages_name_the_command_as_typed(typed, name, tmp_path):
     done = subprocess.run([sys.executable, *typed], capture_output=True, text=True, cwd=ROOT)
@@ -95,7 +100,10 @@ def test_the_distribution_for_devices_says_what_it_lacks(monkeypatch, capsys):
     Module.main = staticmethod(fails("jax"))
     monkeypatch.setattr(cli, "_installed", lambda name: False)
     assert main(["train"]) == 2
-    assert capsys.readouterr().err == "error: qkd-jax train needs jax, which is not installed: pip install qkd_jax\n"
+    assert (
+        capsys.readouterr().err
+        == "error: qkd-jax train needs jax, which is not installed: pip install -e .\n"
+    )
 
 
 def test_a_missing_module_of_our_own_is_not_hidden(monkeypatch):
@@ -116,7 +124,9 @@ def test_two_distributions_at_once_are_refused(monkeypatch, capsys):
 
 def test_presets_are_found_by_name_and_files_by_path(tmp_path):
     assert list(preset_paths()) == ["audioset", "demo", "desed", "paper", "small"]
-    with pytest.raises(InputError, match=r"a preset \(audioset, demo, desed, paper, small\) or a \.py .*'pape'"):
+    with pytest.raises(
+        InputError, match=r"a preset \(audioset, demo, desed, paper, small\) or a \.py .*'pape'"
+    ):
         load_preset("pape")
     with pytest.raises(InputError, match=r"or a \.py file, got 'gone\.py'"):
         load_preset("gone.py")
@@ -151,15 +161,21 @@ def test_each_preset_has_its_name(name):
     ],
 )
 def test_a_command_ends_in_a_status_and_a_line(error, status, printed, capsys):
-    def command(arguments, prog):
-        assert (arguments, prog) == (["x"], "train.py")
+    def command(arguments):
+        assert arguments == ["x"]
         if error is not None:
             raise error
 
-    assert run_command(command, ["x"], "train.py") == status
+    assert run_command(command, ["x"]) == status
     assert capsys.readouterr() == ("", printed)
+
+
+def test_a_reader_may_close_the_pipe():
+    command = f"{sys.executable} -m qkd_jax detect --help-all | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_a_fault_in_the_library_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        run_command(lambda arguments, prog: 1 / 0, [], "train.py")
+        run_command(lambda arguments: 1 / 0, [])

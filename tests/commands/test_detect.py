@@ -147,23 +147,35 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
         ([], r"expected a model and at least one file: qkd-jax detect MODEL FILE…"),
         (["MODEL", "--format", "json"], r"expected a model and at least one file"),
         (["gone.safetensors", "FILE"], r"gone\.safetensors: expected a detector's file, found none"),
-        (["FILE", "FILE"], r"a\.wav: expected a \.safetensors file"),
-        (["x.onnx", "FILE"], r"x\.onnx: expected a detector in \.safetensors, got \.onnx; qkd-jax eval FILE scores"),
+        (["FILE", "FILE"], r"a\.wav: expected a detector in a \.safetensors file"),
+        (
+            ["x.onnx", "FILE"],
+            r"x\.onnx: expected a detector in \.safetensors, got \.onnx; qkd-jax eval FILE scores",
+        ),
         (["x.h", "FILE"], r"x\.h: expected a detector in \.safetensors, got \.h; qkd-jax eval FILE scores"),
         (["MODEL", "FILE", "--false-alarms", "2"], r"^--false-alarms: .*\(eer, 1/h\), got 2/h; .*1/N hours$"),
-        (["MODEL", "FILE", "--false-alarms", "1", "--threshold", "0.1"], r"^--false-alarms, --thres.* got both"),
+        (
+            ["MODEL", "FILE", "--false-alarms", "1", "--threshold", "0.1"],
+            r"^--false-alarms, --thres.* got both",
+        ),
         (["MODEL", "FILE", "--events.use", "2/h"], r"^--events\.use: .*\(eer, 1/h\), got '2/h'"),
-        (["MODEL", "FILE", "--threshold", "1.5"], r"^--threshold: expected a number between 0 and 1.*'1\.5'$"),
-        (["MODEL", "FILE", "--threshold", "dog=x"], r"^--threshold: expected a number between 0 and 1.*'dog=x'$"),
+        (
+            ["MODEL", "FILE", "--threshold", "1.5"],
+            r"^--threshold: expected a number between 0 and 1.*'1\.5'$",
+        ),
+        (
+            ["MODEL", "FILE", "--threshold", "dog=x"],
+            r"^--threshold: expected a number between 0 and 1.*'dog=x'$",
+        ),
         (["MODEL", "FILE", "--threshold", "cow=0.5"], r"^--threshold: expected an event \(.*\), got 'cow'$"),
-        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected at least 1 value"),
+        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected 1 or more values"),
         (["MODEL", "FILE", "--format", "xml"], r"^--format: expected .*'audacity'.*, got 'xml'$"),
         (["MODEL", "FILE", "-", "--format", "audacity"], r"^--format: audacity's labels .* one file, got 2"),
         (["MODEL", "FILE", "--formt", "json"], r"--formt.*--format"),
         (["MODEL", "FILE", "--runtime", "tpu"], r"^--runtime: expected 'numpy'.*, got 'tpu'$"),
         (["MODEL", "FILE", "--state", "S"], r"^--state: expected one stream, - or mic, got .*a\.wav"),
         (["MODEL", "-", "mic", "--state", "S"], r"^--state: expected one stream, .* got -, mic"),
-        (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a \.safetensors file"),
+        (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a state in a \.safetensors file"),
     ],
 )
 def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
@@ -288,7 +300,12 @@ def test_help_needs_no_model_and_shows_the_settings_of_one(model, capsys):
         assert words in text
     assert len(text.splitlines()) <= 48 and "--events.end 0.5" in text
     of_model = help_of(capsys, model)
-    for words in ("--events.use eer", "--events.end 1", "--events.median-seconds 0.05", "thresholds.1/h.dog 0.78"):
+    for words in (
+        "--events.use eer",
+        "--events.end 1",
+        "--events.median-seconds 0.05",
+        "thresholds.1/h.dog 0.78",
+    ):
         assert words in of_model and words not in text
 
 
@@ -302,9 +319,7 @@ def without(libraries, *arguments):
         f"import sys; sys.modules.update(dict.fromkeys({libraries})); "
         "from qkd_jax.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("runtime", ["numpy", "c"])

@@ -41,7 +41,12 @@ def test_every_flag_that_is_shown_is_accepted_and_every_setting_is_shown(config,
         for name in names:
             full = flag.replace("NAME", name)
             chosen = words and "|" in words[0]
-            if words and "…" not in words and words[0] not in ("INT", "NUMBER", "TEXT") and not (name and chosen):
+            if (
+                words
+                and "…" not in words
+                and words[0] not in ("INT", "NUMBER", "TEXT")
+                and not (name and chosen)
+            ):
                 override(config, [full, *([words[0].split("|")[0]] if chosen else words)])
             assert full in flags(config)
     every = {flag.replace("NAME", name) for flag, _, names in listed for name in names}
@@ -78,7 +83,9 @@ def test_it_fits_three_screens(config, capsys):
 
 @pytest.mark.parametrize("name", preset_paths())
 def test_the_help_of_each_preset_fits_three_screens(name, capsys):
-    lines = help_of(load_preset(name), capsys, prog=f"qkd-jax train {name}", description="Train.\n").splitlines()
+    lines = help_of(
+        load_preset(name), capsys, prog=f"qkd-jax train {name}", description="Train.\n"
+    ).splitlines()
     assert len(lines) <= 72 and max(map(len, lines)) <= 100
 
 

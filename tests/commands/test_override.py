@@ -82,11 +82,17 @@ def test_what_is_absent_begins_with_its_defaults():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--recipe.sed 3", "expected a setting (--help lists them), got --recipe.sed; did you mean --recipe.seed"),
+        (
+            "--recipe.sed 3",
+            "expected a setting (--help lists them), got --recipe.sed; did you mean --recipe.seed",
+        ),
         ("--epochs 3", "expected a setting (--help lists them), got --epochs; did you mean --recipe.epochs"),
         ("--data.filename-column x", "expected a setting (--help lists them), got --data.filename-column"),
         ("--data demo", "expected a setting (--help lists them), got --data"),
-        ("--models.none.epochs 3", "expected a setting (--help lists them), got --models.none.epochs; did you"),
+        (
+            "--models.none.epochs 3",
+            "expected a setting (--help lists them), got --models.none.epochs; did you",
+        ),
         ("3", "expected --SETTING VALUE, got '3'"),
         ("--recipe.seed x", "--recipe.seed: expected a whole number, got 'x'"),
         ("--recipe.seed 3 4", "--recipe.seed: expected one value, got 3 4"),
@@ -96,14 +102,26 @@ def test_what_is_absent_begins_with_its_defaults():
         ("--data.skip-bad x", "--data.skip-bad: expected true or false, got 'x'"),
         ("--data.counts 3 4", "--data.counts: expected 3 values, got 3 4"),
         ("--data.counts 3 4 x", "--data.counts: expected a whole number, got 'x'"),
-        ("--data.source vgg", "--data.source: expected manifest, audioset, esc50, urbansound8k, desed or demo, got"),
-        ("--models.teacher.network.architecture vgg", "--models.teacher.network.architecture: expected densenet, "),
+        (
+            "--data.source vgg",
+            "--data.source: expected manifest, audioset, esc50, urbansound8k, desed or demo, got",
+        ),
+        (
+            "--models.teacher.network.architecture vgg",
+            "--models.teacher.network.architecture: expected densenet, ",
+        ),
         ("--models.distilled-4.network.quant.weights 1", "expected 2 to 16, or 32 for off, got 1"),
         ("--models.plain.network.time-strides 9", "--models.plain.network.time-strides: expected at most 3"),
         ("--features.fmin 9000", "--features.fmin, --features.fmax: expected fmin < fmax <="),
         ("--data.clip-seconds 0.01", "--data.clip-seconds: 0.01 s is shorter than one window"),
-        ("--models.distilled.start x", "--models.distilled.start: expected an earlier model of the run (teacher"),
-        ("--models.plain.objective.update student", "--models.plain.objective: expected none for recipe.task"),
+        (
+            "--models.distilled.start x",
+            "--models.distilled.start: expected an earlier model of the run (teacher",
+        ),
+        (
+            "--models.plain.objective.update student",
+            "--models.plain.objective: expected none for recipe.task",
+        ),
         ("--name ../up", "--name: expected text that matches"),
     ],
 )
@@ -116,15 +134,16 @@ def test_a_wrong_argument_is_one_line_with_its_flag(arguments, message, capsys):
 
 def test_any_dataclass_can_be_overridden():
     assert override(FeatureConfig(), ["--n-mels", "32"]) == FeatureConfig(n_mels=32)
-    with pytest.raises(InputError, match="^--win-length: expected at most n_fft = 512, got 600"):
+    with pytest.raises(InputError, match=r"^--win-length: expected at most n_fft = 512, got 600"):
         override(FeatureConfig(), ["--win-length", "600"])
 
 
 def test_values_are_taken_up_to_the_next_flag():
     assert take("--teacher", ["--a", "--teacher", "x", "y", "--b", "z"]) == (("x", "y"), ["--a", "--b", "z"])
+    assert take("--teacher", ["--teacher=x", "y", "--b"]) == (("x", "y"), ["--b"])
     assert take("--teacher", ["--a"]) == ((), ["--a"])
     for arguments in (["--teacher"], ["--teacher", "--b"]):
-        with pytest.raises(InputError, match="^--teacher: expected at least one value, got none"):
+        with pytest.raises(InputError, match=r"^--teacher: expected at least one value, got none"):
             take("--teacher", arguments)
 
 
@@ -142,7 +161,9 @@ def test_a_model_that_is_still_named_stays():
     assert with_teachers(CLIPS, ["plain"]).models.keys() == {"plain", "distilled", "distilled-4"}
     guided = EventObjective(embeddings="teacher")
     models = EVENTS.models | {"student": dataclasses.replace(EVENTS.models["student"], objective=guided)}
-    events = dataclasses.replace(EVENTS, models=models | {"teacher": ModelConfig(network=models["student"].network)})
+    events = dataclasses.replace(
+        EVENTS, models=models | {"teacher": ModelConfig(network=models["student"].network)}
+    )
     assert list(with_teachers(events, ["baseline"]).models) == ["baseline", "teacher", "student"]
 
 
@@ -167,7 +188,11 @@ def test_a_teacher_keeps_its_own_teachers_and_chains_are_dropped_whole():
         (CLIPS, ["x"], r"^--models\.distilled\.teachers: expected an earlier model .*, got 'x'"),
         (CLIPS, ["distilled-4"], r"^--models\.distilled\.teachers: expected an earlier model"),
         (EVENTS, ["a.toml"], r"^--models\.student\.teachers: expected earlier models or \.npz"),
-        (RunConfig(), ["a.npz"], r"^--teacher: expected a run in which a model has teachers, got the models none"),
+        (
+            RunConfig(),
+            ["a.npz"],
+            r"^--teacher: expected a run in which a model has teachers, got the models none",
+        ),
     ],
 )
 def test_wrong_teachers_are_one_line(config, teachers, message):

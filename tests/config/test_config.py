@@ -128,7 +128,7 @@ def test_json_gives_an_equal_configuration_with_models_in_order(name):
 def test_json_errors_name_file_and_field():
     with pytest.raises(InputError, match=r"run/config.json: recipe\.clips\.seed: .*got 'x'"):
         from_json(RunConfig, '{"recipe": {"task": "clips", "seed": "x"}}', "run/config.json")
-    with pytest.raises(InputError, match=r"run/config.json: Invalid JSON"):
+    with pytest.raises(InputError, match=r"run/config.json: expected JSON: EOF"):
         from_json(RunConfig, "{", "run/config.json")
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -8,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import ManifestData
 from qkd_jax.data.clips import (
     SPLITS,
+    Annotation,
     Clip,
-    Span,
     divide,
     read_clip_list,
     summary,
@@ -39,17 +40,17 @@ def test_targets_follow_the_order_of_clips_and_events():
 
 @given(st.lists(st.tuples(st.sets(st.sampled_from("xyz")), st.sampled_from("abcdefgh")), max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_every_clip_has_a_split_and_no_group_is_in_two(kinds):
+def test_every_clip_gets_a_split_and_no_group_is_in_two(kinds):
     clips = [clip(str(index), labels, group) for index, (labels, group) in enumerate(kinds)]
     divided = divide(clips)
-    # Nothing but the split changes, nor does the order.
+    # Nothing but the split changes, not even the order.
     assert [(c.name, c.labels, c.group) for c in divided] == [(c.name, c.labels, c.group) for c in clips]
     assert {c.split for c in divided} <= set(SPLITS)
     assert len({(c.group, c.split) for c in divided}) == len({c.group for c in clips})
 
 
 def scenes(seed, largest_group):
-    """400 clips in groups of 1 to `largest_group`, with a common event, a rare one and a very rare one."""
+    """400 clips in groups of 1 to `largest_group`, with a common event, a rare one, and a very rare one."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(400), rng.integers(1, largest_group + 1, 400))[:400]
     odds = {"speech": 0.4, "dog": 0.1, "gunshot": 0.05}
@@ -66,7 +67,7 @@ def test_each_event_is_divided_70_10_20(seed, largest_group):
     for event in ("speech", "dog", "gunshot"):
         splits = [c.split for c in clips if event in c.labels]
         for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
-            # Whole groups and sets of labels: a clip or two for each of the sets that hold the event.
+            # Groups stay whole: a tolerance of a clip or two for each set of labels with the event.
             assert abs(splits.count(split) - share * len(splits)) <= 4, (event, split)
     splits = [c.split for c in clips]
     assert [splits.count(split) / len(clips) for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
@@ -81,13 +82,13 @@ def test_shares_can_be_chosen():
 
 def test_division_is_the_same_in_every_process_and_differs_by_seed():
     clips = [clip(f"clip-{index}", {"dog"} if index % 2 else ()) for index in range(20)]
-    # Written down: a run that resumes must find the splits it began with.
+    # Written down, since a resumed run must get the splits that it began with.
     assert "".join(c.split[1] for c in divide(clips)) == "raeerrrrrerrerrrarrr"
     assert divide(clips, seed=1) != divide(clips)
 
 
-def test_only_the_events_count_in_a_division():
-    # Every clip has a label of its own beside the event: by whole label sets there is nothing to balance.
+def test_a_division_is_balanced_by_events_alone():
+    # Every clip has another label beside the event, so no two sets of labels are equal.
     clips = [
         clip(str(index), {"dog"} & {"dog" if index % 5 == 0 else ""} | {f"x{index}"}) for index in range(500)
     ]
@@ -97,7 +98,7 @@ def test_only_the_events_count_in_a_division():
     assert {c.labels for c in divided} == {c.labels for c in clips}
 
 
-def test_unlabelled_clips_do_not_stand_for_negatives_in_a_division():
+def test_a_division_keeps_unlabelled_clips_and_negatives_apart():
     negatives = [clip(f"negative {index}") for index in range(30)]
     unlabelled = [dataclasses.replace(clip(f"unknown {index}"), labelled=False) for index in range(200)]
     for chosen in (negatives, unlabelled):
@@ -108,7 +109,7 @@ def test_unlabelled_clips_do_not_stand_for_negatives_in_a_division():
             assert [counts[split] / len(chosen) for split in SPLITS] == [0.7, 0.1, 0.2]
 
 
-def test_splits_that_are_there_are_kept_and_may_not_part_a_group():
+def test_splits_of_a_source_are_kept_unless_they_divide_a_group():
     clips = [
         dataclasses.replace(clip(name, group=group), split=split)
         for name, group, split in (("a", "s1", "train"), ("b", "s2", "valid"), ("c", "s1", "train"))
@@ -124,7 +125,7 @@ def test_clips_without_splits_are_divided():
     assert with_splits(clips, ("dog",)) == divide(clips, ("dog",))
 
 
-def test_a_list_of_clips_survives_its_file(tmp_path):
+def test_a_list_of_clips_is_written_and_read_unchanged(tmp_path):
     clips = [
         Clip(name=name, root=tmp_path, labels=frozenset(labels), group=group, split=split)
         for name, labels, group, split in (
@@ -133,50 +134,63 @@ def test_a_list_of_clips_survives_its_file(tmp_path):
             ("c\u2028.wav", {"x"}, "g", "test"),
         )
     ]
-    clips[0] = dataclasses.replace(clips[0], spans=(Span("Hund; läut", 0.1, 1 / 3), Span("x", 0, 1e-9)))
-    clips[1] = dataclasses.replace(clips[1], spans=())
-    clips.append(dataclasses.replace(clips[1], name="d", root=tmp_path, spans=None, labelled=False))
+    clips[0] = dataclasses.replace(
+        clips[0], annotations=(Annotation("Hund; läut", 0.1, 1 / 3), Annotation("x", 0, 1e-9))
+    )
+    clips[1] = dataclasses.replace(clips[1], annotations=())
+    clips.append(dataclasses.replace(clips[1], name="d", root=tmp_path, annotations=None, labelled=False))
     write_clips(tmp_path / "clips.jsonl", clips)
     assert read_clip_list(tmp_path / "clips.jsonl", tmp_path) == clips
-    assert read_clip_list(tmp_path / "clips.jsonl", tmp_path)[0].spans[0].onset == 0.1
+    assert read_clip_list(tmp_path / "clips.jsonl", tmp_path)[0].annotations[0].onset == 0.1
     moved = read_clip_list(tmp_path / "clips.jsonl", Path("/elsewhere"))
     assert moved[0].path == Path("/elsewhere/a b.wav")
 
 
-def test_a_list_of_an_earlier_version_is_read(tmp_path):
-    line = '{"name": "a/b.wav", "labels": ["dog", "cat"], "group": "s1", "split": "valid"}\n'
-    (tmp_path / "clips.jsonl").write_text(line)
-    expected = dataclasses.replace(clip("a/b.wav", {"cat", "dog"}, "s1"), split="valid")
-    assert read_clip_list(tmp_path / "clips.jsonl", Path()) == [expected]
-    assert expected.kind == "weak"
+ROW = {"name": "a", "labels": [], "group": "", "split": None, "annotations": None, "labelled": True}
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "error"),
     [
-        "{",
-        "[]\n",
-        '{"name": "a"}\n',
-        '{"name": 1, "labels": [], "group": ""}\n',
-        '{"name": "a", "labels": [], "group": "", "spans": [["dog", 1]]}\n',
-        '{"name": "a", "labels": "dog", "group": "", "split": null}\n',
-        '{"name": "a", "labels": [], "group": "", "split": "tset"}\n',
-        '{"name": "a", "labels": [], "group": "", "split": null, "spans": [["dog", 0, 1e300]]}\n',
-        '{"name": "../a", "labels": [], "group": "", "split": null}\n',
-        '{"name": "/etc/a", "labels": [], "group": "", "split": null}\n',
-        '{"name": "b/../../a", "labels": [], "group": "", "split": null}\n',
-        '{"name": "a\\u0000b", "labels": [], "group": "", "split": null}\n',
-        '{"a": ' * 100_000,
-        "null\n",
+        ("{", "expected JSON"),
+        ("[]\n", "expected an object"),
+        ("null\n", "expected an object"),
+        ('{"a": ' * 100_000, "expected JSON"),
+        ('{"name": "a"}\n', "labels: expected a value"),
+        (
+            '{"name": "a", "labels": ["dog"], "group": "g", "split": "valid"}\n',
+            "annotations: expected a value",
+        ),
+        (ROW | {"name": 1}, "name: expected text"),
+        (ROW | {"labels": "dog"}, "labels: expected a list"),
+        (ROW | {"split": "tset"}, "split: expected 'train', 'valid' or 'test'"),
+        (ROW | {"annotations": [["dog", 1]]}, r"annotations\.0\.2: expected a value"),
+        (ROW | {"annotations": [["dog", 0, 1e300]]}, r"annotations\.0\.2: expected at most"),
+        (ROW | {"name": "../a"}, "name: expected a path within"),
+        (ROW | {"name": "/etc/a"}, "name: expected a path within"),
+        (ROW | {"name": "b/../../a"}, "name: expected a path within"),
+        (ROW | {"name": "a\0b"}, "name: expected a path within"),
     ],
 )
-def test_what_is_no_list_of_clips_is_named(tmp_path, text):
+def test_the_line_of_a_list_that_is_not_a_clip_is_named(tmp_path, text, error):
+    text = text if isinstance(text, str) else f"{json.dumps(ROW)}\n{json.dumps(text)}\n"
     (tmp_path / "clips.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"clips\.jsonl: expected the list of a run's recordings"):
+    expected = (
+        rf"clips\.jsonl: expected the list of a run's recordings: line {text.count(chr(10)) or 1}: {error}"
+    )
+    with pytest.raises(InputError, match=expected):
         read_clip_list(tmp_path / "clips.jsonl", tmp_path)
 
 
-def test_the_summary_counts_events_and_names_what_is_none():
+def test_a_list_of_clips_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "clips.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(
+        InputError, match=r"clips\.jsonl: expected the list of a run's recordings: 'utf-8' codec"
+    ):
+        read_clip_list(tmp_path / "clips.jsonl", tmp_path)
+
+
+def test_the_summary_counts_events_kinds_and_other_labels():
     clips = [
         dataclasses.replace(clip(str(index), labels), split=split)
         for index, (labels, split) in enumerate(
@@ -192,9 +206,9 @@ def test_the_summary_counts_events_and_names_what_is_none():
     assert summary(clips, ("dog",)).splitlines() == [
         "recordings: 2 train, 1 valid, 2 test",
         "  dog: 2 train, 0 valid, 0 test",
-        "  labels that are no event, so negatives: cat (2), dgo (1)",
+        "  other labels, used as negatives: cat (2), dgo (1)",
     ]
-    strong = dataclasses.replace(clip("a", {"dog"}), split="train", spans=(Span("dog", 0, 1),))
+    strong = dataclasses.replace(clip("a", {"dog"}), split="train", annotations=(Annotation("dog", 0, 1),))
     clips += [strong, dataclasses.replace(clip("b"), split="train", labelled=False)]
     assert summary(clips, ("dog",)).splitlines()[:5] == [
         "recordings: 4 train, 1 valid, 2 test",
@@ -207,8 +221,8 @@ def test_the_summary_counts_events_and_names_what_is_none():
     assert summary(many, ()).endswith("label 9 (1) and 2 more")
 
 
-def test_a_clip_of_many_takes_little_memory(tmp_path):
-    count = 5000
+def test_each_of_many_clips_takes_little_memory(tmp_path):
+    count = 1000
     rows = (f"audio/{index:06}.wav,{('dog', 'cat;dog', '')[index % 3]}\n" for index in range(count))
     (tmp_path / "metadata.csv").write_text("filename,labels\n" + "".join(rows))
 
@@ -220,14 +234,14 @@ def test_a_clip_of_many_takes_little_memory(tmp_path):
         assert len(made) == count
         return size / count
 
-    config = DataConfig(root=str(tmp_path), events=("dog",))
+    config = ManifestData(root=str(tmp_path), events=("dog",))
     assert held(lambda: read_manifest(config)) < 300
     clips = with_splits(read_manifest(config), ("dog",))
     write_clips(tmp_path / "clips.jsonl", clips)
     assert held(lambda: read_clip_list(tmp_path / "clips.jsonl", tmp_path)) < 300
 
 
-def test_labels_break_no_line_of_the_summary():
+def test_labels_cannot_break_a_line_of_the_summary():
     clips = [dataclasses.replace(clip("a", {"x\n\x1b[2J", "\u2028"}), split="train")]
     lines = summary(clips, ("x\n\x1b[2J",)).splitlines()
     assert len(lines) == 3 and all(line.isprintable() for line in lines)

@@ -1,5 +1,6 @@
-"""Features of recordings: right, computed once, never read when half-written, and bad recordings named."""
+"""Features of recordings are exact, computed once and cached whole; unusable recordings are named."""
 
+import functools
 import os
 import threading
 import tracemalloc
@@ -17,38 +18,32 @@ from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import CachedFeatures, cached_features, mean_and_std, recording_features
 from qkd_jax.errors import InputError
-from qkd_jax.run_folder.folder import Run
+from qkd_jax.run_folder.run import Run
+from tests import recordings
+from tests.recordings import noise
 
 CONFIG = FeatureConfig(n_mels=32)
 
 
 @pytest.fixture
 def record(tmp_path):
-    """Writes samples (float, so that nothing is rounded) and gives the clip."""
-
-    def record(name, samples, rate=16_000):
-        path = tmp_path / name
-        soundfile.write(path, samples, rate, subtype="FLOAT")
-        return Clip(name=name, root=tmp_path, labels=frozenset(), group=name)
-
-    return record
+    return functools.partial(recordings.record, tmp_path)
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """The paths of the recordings whose features are computed, as it happens."""
+    """A growing list of the recordings whose features are computed."""
     paths = []
-    compute = recording_features
 
     def noted(path, config):
         paths.append(path)
-        return compute(path, config)
+        return recording_features(path, config)
 
     monkeypatch.setattr(features_module, "recording_features", noted)
     return paths
 
 
-def headed(path, header):
+def replace_header(path, header):
     """Put another header in front of an array."""
     content = path.read_bytes()
     rest = content[10 + int.from_bytes(content[8:10], "little") :]
@@ -56,19 +51,15 @@ def headed(path, header):
     path.write_bytes(content[:8] + len(header).to_bytes(2, "little") + header + rest)
 
 
-def noise(samples, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
-
-
 @pytest.mark.parametrize("samples", [400, 7001, 15_999, 16_000, 21_337, 31 * 16_000 + 77, 64 * 16_000])
-def test_features_are_those_of_the_samples_bit_for_bit(record, samples):
-    # The longest are read in several blocks.
+def test_features_equal_those_of_the_samples_bit_for_bit(record, samples):
+    # The longest recordings are read in several blocks.
     waveform = noise(samples)
     features = recording_features(record("a.wav", waveform).path, CONFIG)
     np.testing.assert_array_equal(features, log_mel(jnp.asarray(waveform), CONFIG))
 
 
-def test_recordings_of_another_rate_are_resampled(record):
+def test_recordings_at_another_rate_are_resampled(record):
     time = np.arange(8000) / 8000
     low = recording_features(record("low.wav", 0.5 * np.sin(2 * np.pi * 1000 * time), 8000).path, CONFIG)
     time = np.arange(16_000) / 16_000
@@ -92,7 +83,7 @@ def test_each_recording_is_computed_once(record, tmp_path, computed):
     assert computed == [more[-1].path]
 
 
-def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_path, computed):
+def test_other_settings_and_changed_recordings_are_computed_again(record, tmp_path, computed):
     clip, cache = record("a.wav", noise(16_000)), tmp_path / "cache"
 
     def features(config=CONFIG):
@@ -123,17 +114,19 @@ def test_other_settings_and_changed_recordings_are_computed_anew(record, tmp_pat
         lambda path: np.save(path, np.zeros((32, 98), np.float32).T),
         lambda path: path.write_bytes(path.read_bytes().replace(b"(98, ", b"(99, ")),
         lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),  # an archive of nothing
-        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (98, 2**63), }"),
-        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30, 32), }"),
-        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (-98, 32), }"),
-        lambda path: headed(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }"),
-        lambda path: headed(path, "{'descr': '|O', 'fortran_order': False, 'shape': (98, 32), }"),
-        lambda path: headed(path, "{'descr': '>f4', 'fortran_order': False, 'shape': (98, 32), }"),
-        lambda path: headed(path, "[" * 9000),
-        lambda path: headed(path, "{'descr': '"),
+        lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (98, 2**63), }"),
+        lambda path: replace_header(
+            path, "{'descr': '<f4', 'fortran_order': False, 'shape': (10**30, 32), }"
+        ),
+        lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (-98, 32), }"),
+        lambda path: replace_header(path, "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 32), }"),
+        lambda path: replace_header(path, "{'descr': '|O', 'fortran_order': False, 'shape': (98, 32), }"),
+        lambda path: replace_header(path, "{'descr': '>f4', 'fortran_order': False, 'shape': (98, 32), }"),
+        lambda path: replace_header(path, "[" * 9000),
+        lambda path: replace_header(path, "{'descr': '"),
     ],
 )
-def test_an_entry_that_is_not_whole_is_computed_anew(record, tmp_path, spoil):
+def test_a_damaged_entry_is_computed_again(record, tmp_path, spoil):
     clip = record("a.wav", noise(16_000))
     (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
     whole = entry.read_bytes()
@@ -144,7 +137,7 @@ def test_an_entry_that_is_not_whole_is_computed_anew(record, tmp_path, spoil):
     assert entry.read_bytes() == whole
 
 
-def test_an_interruption_keeps_what_is_done_and_leaves_nothing_half_done(record, tmp_path, monkeypatch):
+def test_an_interruption_leaves_whole_entries_only_and_keeps_them(record, tmp_path, monkeypatch):
     clips = [record(f"{index:02}.wav", noise(16_000, index)) for index in range(40)]
     compute, begun = recording_features, threading.Semaphore(10)
 
@@ -166,7 +159,7 @@ def test_an_interruption_keeps_what_is_done_and_leaves_nothing_half_done(record,
     assert {path: path.stat().st_mtime_ns for path in done} == times
 
 
-def test_several_at_once_compute_the_same_entries(record, tmp_path):
+def test_concurrent_calls_give_the_same_entries(record, tmp_path):
     clips = [record(f"{index}.wav", noise(16_000, index)) for index in range(8)]
     results = []
     threads = [
@@ -184,7 +177,7 @@ def test_several_at_once_compute_the_same_entries(record, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "error"),
     [
         (lambda path: None, "not there"),
         (lambda path: path.mkdir(), "not there"),
@@ -200,14 +193,14 @@ def test_several_at_once_compute_the_same_entries(record, tmp_path):
         ),
     ],
 )
-def test_a_recording_that_cannot_be_used_is_named_and_the_others_are_kept(record, tmp_path, make, said):
+def test_an_unusable_recording_is_named_and_the_others_are_kept(record, tmp_path, make, error):
     good, path = record("good.wav", noise(16_000)), tmp_path / "bad.wav"
     make(path)
     bad = Clip(name="bad.wav", root=tmp_path, labels=frozenset(), group="bad")
     entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
     assert [entry.is_file() for entry in entries] == [False, True]
     assert list(reasons) == ["bad.wav"]
-    assert reasons["bad.wav"].startswith(f"{path}: {said}")
+    assert reasons["bad.wav"].startswith(f"{path}: {error}")
     assert "\n" not in reasons["bad.wav"]
 
 
@@ -223,7 +216,7 @@ def test_a_long_recording_takes_little_more_memory_than_its_features(record):
     assert peak < 2.5 * features.nbytes + 20e6 < samples
 
 
-def test_features_of_any_number_of_clips_take_no_memory(tmp_path):
+def test_cached_features_take_no_memory(tmp_path):
     entries = [tmp_path / f"{index}.npy" for index in range(50)]
     for entry in entries:
         np.save(entry, np.ones((2000, 32), np.float32))
@@ -236,7 +229,7 @@ def test_features_of_any_number_of_clips_take_no_memory(tmp_path):
     assert peak < 2000 * 32 * 4
 
 
-def test_mean_and_std_are_those_of_all_frames():
+def test_mean_and_standard_deviation_cover_all_frames():
     rng = np.random.default_rng(0)
     features = [rng.normal(-8, 3, (frames, 5)).astype(np.float32) for frames in (1, 40, 200)]
     mean, std = mean_and_std(features)
@@ -246,7 +239,7 @@ def test_mean_and_std_are_those_of_all_frames():
     assert mean.dtype == std.dtype == np.float32
 
 
-def test_a_constant_band_stays_finite_when_normalized():
+def test_a_constant_band_is_finite_after_normalization():
     features = np.random.default_rng(0).normal(0, 1, (50, 3)).astype(np.float32)
     features[:, 1] = np.log(1e-6)
     mean, std = mean_and_std([features])
@@ -255,7 +248,7 @@ def test_a_constant_band_stays_finite_when_normalized():
     assert np.abs(normalized[:, 1]).max() < 1
 
 
-def test_features_do_without_a_cpu_backend(record, monkeypatch):
+def test_features_can_be_computed_without_a_cpu_backend(record, monkeypatch):
     path = record("a.wav", noise(16_000)).path
     expected = recording_features(path, CONFIG)
 
@@ -270,42 +263,40 @@ def test_features_do_without_a_cpu_backend(record, monkeypatch):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(("subtype", "value"), [("FLOAT", 3e38), ("DOUBLE", 1e200)])
-def test_samples_beyond_all_measure_are_named(tmp_path, channels, subtype, value):
+def test_samples_too_large_for_float32_are_named(tmp_path, channels, subtype, value):
     samples = np.tile(noise(16_000)[:, None].astype(np.float64), channels)
     samples[8000] = value
     soundfile.write(tmp_path / "loud.wav", samples, 16_000, subtype=subtype)
-    said = r"loud\.wav: expected (samples of a full scale of 1|finite samples)"
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=r"loud\.wav: expected (samples with full scale 1|finite samples)"):
         recording_features(tmp_path / "loud.wav", CONFIG)
 
 
-def test_a_name_that_the_system_refuses_is_a_bad_recording(record, tmp_path):
+def test_a_recording_whose_name_is_too_long_is_named(record, tmp_path):
     good, name = record("good.wav", noise(16_000)), 300 * "x" + ".wav"
     bad = Clip(name=name, root=tmp_path, labels=frozenset(), group=name)
     entries, reasons = cached_features([bad, good], CONFIG, tmp_path / "cache")
     assert [entry.is_file() for entry in entries] == [False, True] and "File name too long" in reasons[name]
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, 3e38])
-def test_features_of_which_there_is_no_mean_are_named(tmp_path, wrong):
+def test_a_mean_needs_finite_features(tmp_path):
     run = Run(tmp_path, RunConfig(features=CONFIG))
     features = np.zeros((98, 32), np.float32)
-    features[50, 3] = wrong
-    if wrong == 3e38:  # of which there is one
-        assert np.isfinite(run.norm([features])).all()
-        return
-    with pytest.raises(InputError, match="features: expected finite log-mel energies"):
-        run.norm([features])
-    assert not (tmp_path / "norm.npz").exists()
+    for wrong in (np.nan, np.inf):
+        features[50, 3] = wrong
+        with pytest.raises(InputError, match="features: expected finite log-mel energies"):
+            run.norm([features])
+        assert not (tmp_path / "norm.npz").exists()
+    features[50, 3] = 3e38
+    assert np.isfinite(run.norm([features])).all()
 
 
-def test_entries_are_read_as_numpy_does_by_many_threads_at_once(record, tmp_path):
+def test_many_threads_at_once_read_entries_as_numpy_does(record, tmp_path):
     clip = record("a.wav", noise(16_000))
     (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(read_entry, [entry] * 2000):
-            assert isinstance(found, np.memmap) and found.filename == entry
-    np.testing.assert_array_equal(found, np.load(entry))
+        for array in pool.map(read_entry, [entry] * 2000):
+            assert isinstance(array, np.memmap) and array.filename == entry
+    np.testing.assert_array_equal(array, np.load(entry))
 
 
 @pytest.mark.parametrize(
@@ -317,13 +308,13 @@ def test_entries_are_read_as_numpy_does_by_many_threads_at_once(record, tmp_path
         lambda path: np.save(path, np.zeros((98, 32))),
         lambda path: path.write_bytes(path.read_bytes().replace(b"(98, 32), }  ", b"(9800, 32), }")),
     ],
-    ids=["gone", "empty", "cut", "type", "a lie"],
+    ids=["missing", "empty", "cut off", "float64", "false shape"],
 )
-def test_an_entry_that_is_spoilt_meanwhile_is_named(record, tmp_path, spoil):
+def test_an_entry_damaged_after_the_check_is_named(record, tmp_path, spoil):
     clip = record("a.wav", noise(16_000))
     (entry,), _ = cached_features([clip], CONFIG, tmp_path / "cache")
     before = entry.read_bytes()
     spoil(entry)
     assert not entry.exists() or entry.read_bytes() != before
-    with pytest.raises(InputError, match=rf"{entry}: expected what was computed of a recording"):
+    with pytest.raises(InputError, match=rf"{entry}: expected a cache entry"):
         CachedFeatures([entry])[0]

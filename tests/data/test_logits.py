@@ -18,7 +18,7 @@ def path(tmp_path):
     return path
 
 
-def test_logits_come_back_in_the_order_asked_for(path):
+def test_logits_come_back_in_the_requested_order(path):
     logits = read_logits(path, NAMES, EVENTS)
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, LOGITS)
@@ -32,7 +32,7 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_old_file(path):
+def test_a_failed_write_leaves_the_old_file(path):
     class Broken:
         def __array__(self, dtype=None, copy=None):
             raise OSError("disk full")
@@ -43,18 +43,18 @@ def test_a_write_that_fails_leaves_the_old_file(path):
 
 
 @pytest.mark.parametrize(
-    ("names", "events", "message"),
+    ("names", "events", "error"),
     [
         (["b.wav", "x.wav", "y.wav"], EVENTS, "no logits for 2 clips, first 'x.wav'"),
         (NAMES, ("bell", "siren"), "no logits for 1 events, first 'siren'"),
     ],
 )
-def test_what_the_teacher_has_not_seen_is_named(path, names, events, message):
-    with pytest.raises(InputError, match=rf"logits\.npz: {message}"):
+def test_clips_and_events_without_logits_are_named(path, names, events, error):
+    with pytest.raises(InputError, match=rf"logits\.npz: {error}"):
         read_logits(path, names, events)
 
 
-def test_values_that_are_not_finite_are_errors_where_they_are_asked_for(path):
+def test_logits_that_are_not_finite_are_refused_where_they_are_read(path):
     broken = LOGITS.copy()
     broken[1, 0] = np.nan
     write_logits(path, NAMES, EVENTS, broken)
@@ -63,47 +63,18 @@ def test_values_that_are_not_finite_are_errors_where_they_are_asked_for(path):
     np.testing.assert_array_equal(read_logits(path, NAMES, ["knock"]), LOGITS[:, 1:])
 
 
-def missing(path):
-    path.unlink()
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def text(path):
-    path.write_text("clip,bell,knock\n")
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def without_an_end(path):
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def damaged(path):
+def damage(path):
     content = bytearray(path.read_bytes())
-    middle = content.find(b"names.npy") + 60
-    content[middle] ^= 0xFF
+    content[content.find(b"names.npy") + 60] ^= 0xFF
     path.write_bytes(content)
 
 
-def pickled(path):
+def pickle(path):
     names = np.array([*NAMES[:2], {"not": "a name"}], object)
     np.savez(path, names=names, events=np.array(EVENTS), logits=LOGITS)
 
 
-def other_arrays(path):
-    np.savez(path, names=np.array(NAMES), logits=LOGITS)
-
-
-def too_few_rows(path):
-    np.savez(path, names=np.array(NAMES), events=np.array(EVENTS), logits=LOGITS[:2])
-
-
-def one_array(path):
+def write_one_array(path):
     with path.open("wb") as file:
         np.save(file, LOGITS)
 
@@ -111,26 +82,38 @@ def one_array(path):
 @pytest.mark.parametrize(
     "spoil",
     [
-        missing,
-        empty,
-        text,
-        truncated,
-        without_an_end,
-        damaged,
-        pickled,
-        other_arrays,
-        too_few_rows,
-        one_array,
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("clip,bell,knock\n"),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(path.read_bytes()[:-10]),
+        damage,
+        pickle,
+        lambda path: np.savez(path, names=np.array(NAMES), logits=LOGITS),
+        lambda path: np.savez(path, names=np.array(NAMES), events=np.array(EVENTS), logits=LOGITS[:2]),
+        write_one_array,
+    ],
+    ids=[
+        "missing",
+        "empty",
+        "text",
+        "half",
+        "without its end",
+        "damaged",
+        "pickled",
+        "other arrays",
+        "too few rows",
+        "one array",
     ],
 )
-def test_a_file_that_is_not_whole_is_named(path, spoil):
+def test_a_file_that_does_not_hold_logits_is_named(path, spoil):
     spoil(path)
     with pytest.raises(InputError, match=r"logits\.npz: expected logits keyed by clip"):
         read_logits(path, NAMES, EVENTS)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "error"),
     [
         ({"names": np.array([NAMES])}, "names: expected 1 dimensions"),
         ({"names": np.arange(3)}, "names: expected 1 dimensions of kind U, found int64"),
@@ -140,33 +123,46 @@ def test_a_file_that_is_not_whole_is_named(path, spoil):
         ({"logits": LOGITS.astype(float) * 1e300}, "expected finite logits"),
     ],
 )
-def test_arrays_of_other_kinds_are_refused(path, changes, said):
+def test_arrays_of_other_kinds_are_refused(path, changes, error):
     arrays = {"names": np.array(NAMES), "events": np.array(EVENTS), "logits": LOGITS.astype(np.float64)}
     np.savez(path, **arrays | changes)
-    with pytest.raises(InputError, match=rf"logits\.npz: .*{said}"):
+    with pytest.raises(InputError, match=rf"logits\.npz: .*{error}"):
         read_logits(path, NAMES, EVENTS)
 
 
-def test_a_billion_names_of_no_letters_make_no_list(path):
+def test_a_billion_empty_names_are_refused(path):
     header = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }\n"
     np.savez(path, events=np.array(EVENTS), logits=LOGITS)
-    with zipfile.ZipFile(path, "a") as archive:  # NumPy itself writes no such text
+    with zipfile.ZipFile(path, "a") as archive:  # NumPy can't write this dtype
         archive.writestr("names.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(InputError, match=r"logits\.npz: .*names: expected 1 dimensions of kind U, found <U0"):
         read_logits(path, NAMES, EVENTS)
 
 
-def test_what_unpacks_to_gigabytes_is_not_unpacked(path, monkeypatch):
-    monkeypatch.setattr(arrays, "_MOST", 1000)
-    monkeypatch.setattr(arrays, "_RATIO", 1)
+def test_an_archive_that_unpacks_to_too_much_is_refused(path, monkeypatch):
+    monkeypatch.setattr(arrays, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(arrays, "_MAX_RATIO", 1)
     np.savez_compressed(path, names=np.array(NAMES), events=np.array(EVENTS), logits=np.zeros((3, 1000)))
     with pytest.raises(InputError, match=r"logits\.npz: .*at most \d{4} bytes, found 2\d{4}$"):
         read_logits(path, NAMES, EVENTS)
 
 
-@pytest.mark.parametrize("span", [(0, 1), (1, 0), (-1, 1)])
-def test_steps_take_some_frames(tmp_path, span):
-    said = StepLogits(LOGITS, np.zeros((3, 5, 2)), np.zeros(2), span)
-    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, said)
+STEPS = StepLogits(LOGITS, np.arange(30.0).reshape(3, 5, 2), np.array([0.5, 0.75]), 4, 2)
+
+
+def test_logits_of_steps_come_back_in_the_requested_order(tmp_path):
+    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, STEPS)
+    logits = read_step_logits(tmp_path / "steps.npz", ["ü.wav", "b.wav"], ["knock"])
+    np.testing.assert_array_equal(logits.clip, LOGITS.astype(np.float16)[[2, 1], 1:])
+    np.testing.assert_array_equal(logits.steps, STEPS.steps[[2, 1]][..., 1:])
+    np.testing.assert_array_equal(logits.precision, [0.75])
+    assert (logits.receptive_field, logits.stride) == (4, 2)
+    assert logits.clip.dtype == logits.steps.dtype == logits.precision.dtype == np.float32
+
+
+@pytest.mark.parametrize(("receptive_field", "stride"), [(0, 1), (1, 0), (-1, 1)])
+def test_the_receptive_field_and_stride_of_steps_are_positive(tmp_path, receptive_field, stride):
+    logits = STEPS._replace(receptive_field=receptive_field, stride=stride)
+    write_step_logits(tmp_path / "steps.npz", NAMES, EVENTS, logits)
     with pytest.raises(InputError, match=r"steps\.npz: expected logits of clips and steps"):
         read_step_logits(tmp_path / "steps.npz", NAMES, EVENTS)

@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import ManifestData
 from qkd_jax.data.tables import data_root, read_table
 from qkd_jax.errors import InputError
 
@@ -12,12 +14,12 @@ def read(tmp_path):
     def read(content, columns=("filename", "fold"), **options):
         path = tmp_path / "list.csv"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return list(read_table(path, columns, setting="data.root", **options))
+        return list(read_table(path, columns, setting="--data.root", **options))
 
     return read
 
 
-def test_rows_come_with_their_lines(read):
+def test_rows_come_with_the_numbers_of_their_lines(read):
     assert read('filename,fold\n"a,b.wav",1\n\nc.wav,\n') == [
         (2, {"filename": "a,b.wav", "fold": "1"}),
         (4, {"filename": "c.wav", "fold": ""}),
@@ -26,13 +28,13 @@ def test_rows_come_with_their_lines(read):
 
 def test_rows_are_read_one_by_one(tmp_path):
     (tmp_path / "list.csv").write_text("fold\n1\n2,too many\n")
-    rows = read_table(tmp_path / "list.csv", ("fold",), setting="data.root")
+    rows = read_table(tmp_path / "list.csv", ("fold",), setting="--data.root")
     assert next(rows) == (2, {"fold": "1"})
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_line_ends_byte_order_marks_and_letters_beyond_ascii(read, end, encoding):
+def test_any_line_end_and_character_is_read_with_or_without_a_byte_order_mark(read, end, encoding):
     text = end.join(["filename,fold", "bébé.wav,犬", ""])
     assert read(text.encode(encoding)) == [(2, {"filename": "bébé.wav", "fold": "犬"})]
 
@@ -41,10 +43,9 @@ def test_other_columns_are_read_too(read):
     assert read("x,fold,filename\n1,2,a\n") == [(2, {"x": "1", "fold": "2", "filename": "a"})]
 
 
-def test_tabs(read):
-    assert read("filename\tfold\na, b.wav\t1\n", delimiter="\t") == [
-        (2, {"filename": "a, b.wav", "fold": "1"})
-    ]
+def test_a_table_may_be_separated_by_tabs(read):
+    rows = read("filename\tfold\na, b.wav\t1\n", delimiter="\t")
+    assert rows == [(2, {"filename": "a, b.wav", "fold": "1"})]
 
 
 def test_without_a_header_columns_name_the_fields_and_comments_are_skipped(read):
@@ -56,7 +57,7 @@ def test_without_a_header_columns_name_the_fields_and_comments_are_skipped(read)
     assert read("filename,fold\n#1.wav,2\n") == [(2, {"filename": "#1.wav", "fold": "2"})]
 
 
-def test_rows_may_be_short_of_their_last_fields(read):
+def test_rows_may_lack_their_last_fields_if_that_is_allowed(read):
     columns = ("filename", "onset", "offset")
     text = "filename\tonset\toffset\na\t\t\nb\nc\t1\nd\t1\t2\n"
     rows = [row for _, row in read(text, columns, delimiter="\t", short=True)]
@@ -72,7 +73,7 @@ def test_rows_may_be_short_of_their_last_fields(read):
         ("", "expected columns filename, fold; found none"),
         ("a,b\n1,2\n", "expected columns filename, fold; found a, b"),
         ("filename\nx\n", "expected columns filename, fold; found filename"),
-        ("filename\tfold\na\t1\n", "expected columns filename, fold; found filename?fold"),
+        ("filename,fold,fold\na,1,2\n", "expected each column once, found filename, fold, fold"),
         ("filename,fold\n", "expected rows, found none"),
         ("filename,fold\n\na,1\nb\n", "row 4: expected 2 fields, got 1"),
         ("filename,fold\na,1,2\n", "row 2: expected 2 fields, got 3"),
@@ -87,6 +88,48 @@ def test_errors_are_one_line_and_say_where(read, tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("header", "options", "found", "hint"),
+    [
+        ("filename;fold", {}, None, "they seem to be separated by semicolons, expected commas"),
+        ("filename\tfold", {}, "filename?fold", "they seem to be separated by tabs, expected commas"),
+        ("name;class;note, free", {}, "name;class;note, free", "they seem to be separated by semicolons, .*"),
+        ("file\tlabel, all", {"hint": "; --columns"}, "file?label, all", "--columns"),
+        ("file,label", {"hint": "; --columns"}, "file, label", "--columns"),
+        ("file;name,fold", {"hint": "; --columns"}, "file;name, fold", "--columns"),
+        ("", {"hint": "; --columns"}, "none", "--columns"),
+        (
+            "filename,fold",
+            {"delimiter": "\t", "hint": "; --columns"},
+            None,
+            "they seem to be separated by commas, expected tabs",
+        ),
+        ("filename fold", {"hint": "; --columns"}, None, "--columns"),
+        (
+            "filename\tfold",
+            {"named_by": "--list"},
+            "filename?fold",
+            r"they seem to be separated by tabs, expected commas or a file for --list that ends in \.tsv",
+        ),
+        ("filename;fold", {"named_by": "--list"}, None, "they seem to be .* semicolons, expected commas"),
+        (
+            "filename,fold",
+            {"named_by": "--list", "delimiter": "\t"},
+            None,
+            r"they seem to be separated by commas, expected tabs or a file for --list that ends in \.csv",
+        ),
+    ],
+)
+def test_a_missing_column_comes_with_advice_on_the_separator_or_the_columns(
+    read, tmp_path, header, options, found, hint
+):
+    with pytest.raises(InputError) as error:
+        read(f"{header}\na.wav,1\n" if header else "", **options)
+    start = f"{tmp_path / 'list.csv'}: expected columns filename, fold; found {found or header}; "
+    assert str(error.value).startswith(start)
+    assert re.fullmatch(hint, str(error.value).removeprefix(start))
+
+
 def test_a_table_of_comments_has_no_rows(read):
     with pytest.raises(InputError, match=r"list\.csv: expected rows, found none"):
         read("# filename, fold\n", header=False)
@@ -98,15 +141,15 @@ def test_another_encoding_is_named(read, encoding):
         read("filename,fold\nbébé.wav,1\n".encode(encoding))
 
 
-def test_no_file(tmp_path):
+def test_a_missing_table_is_named(tmp_path):
     for path in (tmp_path / "list.csv", tmp_path):
         with pytest.raises(InputError) as error:
-            list(read_table(path, ("fold",), setting="data.root"))
-        assert str(error.value) == f"data.root: expected a table at {path}, found none"
+            list(read_table(path, ("fold",), setting="--data.root"))
+        assert str(error.value) == f"--data.root: expected a table at {path}, found none"
 
 
-def test_the_root(tmp_path):
-    assert data_root(DataConfig(root=str(tmp_path)), "list.csv") == tmp_path
+def test_a_missing_root_is_named(tmp_path):
+    assert data_root(ManifestData(root=str(tmp_path)), "list.csv") == tmp_path
     with pytest.raises(InputError) as error:
-        data_root(DataConfig(), "list.csv")
-    assert str(error.value) == "data.root: expected the folder that holds list.csv, got none"
+        data_root(ManifestData(), "list.csv")
+    assert str(error.value) == "--data.root: expected the folder that holds list.csv, got none"

@@ -1,16 +1,16 @@
-"""Models that these tests make don't crash: they are opened at once, which saves a second each."""
+"""Without trials in a subprocess, which take a second each and which the models of these tests don't need."""
 
 import pytest
 
-from qkd_jax.system import isolation as trial
+from qkd_jax.system import isolation
 
 
 @pytest.fixture
 def tried():
-    """Makes a test's models be tried in a process of their own, as all are."""
+    """Have a test's models tried in a subprocess first, as in use."""
 
 
 @pytest.fixture(autouse=True)
 def _untried(monkeypatch, request):
     if "tried" not in request.fixturenames:
-        monkeypatch.setattr(trial, "try_apart", lambda module, path, *more, runtime: None)
+        monkeypatch.setattr(isolation, "try_apart", lambda module, path, *more, runtime: None)

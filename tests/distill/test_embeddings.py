@@ -1,24 +1,14 @@
-"""A tagger's inner layer over recordings: which window is where, and what stands for a student's steps."""
+"""Embeddings of recordings: the place of each window, the ends of a recording, the cache, and errors."""
 
 import numpy as np
 import pytest
-import soundfile
 
 from qkd_jax.audio.reading import read_audio
-from qkd_jax.data.clips import Clip
 from qkd_jax.distill import embeddings as embeddings_module
 from qkd_jax.distill.embeddings import tagger_embeddings
 from qkd_jax.errors import InputError
+from tests.recordings import noise, record
 from tests.waveform_models import write_loudness
-
-
-def record(folder, name, samples, rate=16_000):
-    soundfile.write(folder / name, samples, rate, subtype="FLOAT")
-    return Clip(name=name, root=folder, labels=frozenset(), group=name)
-
-
-def noise(samples, seed=0):
-    return np.random.default_rng(seed).uniform(-0.9, 0.9, samples).astype(np.float32)
 
 
 def describe(folder, text='layer = "absolute"', file="model.tflite"):
@@ -42,14 +32,14 @@ def embeddings_of(path, clips):
         (("samples",), "window_seconds = 0.0200625", 321, 160),
     ],
 )  # fmt: skip
-def test_a_row_is_of_the_window_around_its_time(tmp_path, shape, text, window, hop):
+def test_a_row_belongs_to_the_window_around_its_time(tmp_path, shape, text, window, hop):
     write_loudness(tmp_path / "model.tflite", shape, [0.1])
     lengths = (1001, 2000, 2234, 4000)
     clips = [record(tmp_path, f"{length}.wav", noise(length, length)) for length in lengths]
-    found, seconds = embeddings_of(describe(tmp_path, f'layer = "absolute"\n{text}'), clips)
+    embeddings, seconds = embeddings_of(describe(tmp_path, f'layer = "absolute"\n{text}'), clips)
     assert seconds == hop / 16_000
-    for rows, length in zip(found, lengths):
-        # The layer is what it hears, without signs.  Sample -i is sample i, and so at the other end.
+    for rows, length in zip(embeddings, lengths):
+        # The layer is the input without signs.  Sample -i is sample i; the other end is mirrored likewise.
         place = hop * np.arange(1 + length // hop)[:, None] + np.arange(window) - window // 2
         place = (length - 1) - np.abs((length - 1) - np.abs(place))
         np.testing.assert_array_equal(rows, np.abs(noise(length, length))[place])
@@ -60,8 +50,8 @@ def test_a_clip_shorter_than_half_a_window_is_repeated(tmp_path):
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.1])
     lengths = (2, 77, 500)
     clips = [record(tmp_path, f"{length}.wav", noise(length, length)) for length in lengths]
-    found, _ = embeddings_of(describe(tmp_path), clips)
-    for rows, length in zip(found, lengths):
+    embeddings, _ = embeddings_of(describe(tmp_path), clips)
+    for rows, length in zip(embeddings, lengths):
         place = (500 * np.arange(1 + length // 500)[:, None] + np.arange(1000) - 500) % length
         np.testing.assert_array_equal(rows, np.abs(noise(length, length))[place])
 
@@ -74,21 +64,21 @@ def test_recordings_are_resampled(tmp_path):
     np.testing.assert_array_equal(rows[1], np.abs(read_audio(clip.path, 8000)[:1000]))
 
 
-def test_each_recording_is_heard_once(tmp_path, monkeypatch):
+def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.2, 0.5])
     clips = [record(tmp_path, f"{index}.wav", noise(1500, index)) for index in range(4)]
     read = []
     monkeypatch.setattr(embeddings_module, "read_audio", lambda *of: read.append(of[0]) or read_audio(*of))
     first, _ = embeddings_of(describe(tmp_path), clips[:2])
-    found, _ = embeddings_of(describe(tmp_path), clips)
-    np.testing.assert_array_equal(found[:2], first)
+    embeddings, _ = embeddings_of(describe(tmp_path), clips)
+    np.testing.assert_array_equal(embeddings[:2], first)
     assert sorted(read) == [clip.path for clip in clips]
-    # Another layer, here of the same size and all but equal, other times and another model are others.
+    # Another layer (here of the same size and almost equal), hop or model gives other entries.
     others = [embeddings_of(describe(tmp_path, 'layer = "absolute/codes"'), clips)[0]]
     others += [embeddings_of(describe(tmp_path, 'layer = "absolute"\nhop_seconds = 0.1'), clips)[0]]
     assert [np.shape(each) for each in others] == [(4, 4, 1000), (4, 1, 1000)]
-    assert (others[0] != np.array(found)).any()
-    np.testing.assert_allclose(others[0], found, atol=0.5 / 64)
+    assert (others[0] != np.array(embeddings)).any()
+    np.testing.assert_allclose(others[0], embeddings, atol=0.5 / 64)
     scores, _ = embeddings_of(describe(tmp_path, 'layer = "scores"'), clips)
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.4, 1.0])
     np.testing.assert_allclose(
@@ -98,24 +88,24 @@ def test_each_recording_is_heard_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "text", "said"),
+    ("shape", "text", "error"),
     [
         ((1, 1000), "", r"tagger\.toml: layer: expected the name of an inner tensor, found none"),
-        ((1, 1000), "layer = 7", r"tagger\.toml: layer: .*string, got 7"),
+        ((1, 1000), "layer = 7", r"tagger\.toml: layer: expected text, got 7"),
         ((1, 1000), 'layer = "absolut/"', r"layer: expected a tensor that .* maybe 'absolute"),
         ((1, 1000), 'layer = "loudest"\nwindow_seconds = 1.0', r"takes 1000 samples, got 16000"),
-        ((1, "samples"), 'layer = "loudest"', r"window_seconds: expected, as .* any length, found none"),
+        ((1, "samples"), 'layer = "loudest"', r"window_seconds: expected a length, since .* takes any, found none"),
         ((2, 1000), 'layer = "loudest"', r"one float32 waveform, .* found inputs .*float.* \[2, 1000\]"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_its_description_is_said(tmp_path, shape, text, said):
+def test_errors_of_the_description_are_named(tmp_path, shape, text, error):
     write_loudness(tmp_path / "model.tflite", shape, [0.2])
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=error) as caught:
         embeddings_of(describe(tmp_path, text), [record(tmp_path, "a.wav", noise(1000))])
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_is_wrong_with_its_files_is_said(tmp_path):
+def test_errors_of_the_files_are_named(tmp_path):
     clips = [record(tmp_path, "a.wav", noise(1500)), record(tmp_path, "b.wav", np.zeros(1500))]
     write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2])
     with pytest.raises(InputError, match=r"layer: expected a \.tflite for inner layers, got .*model\.onnx"):

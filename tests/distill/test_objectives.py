@@ -1,15 +1,34 @@
+"""The objectives against NumPy, scikit-learn and closed forms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 
-from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
+from qkd_jax.config import CRNNConfig, LSTMConfig
+from qkd_jax.distill.objectives import (
+    by_step,
+    consistency_loss,
+    distillation_loss,
+    fuse,
+    fusion_weights,
+    label_loss,
+    positive_weights,
+    ramp_up,
+    step_of_frame,
+    teacher_loss,
+    weighted_bce,
+)
+from qkd_jax.models.common import Logits
 
 WEIGHTS = np.array([0.5, 3.0, 12.0])
 
 
 def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
+    return 1 / (1 + np.exp(-np.asarray(z, np.float64)))
 
 
 def logits(seed, *shape):
@@ -26,10 +45,10 @@ def equation_1(z, y, w):
 
 
 def equation_2(z, y, teacher, w, alpha, temperature, form):
-    """Alpha T^2 l(y^t(T)) + (1 - alpha) l(y)."""
-    soft = sigmoid(teacher / temperature)
-    taught = equation_1(z, soft, w) if form == "paper" else equation_1(z / temperature, soft, 1)
-    return alpha * temperature**2 * taught + (1 - alpha) * equation_1(z, y, w)
+    """α T² l(y^t(T)) + (1 - α) l(y)."""
+    targets = sigmoid(teacher / temperature)
+    soft = equation_1(z, targets, w) if form == "paper" else equation_1(z / temperature, targets, 1)
+    return alpha * temperature**2 * soft + (1 - alpha) * equation_1(z, y, w)
 
 
 def f32(*arrays):
@@ -42,56 +61,40 @@ def test_weighted_bce_is_equation_1(batch):
     for target in (y, sigmoid(logits(1, *batch, 3))):  # labels, or a teacher's probabilities
         loss = weighted_bce(*f32(z, target, WEIGHTS))
         assert loss == pytest.approx(equation_1(z, target, WEIGHTS), rel=1e-5)
+        for weight in ([], [4.0]):  # 1 by default, or one number
+            loss = weighted_bce(*f32(z, target), *weight)
+            assert loss == pytest.approx(equation_1(z, target, *weight or [1]), rel=1e-5)
 
 
-def test_weights_are_one_unless_given_and_may_be_one_number():
-    z, y = logits(0, 5, 3), labels(5, 3)
-    assert weighted_bce(*f32(z, y)) == pytest.approx(equation_1(z, y, 1), rel=1e-5)
-    assert weighted_bce(*f32(z, y), 4.0) == pytest.approx(equation_1(z, y, 4), rel=1e-5)
-
-
+# α is one number, or one for each event.
 @pytest.mark.parametrize("form", ["hinton", "paper"])
-@pytest.mark.parametrize(("alpha", "temperature"), [(0.0, 2.0), (0.7, 2.0), (0.3, 5.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("alpha", "temperature"), [(0.0, 2.0), (0.7, 2.0), (0.3, 5.0), (1.0, 1.0), ([0.7, 0.0, 1.0], 2.0)]
+)
 def test_distillation_loss_is_equation_2(form, alpha, temperature):
     z, y, teacher = logits(0, 6, 3), labels(6, 3), logits(1, 6, 3)
     loss = distillation_loss(
         *f32(z, y, teacher),
-        alpha=alpha,
+        alpha=jnp.asarray(alpha) if isinstance(alpha, list) else alpha,
         temperature=temperature,
         positive_weight=jnp.asarray(WEIGHTS, jnp.float32),
         form=form,
     )
-    expected = equation_2(z, y, teacher, WEIGHTS, alpha, temperature, form)
+    columns = zip(z.T, y.T, teacher.T, WEIGHTS, np.broadcast_to(alpha, 3))
+    expected = np.mean([equation_2(*column, temperature, form) for column in columns])
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["hinton", "paper"])
-def test_each_event_may_have_its_own_alpha(form):
-    z, y, teacher, alpha = logits(0, 6, 3), labels(6, 3), logits(1, 6, 3), [0.7, 0.0, 1.0]
-    loss = distillation_loss(
-        *f32(z, y, teacher),
-        alpha=jnp.asarray(alpha),
-        temperature=2.0,
-        positive_weight=jnp.asarray(WEIGHTS, jnp.float32),
-        form=form,
-    )
-    columns = zip(z.T, y.T, teacher.T, WEIGHTS, alpha)
-    expected = [equation_2(*column, 2.0, form) for column in columns]
-    assert loss == pytest.approx(np.mean(expected), rel=1e-5)
-
-
 def test_hinton_is_the_default_form():
-    arguments, settings = (
-        f32(logits(0, 6, 3), labels(6, 3), logits(1, 6, 3)),
-        {"alpha": 0.5, "temperature": 3.0},
-    )
-    default = distillation_loss(*arguments, **settings)
-    assert default == distillation_loss(*arguments, **settings, form="hinton")
-    assert default != distillation_loss(*arguments, **settings, form="paper")
+    arguments = f32(logits(0, 6, 3), labels(6, 3), logits(1, 6, 3))
+    options = {"alpha": 0.5, "temperature": 3.0}
+    default = distillation_loss(*arguments, **options)
+    assert default == distillation_loss(*arguments, **options, form="hinton")
+    assert default != distillation_loss(*arguments, **options, form="paper")
 
 
 def soft_gradient(z, teacher, temperature, form, weight=1.0):
-    """Gradient of the soft term alone (alpha = 1) in the student's logits, times their number."""
+    """Gradient of the soft loss alone (α = 1) in the student's logits, times their number."""
     z, teacher = f32(z, teacher)
     gradient = jax.grad(distillation_loss)(
         z,
@@ -106,7 +109,7 @@ def soft_gradient(z, teacher, temperature, form, weight=1.0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
-def test_hinton_pulls_to_the_teachers_logits_and_stops_there(temperature):
+def test_the_optimum_of_hintons_form_is_the_teachers_logits(temperature):
     z, teacher = logits(0, 4, 3), logits(1, 4, 3)
     # The weight of positives must not move this optimum.
     np.testing.assert_allclose(soft_gradient(teacher, teacher, temperature, "hinton", 7.0), 0, atol=2e-6)
@@ -118,7 +121,7 @@ def test_hinton_pulls_to_the_teachers_logits_and_stops_there(temperature):
 
 @pytest.mark.parametrize("weight", [0.25, 7.0])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_papers_optimum_is_moved_by_the_weight(weight, temperature):
+def test_the_weight_moves_the_optimum_of_the_papers_form(weight, temperature):
     teacher = logits(1, 4, 3)
     y = sigmoid(teacher / temperature)
     optimum = weight * y / (weight * y + 1 - y)
@@ -136,23 +139,23 @@ def test_temperature_squared_keeps_the_size_of_the_gradient():
 
 
 @pytest.mark.parametrize("form", ["hinton", "paper"])
-def test_extreme_logits_stay_finite(form):
+def test_extreme_logits_give_finite_losses_and_gradients(form):
     z = jnp.array([[1e4, -1e4, 1e4, -1e4]])
     y, teacher = jnp.array([[0.0, 1.0, 1.0, 0.0]]), jnp.array([[-1e4, 1e4, 1e4, -1e4]])
     loss, gradient = jax.value_and_grad(distillation_loss)(
         z, y, teacher, alpha=0.5, temperature=2.0, form=form
     )
-    # Two of four logits are wrong by 1e4 to the labels and, tempered or not, to the teacher.
-    taught = 4 * 5e3 if form == "hinton" else 4 * 1e4
-    assert loss == pytest.approx((0.5 * taught + 0.5 * 1e4) / 2)
+    # Two of four logits are wrong by 1e4, for the labels and, tempered or not, for the teacher.
+    soft = 4 * 5e3 if form == "hinton" else 4 * 1e4
+    assert loss == pytest.approx((0.5 * soft + 0.5 * 1e4) / 2)
     assert np.isfinite(gradient).all()
     assert (np.sign(gradient) == [[1, -1, 0, 0]]).all()
 
 
-def test_another_form_is_an_error():
+def test_an_unknown_form_is_refused():
     zeros = jnp.zeros((1, 1))
     with pytest.raises(ValueError, match="expected 'hinton' or 'paper', got 'kl'"):
-        # Past the annotations, which the tests check, as a caller's own code would come.
+        # Without the annotations, which only the tests check.
         distillation_loss.__wrapped__(zeros, zeros, zeros, alpha=0.5, temperature=2.0, form="kl")
 
 
@@ -163,12 +166,12 @@ TARGETS = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], np.float32)
     ("rule", "expected"),
     [("negatives/positives", [1 / 3, 3]), ("positives/negatives", [3, 1 / 3]), (2.5, [2.5, 2.5])],
 )
-def test_positive_weights(rule, expected):
+def test_positive_weights_follow_their_rule(rule, expected):
     np.testing.assert_allclose(positive_weights(TARGETS, rule), expected, rtol=1e-6)
 
 
 def test_positive_weights_balance_positives_and_negatives_by_default():
-    # Reading 1: the sums of the two terms are equal for a model that says 1/2 to everything.
+    # Interpretation 1: both terms have the same sum for a model whose posteriors are all 1/2.
     weight = positive_weights(TARGETS)
     np.testing.assert_allclose((weight * TARGETS).sum(axis=0), (1 - TARGETS).sum(axis=0), rtol=1e-6)
 
@@ -179,3 +182,148 @@ def test_an_event_without_positives_or_negatives_has_no_weight(value):
     targets[:, 1] = value
     with pytest.raises(ValueError, match="expected positive and negative clips of each event"):
         positive_weights(targets)
+
+
+NETWORK = CRNNConfig()
+"""A step of it reads 4 frames, and the next step the next 4."""
+BATCH, FRAMES, STEPS, EVENTS = 4, 13, 3, 2
+
+
+def cross_entropy(targets, logits):
+    """By scikit-learn, which takes labels: a target is split into a positive and a negative."""
+    targets, posteriors = np.ravel(targets).astype(np.float64), sigmoid(np.ravel(logits))
+    truth = np.concatenate([np.ones_like(posteriors), np.zeros_like(posteriors)])
+    weight = np.concatenate([targets, 1 - targets])
+    return log_loss(truth, np.concatenate([posteriors, posteriors]), sample_weight=weight, labels=[0, 1])
+
+
+def random_logits(seed):
+    rng = np.random.default_rng(seed)
+    shapes = (BATCH, EVENTS), (BATCH, STEPS, EVENTS)
+    return Logits(*(jnp.asarray(rng.normal(0, 2, shape), jnp.float32) for shape in shapes), None)
+
+
+STUDENT = random_logits(0)
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(1)
+    arrays = {
+        "strong": (rng.random((BATCH, FRAMES, EVENTS)) < 0.2).astype(np.float32),
+        "weak": (rng.random((BATCH, EVENTS)) < 0.5).astype(np.float32),
+        "has_strong": np.array([1, 1, 0, 0], np.float32),
+        "has_weak": np.array([0, 0, 1, 0], np.float32),
+        "teacher": rng.random((BATCH, FRAMES, EVENTS), np.float32),
+        "teacher_clip": rng.random((BATCH, EVENTS), np.float32),
+    }
+    return {key: jnp.asarray(value) for key, value in arrays.items()}
+
+
+def by_loop(frames, reduce):
+    """The steps of `frames` [batch, FRAMES, events]: 4 frames each, the 13th left over."""
+    return np.stack([reduce(frames[:, 4 * step : 4 * step + 4], axis=1) for step in range(STEPS)], axis=1)
+
+
+def test_the_label_loss_covers_the_clips_that_have_labels(batch):
+    steps = by_loop(batch["strong"], np.max)
+    expected = cross_entropy(steps[:2], STUDENT.steps[:2]) + cross_entropy(batch["weak"][2], STUDENT.clip[2])
+    assert label_loss(STUDENT, batch, NETWORK) == pytest.approx(expected, rel=1e-5)
+    # Targets of other clips change nothing.
+    other = {"strong": batch["strong"].at[2:].set(1), "weak": batch["weak"].at[jnp.array([0, 1, 3])].set(1)}
+    assert label_loss(STUDENT, batch | other, NETWORK) == label_loss(STUDENT, batch, NETWORK)
+    nothing = batch | {"has_strong": jnp.zeros(BATCH), "has_weak": jnp.zeros(BATCH)}
+    assert label_loss(STUDENT, nothing, NETWORK) == 0
+
+
+def test_the_teacher_loss_covers_all_clips_and_its_optimum_is_the_teachers_posterior(batch):
+    steps = by_loop(batch["teacher"], np.mean)
+    expected = cross_entropy(steps, STUDENT.steps) + cross_entropy(batch["teacher_clip"], STUDENT.clip)
+    assert teacher_loss(STUDENT, batch, NETWORK) == pytest.approx(expected, rel=1e-5)
+
+    # The gradient in the logits is (σ(z) - p) / n.
+    gradient = jax.grad(teacher_loss)(STUDENT, batch, NETWORK)
+    np.testing.assert_allclose(gradient.steps, (sigmoid(STUDENT.steps) - steps) / steps.size, atol=1e-6)
+    by_clip = (sigmoid(STUDENT.clip) - batch["teacher_clip"]) / STUDENT.clip.size
+    np.testing.assert_allclose(gradient.clip, by_clip, atol=1e-6)
+
+
+def test_consistency_moves_the_student_and_not_the_mean_teacher():
+    mean_teacher = random_logits(3)
+    expected = sum(
+        np.square(sigmoid(ours) - sigmoid(theirs)).mean()
+        for ours, theirs in zip(STUDENT[:2], mean_teacher[:2])
+    )
+    assert consistency_loss(STUDENT, mean_teacher) == pytest.approx(expected, rel=1e-5)
+    ours, theirs = jax.grad(consistency_loss, argnums=(0, 1))(STUDENT, mean_teacher)
+    assert all((np.abs(leaf) > 0).all() for leaf in (ours.clip, ours.steps))
+    assert not any(leaf.any() for leaf in (theirs.clip, theirs.steps))
+
+
+def test_weights_rise_as_in_the_baseline():
+    np.testing.assert_allclose(
+        ramp_up(jnp.array([0.0, 0.5, 1.0, 7.0])), [np.exp(-5), np.exp(-1.25), 1, 1], rtol=1e-6
+    )
+
+
+NETWORKS = [
+    CRNNConfig(),
+    CRNNConfig(channels=(4,), pools=((1, 2),), hidden_size=2),
+    LSTMConfig(),
+    LSTMConfig(convolutions=(4, 4, 4, 4), time_strides=3),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=["baseline", "unpooled", "plain", "strided"])
+@pytest.mark.parametrize("frames", [40, 97, 618])
+def test_a_step_stands_for_the_frames_in_the_middle_of_its_receptive_field(network, frames):
+    steps, receptive_field, stride = network.steps(frames), network.receptive_field, network.stride
+    times = jnp.arange(frames, dtype=jnp.float32)[None, :, None]
+    taken = np.asarray(by_step(times, network, steps))[0, :, :, 0].astype(int)
+    step_of = step_of_frame(receptive_field, stride, steps=steps, frames=frames)
+    assert taken.shape == (steps, stride) and len(np.unique(taken)) == steps * stride
+    for step, of_step in enumerate(taken):
+        assert (step_of[of_step] == step).all()
+        assert of_step.mean() == pytest.approx(step * stride + (receptive_field - 1) / 2, abs=0.5)
+    assert (np.diff(step_of) >= 0).all() and (step_of[0], step_of[-1]) == (0, steps - 1)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rule=st.sampled_from(["precision", "uniform", "best", "logits"]),
+    temperature=st.floats(0.5, 4),
+)
+def test_fused_posteriors_lie_between_those_of_the_teachers(seed, rule, temperature):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (3, 5, STEPS, EVENTS)).astype(np.float32)
+    weights = fusion_weights(rule, rng.random((3, EVENTS)))
+    fused = fuse(logits, weights, temperature)
+    each = sigmoid(logits / temperature)
+    assert (fused >= each.min(axis=0) - 1e-6).all() and (fused <= each.max(axis=0) + 1e-6).all()
+    alike = np.repeat(logits[:1], 3, axis=0)
+    np.testing.assert_allclose(fuse(alike, weights, temperature), each[0], atol=1e-6)
+
+
+SOFTMAX = np.exp([0.9, 0.5]) / np.exp([0.9, 0.5]).sum()
+
+
+@pytest.mark.parametrize(
+    ("rule", "temperature", "expected"),
+    [
+        ("precision", 1.0, [SOFTMAX @ sigmoid([0, 1]), SOFTMAX[::-1] @ sigmoid([2, -2])]),
+        ("best", 1.0, sigmoid([0, -2])),
+        ("uniform", 2.0, (sigmoid([0, 1]) + sigmoid([0.5, -1])) / 2),
+        ("logits", 2.0, sigmoid([0.25, 0])),
+    ],
+)
+def test_teachers_are_fused_by_each_rule(rule, temperature, expected):
+    logits = np.array([[0.0, 2.0], [1.0, -2.0]], np.float32)[:, None]  # two teachers, one clip, two events
+    precision = np.array([[0.9, 0.3], [0.5, 0.7]])
+    fused = fuse(logits, fusion_weights(rule, precision), temperature)
+    np.testing.assert_allclose(fused[0], expected, rtol=1e-6)
+
+
+def test_an_unknown_rule_of_fusion_is_refused():
+    with pytest.raises(ValueError, match="or logits, got 'median'"):
+        fusion_weights("median", np.ones((2, 2)))

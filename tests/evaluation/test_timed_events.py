@@ -1,3 +1,5 @@
+"""Metrics of timed events against counts by definition and by hand."""
+
 import sys
 
 import numpy as np
@@ -6,46 +8,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from qkd_jax.detector.stream import Clock
+from qkd_jax.config import Clock
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.plots import model_styles, psd_roc_figures
-from qkd_jax.evaluation.timed_events import evaluate_sound_events, smooth
+from qkd_jax.evaluation.timed_events import evaluate_timed_events, smooth
 
-TICKS = 20  # a second: all times below are whole ticks, so that counts are exact
+TICKS = 20  # per second; all times below are whole ticks, so that counts are exact
 STEP = 5  # ticks
 EVENTS = ("bell", "knock", "alarm")
 QUARTERS = Clock(0.125, 0.25)
-"""Steps of a quarter of a second from the beginning on."""
+"""Steps of a quarter of a second, the first at the start of the clip."""
+
+
+def evaluated(truth, scores, durations, events=EVENTS, clock=QUARTERS, **options):
+    pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed")
+    return evaluate_timed_events(truth, scores, durations, events, clock, **options)
 
 
 def runs(on):
-    """Begin and end of each run of true."""
+    """Start and end of each run of true."""
     return np.flatnonzero(np.diff(np.pad(on.astype(int), 1))).reshape(-1, 2)
 
 
-def covered(ticks, tenths, spans):
-    """Which of `spans` are true in at least so many `tenths` of their `ticks`."""
-    return np.array([10 * ticks[a:b].sum() >= tenths * (b - a) for a, b in spans], bool)
+def covered(ticks, tenths, intervals):
+    """Which `intervals` are true in at least this many `tenths` of their `ticks`."""
+    return np.array([10 * ticks[a:b].sum() >= tenths * (b - a) for a, b in intervals], bool)
 
 
-def filled(spans, length):
+def filled(intervals, length):
     ticks = np.zeros(length, bool)
-    for a, b in spans:
+    for a, b in intervals:
         ticks[a:b] = True
     return ticks
 
 
-def f1(hits, false, spans):
-    return 200 * hits / (hits + false + spans) if hits else 0.0
+def f1(hits, false, annotations):
+    return 200 * hits / (hits + false + annotations) if hits else 0.0
 
 
-def intersections(found, truth, event, dtc, gtc, cttc=11):
+def intersections(detected, truth, event, dtc, gtc, cttc=11):
     """True and false positives, and cross-triggers with each event (Bilen et al. 2020).
 
-    `found` is [ticks] and `truth` [events, ticks], each a clip's; `cttc` of 11 tenths: none.
+    For each clip `detected` is [ticks] and `truth` [events, ticks]; a `cttc` of 11 tenths is never reached.
     """
     hits, false, cross = 0, 0, np.zeros(len(truth[0]))
-    for on, true in zip(found, truth):
+    for on, true in zip(detected, truth):
         detections = runs(on)
         good = covered(true[event], dtc, detections)
         hits += covered(filled(detections[good], len(on)), gtc, runs(true[event])).sum()
@@ -55,20 +62,20 @@ def intersections(found, truth, event, dtc, gtc, cttc=11):
 
 
 def direct_psds(ticks, truth, seconds, dtc, gtc, cttc, alpha_ct):
-    """PSDS of each event and of all by definition: everything counted anew at every threshold.
+    """PSDS of each event and of all, by its definition: counted at every threshold separately.
 
-    `ticks`: scores of each clip, [events, ticks]; `truth`: where events are, alike.
+    `ticks` are the scores of each clip, [events, ticks]; `truth` has the same form.
     """
     curves = []
     for event in range(len(truth[0])):
         others = [sum(true[other].sum() for true in truth) / TICKS for other in range(len(truth[0]))]
         points = [(0.0, 0.0)]
-        spans = sum(len(runs(true[event])) for true in truth)
+        count = sum(len(runs(true[event])) for true in truth)
         for threshold in np.unique(np.concatenate([clip[event] for clip in ticks])):
-            found = [clip[event] >= threshold for clip in ticks]
-            hits, false, cross = intersections(found, truth, event, dtc, gtc, cttc)
+            detected = [clip[event] >= threshold for clip in ticks]
+            hits, false, cross = intersections(detected, truth, event, dtc, gtc, cttc)
             rate = false / seconds + alpha_ct * np.mean(cross / np.delete(others, event))
-            points.append((3600 * rate, hits / spans))
+            points.append((3600 * rate, hits / count))
         curves.append(points)
     edges = np.unique([rate for points in curves for rate, _ in points if rate < 100] + [100.0])
     heights = np.array([[max(y for x, y in points if x <= edge) for edge in edges[:-1]] for points in curves])
@@ -76,39 +83,44 @@ def direct_psds(ticks, truth, seconds, dtc, gtc, cttc, alpha_ct):
     return [float(row @ np.diff(edges)) for row in (*heights, all_events)]
 
 
-def direct_event_f1(found, truth, event):
-    hits = detections = spans = 0
-    for on, true in zip(found, truth):
+def direct_event_f1(detected, truth, event):
+    hits = detections = annotations = 0
+    for on, true in zip(detected, truth):
         ours, theirs = runs(on), runs(true[event])
         onset, offset = np.abs(ours[:, None] - theirs).transpose(2, 0, 1)
         collar = np.maximum(0.2 * TICKS, 0.2 * (theirs[:, 1] - theirs[:, 0]))
         near = (onset <= 0.2 * TICKS) & (offset <= collar + 1e-9)
         hits += near[linear_sum_assignment(near, maximize=True)].sum()
-        detections, spans = detections + len(ours), spans + len(theirs)
-    return f1(hits, detections - hits, spans)
+        detections, annotations = detections + len(ours), annotations + len(theirs)
+    return f1(hits, detections - hits, annotations)
 
 
-def direct_segment_f1(found, truth, event):
-    on = np.concatenate([clip.reshape(-1, TICKS).any(1) for clip in found])
+def direct_segment_f1(detected, truth, event):
+    on = np.concatenate([clip.reshape(-1, TICKS).any(1) for clip in detected])
     true = np.concatenate([clip[event].reshape(-1, TICKS).any(1) for clip in truth])
     return f1((on & true).sum(), (on & ~true).sum(), true.sum())
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_the_figures_are_those_of_direct_counts(seed):
-    """Scores that know the truth, mix up events and tie often; spans that overlap, touch or pass the end."""
+def test_all_figures_equal_those_of_direct_counts(seed):
+    """Scores follow the truth, confuse events and tie often; annotations overlap, touch, or exceed the clip."""
     rng = np.random.default_rng(seed)
-    lengths = {"a": 60, "b": 80, "c": 100, "d": 3000}  # d, without events, makes a false positive 22 an hour
-    spans, scores, truth, ticks = {}, {}, [], []
+    lengths = {
+        "a": 60,
+        "b": 80,
+        "c": 100,
+        "d": 3000,
+    }  # with d, without events, a false positive is 22 per hour
+    annotations, scores, truth, ticks = {}, {}, [], []
     for clip, length in lengths.items():
         true = np.zeros((3, length), bool)
-        spans[clip] = []
+        annotations[clip] = []
         for event in range(3) if clip != "d" else ():
             for onset in rng.integers(0, length - 10, rng.integers(1, 4)):
                 offset = onset + rng.integers(1, 50)
                 true[event, onset:offset] = True
-                spans[clip].append((EVENTS[event], onset / TICKS, offset / TICKS))
+                annotations[clip].append((EVENTS[event], onset / TICKS, offset / TICKS))
         there = true[:, STEP // 2 :: STEP]
         values = 2 * there + rng.integers(0, 3) * there[[1, 2, 0]] + rng.integers(0, 3, there.shape)
         if clip == "d":
@@ -118,20 +130,20 @@ def test_the_figures_are_those_of_direct_counts(seed):
         truth.append(true)
         ticks.append(np.repeat(values, STEP, axis=1))
     seconds = {clip: length / TICKS for clip, length in lengths.items()}
-    table, _ = evaluate_sound_events(spans, scores, seconds, EVENTS, QUARTERS, threshold=1.5, median=1)
+    table, _ = evaluated(annotations, scores, seconds, threshold=1.5, median=1)
 
     total = sum(seconds.values())
     psds1 = direct_psds(ticks, truth, total, 7, 7, 11, 0)
     psds2 = direct_psds(ticks, truth, total, 1, 1, 3, 0.5)
     expected = {}
     for index, event in enumerate(EVENTS):
-        found = [clip[index] > 1.5 for clip in ticks]
-        hits, false, _ = intersections(found, truth, index, 5, 5)
+        detected = [clip[index] > 1.5 for clip in ticks]
+        hits, false, _ = intersections(detected, truth, index, 5, 5)
         expected[event] = {
             "psds1": psds1[index],
             "psds2": psds2[index],
-            "event_f1": direct_event_f1(found, truth, index),
-            "segment_f1": direct_segment_f1(found, truth, index),
+            "event_f1": direct_event_f1(detected, truth, index),
+            "segment_f1": direct_segment_f1(detected, truth, index),
             "intersection_f1": f1(hits, false, sum(len(runs(true[index])) for true in truth)),
         }
     means = {key: np.mean([expected[event][key] for event in EVENTS]) for key in expected["bell"]}
@@ -139,35 +151,34 @@ def test_the_figures_are_those_of_direct_counts(seed):
     assert table.keys() == expected.keys()
     for row, figures in expected.items():
         assert table[row] == pytest.approx(figures, abs=1e-6), row
-    options = {"threshold": 1.5, "median": 1, "f1": False}
-    without, _ = evaluate_sound_events(spans, scores, seconds, EVENTS, QUARTERS, **options)
+    without, _ = evaluated(annotations, scores, seconds, threshold=1.5, median=1, f1=False)
     assert without == {
         row: {key: figures[key] for key in ("psds1", "psds2")} for row, figures in table.items()
     }
 
 
-def spoken(spans, seconds, events=EVENTS, clock=QUARTERS):
-    """Scores of 0.9 where `spans` (event, onset, offset) are, and of 0.1 elsewhere."""
+def scores_of(annotations, seconds, events=EVENTS, clock=QUARTERS):
+    """Scores of 0.9 within the annotations (event, onset, offset) and of 0.1 elsewhere."""
     times = clock.first + clock.step * np.arange(round(seconds / clock.step))
     scores = np.full((len(times), len(events)), 0.1, np.float32)
-    for event, onset, offset in spans:
+    for event, onset, offset in annotations:
         scores[(onset < times) & (times < offset), events.index(event)] = 0.9
     return scores
 
 
 def measured(truth, scores, seconds, events=EVENTS, clock=QUARTERS, **options):
-    """The table, for clips of equal length."""
+    """The table of clips of equal length."""
     durations = dict.fromkeys(truth, float(seconds))
-    return evaluate_sound_events(truth, scores, durations, events, clock, **{"median": 1} | options)[0]
+    return evaluated(truth, scores, durations, events, clock, **{"median": 1} | options)[0]
 
 
-def test_who_is_always_right_has_a_hundred():
+def test_perfect_scores_give_100_percent():
     truth = {
         "a": [("bell", 0.0, 2.5), ("knock", 1.0, 4.0), ("bell", 3.0, 3.5)],
         "b": [("alarm", 0.0, 5.0)],
         "c": [],
     }
-    table = measured(truth, {clip: spoken(spans, 5) for clip, spans in truth.items()}, 5)
+    table = measured(truth, {clip: scores_of(events, 5) for clip, events in truth.items()}, 5)
     assert list(table) == [*EVENTS, "average"]
     figures = ("psds1", "psds2", "event_f1", "segment_f1", "intersection_f1")
     for row in table.values():
@@ -176,7 +187,7 @@ def test_who_is_always_right_has_a_hundred():
 
 
 @pytest.mark.parametrize(
-    ("span", "found", "counts"),
+    ("annotation", "detection", "counts"),
     [
         ((2.0, 4.0), (2.15, 4), True),
         ((2.0, 4.0), (1.85, 4), True),
@@ -193,17 +204,17 @@ def test_who_is_always_right_has_a_hundred():
         ((2.0, 2.5), (2, 2.75), False),
     ],
 )
-def test_collars_of_event_f1(span, found, counts):
+def test_event_f1_allows_collars(annotation, detection, counts):
     events, clock = ("bell",), Clock(0.025, 0.05)
-    scores = {"a": spoken([("bell", *found)], 6, events, clock)}
-    table = measured({"a": [("bell", *span)]}, scores, 6, events, clock)
+    scores = {"a": scores_of([("bell", *detection)], 6, events, clock)}
+    table = measured({"a": [("bell", *annotation)]}, scores, 6, events, clock)
     assert table["bell"]["event_f1"] == pytest.approx(100 * counts)
 
 
 @pytest.mark.parametrize(
-    ("found", "psds1", "psds2", "intersection"),
+    ("detection", "psds1", "psds2", "intersection"),
     [
-        ((2, 9), 100, 100, 100),  # 0.7 of the span
+        ((2, 9), 100, 100, 100),  # 0.7 of the annotation
         ((2, 8.75), 0, 100, 100),
         ((0, 7), 0, 100, 100),  # half of it, and 5/7 of the detection
         ((0, 6.75), 0, 100, 0),
@@ -217,10 +228,10 @@ def test_collars_of_event_f1(span, found, counts):
         ((2, 102.25), 0, 0, 0),
     ],
 )
-def test_how_much_of_each_other_detections_and_spans_cover(found, psds1, psds2, intersection):
-    """In a clip so long that all of it, as it is found at the lowest threshold, is no hit."""
+def test_detections_and_annotations_must_cover_enough_of_each_other(detection, psds1, psds2, intersection):
+    """The clip is so long that a detection of the whole clip, at the lowest threshold, is not a hit."""
     events = ("bell",)
-    scores = {"a": spoken([("bell", *found)], 120, events)}
+    scores = {"a": scores_of([("bell", *detection)], 120, events)}
     table = measured({"a": [("bell", 2.0, 12.0)]}, scores, 120, events)
     assert table["bell"]["intersection_f1"] == pytest.approx(intersection)
     assert table["bell"]["psds1"] == pytest.approx(psds1)
@@ -228,9 +239,9 @@ def test_how_much_of_each_other_detections_and_spans_cover(found, psds1, psds2, 
 
 
 def test_segment_f1_by_hand():
-    """Heard in seconds 1 to 3, there in 2 to 4: two hits, a false alarm, a miss.  Never heard: 0."""
+    """Detected in seconds 1 to 3, there in 2 to 4: two hits, a false alarm, a miss.  Never detected: 0."""
     truth, events = {"a": [("bell", 2.0, 4.5), ("knock", 0.0, 1.0)], "b": []}, ("bell", "knock")
-    scores = {"a": spoken([("bell", 1.75, 4)], 6, events), "b": spoken([], 6, events)}
+    scores = {"a": scores_of([("bell", 1.75, 4)], 6, events), "b": scores_of([], 6, events)}
     table = measured(truth, scores, 6, events)
     assert table["bell"]["segment_f1"] == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))
     assert table["knock"]["segment_f1"] == 0
@@ -244,55 +255,55 @@ def test_segment_f1_by_hand():
 )
 @pytest.mark.parametrize("empty", [0, 2])
 def test_psds_by_hand(empty, false, crosses):
-    """A bell for sure, then a false one, then another bell; and knocks as they are, 36 s in all.
+    """In order of score a bell, a false positive and another bell; and exact knocks, 36 s in all.
 
-    The false positive in 72 s is 50 an hour; with as much again of clips without events, it is 25.
+    One false positive in 72 s is 50 per hour; with as many clips without events, 25.
     """
     events = ("bell", "knock")
     truth = {
         "a": [("bell", 1.0, 2.0), ("knock", 4.0, 22.0)],
         "b": [("bell", 30.0, 31.0), ("knock", 4.0, 22.0)],
     }
-    scores = {clip: spoken(spans, 36, events) for clip, spans in truth.items()}
+    scores = {clip: scores_of(given, 36, events) for clip, given in truth.items()}
     scores["a"][round(4 * false[0]) : round(4 * false[1]), 0] = 0.8
     scores["b"][120:124, 0] = 0.7
-    silence = spoken([], 36, events)
+    silence = scores_of([], 36, events)
     truth |= {f"empty {index}": [] for index in range(empty)}
     scores |= {f"empty {index}": silence for index in range(empty)}
     rate = 3600 / (36 * (2 + empty))
     table = measured(truth, scores, 36, events)
 
-    # Half of the bells up to the false positive, all of them from there on.
+    # Half of the bells are detected before the false positive, all of them after it.
     assert table["bell"]["psds1"] == pytest.approx(100 - rate / 2)
     assert table["knock"]["psds1"] == pytest.approx(100)
-    # Up to the false positive, the mean is 3/4 and the deviation 1/4.
+    # Before the false positive, the mean is 3/4 and the deviation 1/4.
     assert table["average"]["psds1"] == pytest.approx(100 - rate / 2)
-    # A cross-trigger in 36 s of knocks is 100 an hour, however long it is silent besides.
+    # A cross-trigger in 36 s of knocks is 100 per hour, no matter how long the silence is.
     crossed = min(rate + 0.5 * crosses * 3600 / 36, 100)
     assert table["bell"]["psds2"] == pytest.approx(100 - crossed / 2)
 
     # A bell alone has no cross-triggers.
-    alone = {clip: [span for span in spans if span[0] == "bell"] for clip, spans in truth.items()}
+    alone = {clip: [each for each in given if each[0] == "bell"] for clip, given in truth.items()}
     table = measured(alone, {clip: values[:, :1] for clip, values in scores.items()}, 36, events[:1])
     assert table["bell"]["psds1"] == table["bell"]["psds2"] == pytest.approx(100 - rate / 2)
     assert table["average"] == table["bell"]
 
 
 def noisy_case():
-    """Ten clips of 20 s, and logits that know much of them."""
+    """Ten clips of 20 s, and logits that are mostly right."""
     rng = np.random.default_rng(0)
     truth = {
         f"{clip}.wav": [(event, t, t + 1.5) for event, t in zip(EVENTS, rng.integers(0, 15, 3).astype(float))]
         for clip in range(10)
     }
     logits = {
-        clip: (5 * spoken(spans, 20) - 2.5 + rng.normal(0, 1.4, (80, 3))).astype(np.float32)
-        for clip, spans in truth.items()
+        clip: (5 * scores_of(given, 20) - 2.5 + rng.normal(0, 1.4, (80, 3))).astype(np.float32)
+        for clip, given in truth.items()
     }
     return truth, logits
 
 
-def test_psds_knows_only_the_order_of_scores():
+def test_psds_depends_on_the_order_of_scores_alone():
     truth, logits = noisy_case()
     expected = measured(truth, logits, 20, threshold=0.0)
     assert 0 < expected["average"]["psds1"] < expected["average"]["psds2"] < 100
@@ -303,7 +314,7 @@ def test_psds_knows_only_the_order_of_scores():
                 assert table[row][psds] == pytest.approx(figures[psds], abs=1e-9)
 
 
-def test_logits_at_0_are_probabilities_at_a_half():
+def test_logits_with_threshold_0_equal_probabilities_with_threshold_half():
     truth, logits = noisy_case()
     probabilities = {clip: 1 / (1 + np.exp(-values.astype(float))) for clip, values in logits.items()}
     expected = measured(truth, logits, 20, threshold=0.0)
@@ -315,7 +326,7 @@ def test_logits_at_0_are_probabilities_at_a_half():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(0, 4))
 @settings(max_examples=100, deadline=None)
-def test_the_median_of_each_step_and_its_neighbours(seed, steps, half):
+def test_smoothing_takes_the_median_of_each_step_and_its_neighbours(seed, steps, half):
     scores = np.random.default_rng(seed).normal(size=(steps, 2)).astype(np.float32)
     expected = np.empty_like(scores)
     mirrored = np.concatenate([scores, scores[::-1]])
@@ -330,25 +341,24 @@ def test_scores_are_smoothed_within_each_clip():
     truth, logits = noisy_case()
     smoothed = {clip: smooth(values, 7) for clip, values in logits.items()}
     expected = measured(truth, smoothed, 20, threshold=0.0)
-    durations = dict.fromkeys(truth, 20.0)
-    table, _ = evaluate_sound_events(truth, logits, durations, EVENTS, QUARTERS, threshold=0.0)
+    table, _ = evaluated(truth, logits, dict.fromkeys(truth, 20.0), threshold=0.0)  # 7 by default
     assert table == expected
     assert measured(truth, logits, 20, threshold=0.0) != expected
 
 
-def test_the_first_and_the_last_step_reach_to_the_edges_of_the_clip():
-    """Steps from 0.3 to 3.3 s; the clip is of 4 s, and so is the bell: else its edges miss the collars."""
+def test_the_first_and_last_steps_extend_to_the_edges_of_the_clip():
+    """Steps cover 0.3 to 3.3 s; the clip and the bell last 4 s, whose edges the collars would miss."""
     scores = {"a": np.full((12, 1), 0.9, np.float32)}
     table = measured({"a": [("bell", 0.0, 4.0)]}, scores, 4, ("bell",), Clock(0.425, 0.25))
     assert table["bell"]["event_f1"] == 100
-    # Where the span ends with the last step, the detection goes on for 0.7 s.
+    # If the bell ends with the last step, the detection is 0.7 s too long.
     table = measured({"a": [("bell", 0.0, 3.3)]}, scores, 4, ("bell",), Clock(0.425, 0.25))
     assert table["bell"]["event_f1"] == 0
 
 
 @pytest.mark.parametrize(("first", "onset"), [(0.125, 2.0), (0.125 + 0.5, 2.5), (0.0, 1.875)])
-def test_the_clock_says_where_steps_are(first, onset):
-    """Step 8 begins at `first` + 7.5 / 4 s: an onset is found up to 0.2 s before and after."""
+def test_the_clock_determines_the_times_of_steps(first, onset):
+    """Step 8 begins at `first` + 7.5 / 4 s: onsets within 0.2 s are hits."""
     scores = np.full((24, 1), 0.1, np.float32)
     scores[8:12] = 0.9
     for shift, counts in ((0.0, 100), (0.19, 100), (-0.19, 100), (0.21, 0), (-0.21, 0)):
@@ -357,8 +367,8 @@ def test_the_clock_says_where_steps_are(first, onset):
         assert table["bell"]["event_f1"] == counts
 
 
-def test_what_lies_beyond_the_clip_is_left_out():
-    """Steps of padding, even for the median; ends of spans; and what overlaps or touches is one."""
+def test_parts_beyond_the_clip_are_ignored_and_overlapping_annotations_joined():
+    """Steps of padding are ignored also by the median."""
     truth, logits = noisy_case()
     expected = measured(truth, logits, 20, median=7, threshold=0.0)
     padded = {
@@ -366,22 +376,20 @@ def test_what_lies_beyond_the_clip_is_left_out():
     }
     assert measured(truth, padded, 20, median=7, threshold=0.0) == expected
 
-    whole = {clip: [*spans, ("bell", 17.5, 20.0)] for clip, spans in truth.items()}
+    whole = {clip: [*given, ("bell", 17.5, 20.0)] for clip, given in truth.items()}
     parts = {
-        clip: [("bell", 17.5, 19.0), *spans, ("bell", 19.0, 19.5), ("bell", 18.0, 20.25)]
-        for clip, spans in truth.items()
+        clip: [("bell", 17.5, 19.0), *given, ("bell", 19.0, 19.5), ("bell", 18.0, 20.25)]
+        for clip, given in truth.items()
     }
     expected = measured(whole, logits, 20, threshold=0.0)
     assert measured(parts, logits, 20, threshold=0.0) == expected
 
 
-def test_psd_rocs_are_drawn_as_the_staircases_that_psds_measures():
+def test_psds_is_the_area_under_the_step_curves_drawn():
     truth, logits = noisy_case()
     rocs, averages = {}, {}
     for name, values in {"good": logits, "bad": {clip: -x for clip, x in logits.items()}}.items():
-        table, rocs[name] = evaluate_sound_events(
-            truth, values, dict.fromkeys(truth, 20.0), EVENTS, QUARTERS, threshold=0.0, median=1
-        )
+        table, rocs[name] = evaluated(truth, values, dict.fromkeys(truth, 20.0), threshold=0.0, median=1)
         averages[name] = table["average"]
     assert averages["good"] != averages["bad"]
     styles = model_styles(["good", "bad"])
@@ -408,8 +416,8 @@ def test_psd_rocs_are_drawn_as_the_staircases_that_psds_measures():
         ({"truth": {"a": [("bell", 2.0, 2.5)], "b": []}}, "in 2 s, got 2 to 2.5"),
         ({"truth": {"a": [("bell", -0.5, 2.5)], "b": []}}, "got -0.5 to 2.5"),
         ({"truth": {"a": [("bell", float("nan"), 1.0)], "b": []}}, "got nan to 1"),
-        ({"truth": {"a": [("knock", 1.0, 2.0)], "b": []}}, "a: expected spans of bell, got knock"),
-        ({"truth": {"a": [], "b": []}}, "truth: expected spans of every event, got none of bell"),
+        ({"truth": {"a": [("knock", 1.0, 2.0)], "b": []}}, "a: expected annotations of bell, got knock"),
+        ({"truth": {"a": [], "b": []}}, "truth: expected annotations of every event, got none of bell"),
         ({"scores": {"a": np.zeros((8, 2)), "b": np.zeros((8, 1))}}, r"a: .* \[steps, 1\], got \[8, 2\]"),
         ({"scores": {"a": np.zeros(8), "b": np.zeros((8, 1))}}, r"a: .* \[steps, 1\], got \[8\]"),
         ({"scores": {"a": np.zeros((8, 1)), "b": np.zeros((0, 1))}}, r"b: .* \[steps, 1\], got \[0, 1\]"),
@@ -418,18 +426,18 @@ def test_psd_rocs_are_drawn_as_the_staircases_that_psds_measures():
         ({"median": -1}, "median: expected an odd number of steps, got -1"),
     ],
 )
-def test_what_does_not_fit_is_an_error(change, error):
+def test_inconsistent_arguments_are_refused(change, error):
     given = {
         "truth": {"a": [("bell", 0.5, 1.0)], "b": []},
         "scores": {"a": np.zeros((8, 1)), "b": np.zeros((8, 1))},
         "durations": {"a": 2.0, "b": 2.0},
     }
-    evaluate_sound_events(**given, events=("bell",), clock=QUARTERS)
+    evaluated(**given, events=("bell",))
     with pytest.raises(ValueError, match=error):
-        evaluate_sound_events(**given | change, events=("bell",), clock=QUARTERS)
+        evaluated(**given | change, events=("bell",))
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch):
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sed_scores_eval", None)
-    with pytest.raises(InputError, match=r"expected sed_scores_eval: pip install -e '\.\[sed\]'"):
-        measured(*noisy_case(), 20)
+    with pytest.raises(InputError, match=r"expected sed_scores_eval: pip install 'qkd_jax\[sed\]'"):
+        evaluate_timed_events({}, {}, {}, EVENTS, QUARTERS)

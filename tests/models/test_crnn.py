@@ -15,6 +15,9 @@ from qkd_jax.models.build import build_model
 from qkd_jax.models.crnn import clip_logits
 from qkd_jax.nn.gru import gru_scan
 from tests.networks import parameters
+from tests.oracles import recovered
+
+quantized = functools.partial(recovered, near=1e-5)
 
 FLOAT, CHANNEL4 = QuantConfig(), QuantConfig.per_channel(4)
 # Weights and activations of different bits, one range per kernel.
@@ -102,20 +105,6 @@ def test_steps_are_those_of_the_settings(config, frames, mels):
 def test_pools_that_leave_nothing_are_refused():
     with pytest.raises(ValueError, match="pools: nothing is left of 13 x 3 after block 2"):
         jax.eval_shape(build_model(TINY, EVENTS).init, jax.random.key(0), jnp.zeros((1, 13, 3)))
-
-
-# The whole network in float64.
-
-
-def quantized(v, bits, axis):
-    """Eq. 3 and back in float64, one range for what `axis` spans; 32 bits are off."""
-    low, spread = v.min(axis, keepdims=True), np.ptp(v, axis, keepdims=True)
-    if bits == 32:
-        return v
-    scale = np.where(spread > 0, spread / (2**bits - 1), 1)
-    position = (v - low) / scale
-    assert np.abs(position % 1 - 0.5).min() > 1e-5  # no tie that float32 may break otherwise
-    return np.rint(position) * scale + low
 
 
 def sigmoid(z):

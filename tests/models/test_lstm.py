@@ -10,6 +10,7 @@ from qkd_jax.models import lstm as module
 from qkd_jax.models.build import build_model
 from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_scan
+from tests.oracles import recovered
 
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 12, 6)) - 5
 NORM = {"normalize": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
@@ -40,18 +41,9 @@ def network(layers=1, convolutions=(), time_strides=0, **settings):
     return jax.jit(model.apply), variables_of(layers, convolutions, time_strides)
 
 
-def oracle(v, bits, axis):
-    """Eq. 3 and back in float64, one range for what `axis` spans; 32 bits are off."""
-    v = np.float64(v)
-    if bits == 32:
-        return v
-    low, scale = v.min(axis, keepdims=True), np.ptp(v, axis, keepdims=True) / (2**bits - 1)
-    return np.rint((v - low) / scale) * scale + low
-
-
 def linear(x, layer, bits):
     """Each vector by its own range, the matrix by one."""
-    return oracle(x, bits, -1) @ oracle(layer["w"], bits, (0, 1)) + np.asarray(layer["b"])
+    return recovered(x, bits, -1) @ recovered(layer["w"], bits, (0, 1)) + np.asarray(layer["b"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The convolution over frames against sums written out, and what must not change it."""
+"""The convolution over frames against explicit sums, and its invariants."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,9 @@ import numpy as np
 import pytest
 
 from qkd_jax.nn.conv import conv_frames
+from tests.oracles import recovered
+
+oracle = functools.partial(recovered, near=1e-4)
 
 STRIDES = [(1, 2), (2, 2)]
 ON_FLOATS, ON_CODES = {}, {"x_bits": 4, "w_bits": 4, "per_channel": True}
@@ -20,17 +25,6 @@ def frames():
 def kernel():
     """A kernel whose outputs have very different ranges."""
     return np.float32(np.random.default_rng(1).normal(size=(3, 3, 3, 4)) * [1.0, 20.0, 0.05, 5.0])
-
-
-def oracle(v, bits, axis):
-    """Eq. 3 and back in float64, one range for what `axis` spans; 32 bits are off."""
-    v = np.float64(v)
-    if bits == 32:
-        return v
-    low, scale = v.min(axis, keepdims=True), np.ptp(v, axis, keepdims=True) / (2**bits - 1)
-    position = (v - low) / scale
-    assert np.abs(position % 1 - 0.5).min() > 1e-4  # no tie that float32 may break otherwise
-    return np.rint(position) * scale + low
 
 
 def sums(w, x, dy, strides):
@@ -69,7 +63,7 @@ def test_convolution_and_gradient_are_those_of_the_recovered_floats(strides, x_b
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
-def test_padded_time_has_zeros_before_and_after_which_are_no_codes(quant):
+def test_time_is_padded_by_zeros_that_are_not_quantized(quant):
     w, x = kernel(), frames()
     w_hat, x_hat = w, x
     if quant:
@@ -81,10 +75,10 @@ def test_padded_time_has_zeros_before_and_after_which_are_no_codes(quant):
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
-def test_groups_of_channels_are_apart_but_for_their_range(quant):
+def test_groups_of_channels_share_only_their_range(quant):
     w, x = kernel()[:, :, :1, :3], frames()
     got = conv_frames(jnp.asarray(w), jnp.asarray(x), groups=3, **quant)
-    # The same as one whole kernel, with zeros where a group does not look.
+    # The same as one kernel for all channels, with zeros outside the groups.
     whole = np.zeros((3, 3, 3, 3), np.float32)
     whole[:, :, range(3), range(3)] = oracle(w, 4, (0, 1, 2))[:, :, 0] if quant else w[:, :, 0]
     expected, _, _ = sums(whole, oracle(x, 4, (2, 3)) if quant else x, np.zeros((2, 10, 5, 3)), (1, 1))
@@ -104,7 +98,7 @@ def test_a_stream_may_be_cut_anywhere(strides, quant):
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
-def test_a_batch_mate_changes_not_one_bit(quant):
+def test_other_clips_of_a_batch_change_no_bit(quant):
     w, x = jnp.asarray(kernel()), jnp.asarray(frames())
     expected = conv_frames(w, x, strides=(2, 2), **quant)
     for mate in (np.nan, 1e30, 0.0):
@@ -115,7 +109,7 @@ def test_a_batch_mate_changes_not_one_bit(quant):
 
 @pytest.mark.parametrize("pad_time", [False, True])
 @pytest.mark.parametrize(("channels", "outputs", "size"), [(1, 4, 3), (3, 3, 3), (2, 6, 3), (1, 2, 5)])
-def test_where_each_output_reads_one_channel_value_and_gradients_are_xlas(channels, outputs, size, pad_time):
+def test_the_path_for_single_channels_equals_xlas_convolution(channels, outputs, size, pad_time):
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.normal(size=(size, size, 1, outputs)), jnp.float32)
     x = jnp.asarray(rng.normal(size=(2, 9, 6, channels)), jnp.float32)
@@ -144,7 +138,7 @@ def test_where_each_output_reads_one_channel_value_and_gradients_are_xlas(channe
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
-def test_only_on_cpus_there_is_a_way_of_our_own(platform):
+def test_only_cpus_compute_shifted_products(platform):
     def loss(w, x):
         return conv_frames(w, x, pad_time=True, groups=4).sum()
 

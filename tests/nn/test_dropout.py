@@ -1,4 +1,4 @@
-"""Dropout against what its definition promises: shares, means, independence."""
+"""Dropout: shares, means, independence."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from qkd_jax.nn.dropout import dropout
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
 def test_a_share_is_dropped_and_the_mean_stays(rate, impl):
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (400, 501)), jnp.float32)
-    found = np.asarray(dropout(jax.random.key(0, impl=impl), x, rate))
+    dropped = np.asarray(dropout(jax.random.key(0, impl=impl), x, rate))
     share = min(round(256 * rate), 255) / 256
-    assert (found == 0).mean() == pytest.approx(share, abs=4 * (share * (1 - share) / x.size) ** 0.5)
-    kept = found != 0
-    np.testing.assert_allclose(found[kept], np.asarray(x)[kept] / (1 - share), rtol=1e-6)
-    # Neighbours share a drawn number, and are dropped apart all the same.
+    assert (dropped == 0).mean() == pytest.approx(share, abs=4 * (share * (1 - share) / x.size) ** 0.5)
+    kept = dropped != 0
+    np.testing.assert_allclose(dropped[kept], np.asarray(x)[kept] / (1 - share), rtol=1e-6)
+    # Neighbours share a random word, and yet are dropped independently.
     for step in (1, 2, 3, 4):
         both = (~kept.ravel()[step:] & ~kept.ravel()[:-step]).mean()
         assert both == pytest.approx(share**2, abs=0.01)

@@ -1,4 +1,4 @@
-"""The GRU against ONNX Runtime's and a float64 loop, and what must not change it."""
+"""The GRU against ONNX Runtime and a float64 loop, and its invariants."""
 
 from functools import partial
 from itertools import combinations
@@ -10,36 +10,35 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from onnx import helper
 
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.gru import gru_init, gru_scan, gru_step
+from tests.oracles import data_parallel_gradient, straight_through
 
 FLOAT, PAPER8, PAPER4 = QuantConfig(), QuantConfig.paper(8), QuantConfig.paper(4)
 CHANNEL4 = QuantConfig.per_channel(4)
 ALL16 = QuantConfig(weights=16, activations=16, gates=16, cell=16)
 ONE_EACH = [QuantConfig(**{part: 4}) for part in ("weights", "activations", "gates", "cell")]
 SOME = [FLOAT, PAPER8, CHANNEL4]
-INPUTS, UNITS, BATCH = 3, 6, (4, 6)  # the sizes that most tests share, compiled once
+INPUTS, HIDDEN, BATCH = 3, 6, (4, 6)  # the sizes that most tests share, compiled once
 
 fast_scan = jax.jit(gru_scan, static_argnames=("quant", "reverse"))
 fast_step = jax.jit(gru_step, static_argnames="quant")
 
 
 def two_biases(seed=0):
-    """Parameters as torch has them: w_x, w_h, b_x and b_h with columns r, z, n, no two alike."""
-    rng, scale = np.random.default_rng(seed), np.repeat([0.5, 0.8, 1.2], UNITS)
-    w_x, w_h = (rng.normal(size=(rows, 3 * UNITS)) * scale for rows in (INPUTS, UNITS))
-    b_x, b_h = rng.normal(size=(2, 3 * UNITS)) * 0.4
+    """Parameters of torch: w_x, w_h, b_x and b_h with columns r, z, n, all different."""
+    rng, scale = np.random.default_rng(seed), np.repeat([0.5, 0.8, 1.2], HIDDEN)
+    w_x, w_h = (rng.normal(size=(rows, 3 * HIDDEN)) * scale for rows in (INPUTS, HIDDEN))
+    b_x, b_h = rng.normal(size=(2, 3 * HIDDEN)) * 0.4
     return [np.float64(np.float32(value)) for value in (w_x, 0.7 * w_h, b_x + 0.2, b_h)]
 
 
 def parameters(seed=0):
     w_x, w_h, b_x, b_h = two_biases(seed)
-    only_once = np.concatenate([b_h[: 2 * UNITS], np.zeros(UNITS)])
-    ours = {"w_h": w_h, "w_x": w_x, "b": b_x + only_once, "b_h": b_h[2 * UNITS :]}
+    only_once = np.concatenate([b_h[: 2 * HIDDEN], np.zeros(HIDDEN)])
+    ours = {"w_h": w_h, "w_x": w_x, "b": b_x + only_once, "b_h": b_h[2 * HIDDEN :]}
     return {name: jnp.asarray(value, jnp.float32) for name, value in ours.items()}
 
 
@@ -48,11 +47,11 @@ def sequence(*shape, seed=1):
 
 
 def a_carry(*batch, seed=2):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, UNITS)) * 0.6, jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, HIDDEN)) * 0.6, jnp.float32)
 
 
 def onnx_gru(x, reverse):
-    """Outputs [batch, time, units] of ONNX's GRU, as torch exports its own: linear_before_reset is 1."""
+    """Outputs [batch, time, hidden_size] of ONNX's GRU in torch's form: linear_before_reset is 1."""
 
     def zrn(rows):  # torch's order of gates to ONNX's
         r, z, n = np.split(rows, 3)
@@ -64,7 +63,7 @@ def onnx_gru(x, reverse):
         "GRU",
         ["x", "w", "r", "b"],
         ["y"],
-        hidden_size=UNITS,
+        hidden_size=HIDDEN,
         linear_before_reset=1,
         direction="reverse" if reverse else "forward",
     )
@@ -88,19 +87,19 @@ class Oracle:
         (self.w_x, self.w_h, self.b_x, self.b_h), self.quant = two_biases(), quant
 
     def q(self, v, bits):
-        """Eq. 3 on the whole of v: its codes, and what they stand for."""
+        """Eq. 3 on the whole of v, and back."""
         if bits == 32:
             return v
         scale = np.ptp(v) / (2**bits - 1)
         position = (v - v.min()) / scale
-        # What float32 may shift a position by: some 3e-7 of the values.
+        # float32 may shift a position by some 3e-7 of the values.
         self.clear &= bool((np.abs(position % 1 - 0.5) > 3e-7 / scale).all())
         codes = np.rint(position).astype(int)
         assert codes.min() == 0 and codes.max() == 2**bits - 1
         return scale * codes + v.min()
 
     def weights(self, w):
-        """One range for each gate's matrix, or for each unit's column."""
+        """One range per gate matrix, or per column."""
         parts = w.shape[1] if self.quant.ranges == "channel" else 3
         return np.concatenate([self.q(part, self.quant.weights) for part in np.split(w, parts, 1)], axis=1)
 
@@ -137,7 +136,7 @@ def test_each_step_is_the_oracles(quant):
         new = fast_step(params, carry, x[:, t], quant=quant)
         for index, h in enumerate(np.float64(carry)):
             states[index] = oracle.step(h, np.float64(x[index, t]))
-            # At a tie codes may differ by one; 16 bits come near one all the time, in small steps.
+            # At a tie, codes may differ by one; with 16 bits ties are frequent, but codes are small.
             if oracle.clear or quant == ALL16:
                 compared += 1
                 tolerance = 1e-4 if quant == ALL16 else 1e-5
@@ -170,7 +169,7 @@ def test_new_parameters():
     assert sum(leaf.size for leaf in params.values()) == 3 * 32 * (400 + 32) + 6 * 32 - 2 * 32
 
 
-# How a sequence is run must not matter.
+# Invariants: it does not matter how a sequence is run.
 
 
 @pytest.mark.parametrize("quant", SOME, ids=str)
@@ -208,7 +207,7 @@ def test_a_sequence_may_be_cut_anywhere(quant, reverse):
 
 
 def test_the_default_carry_is_zeros():
-    params, x, zeros = parameters(), sequence(*BATCH), jnp.zeros((4, UNITS))
+    params, x, zeros = parameters(), sequence(*BATCH), jnp.zeros((4, HIDDEN))
     np.testing.assert_array_equal(*(fast_step(params, carry, x[:, 0]) for carry in (None, zeros)))
     outputs = fast_scan(params, x)[0]
     np.testing.assert_allclose(outputs, fast_scan(params, x, carry=zeros)[0], rtol=0, atol=1e-6)
@@ -216,7 +215,7 @@ def test_the_default_carry_is_zeros():
 
 
 @pytest.mark.parametrize("quant", SOME, ids=str)
-def test_a_batch_mate_changes_not_one_bit(quant):
+def test_other_clips_of_a_batch_change_no_bit(quant):
     params, x, carry = parameters(), sequence(*BATCH), a_carry(4)
     expected, _ = fast_scan(params, x, quant=quant, carry=carry)
     for mate in (np.nan, np.inf, 1e30, 0.0):
@@ -232,34 +231,21 @@ def test_any_leading_axes_are_a_batch(batch):
     params, x = parameters(), sequence(*BATCH)
     flat = fast_scan(params, x)[0]
     outputs, _ = fast_scan(params, x.reshape(2, 2, *x.shape[1:]) if batch else x[0])
-    assert outputs.shape == (*batch, 6, UNITS)
+    assert outputs.shape == (*batch, 6, HIDDEN)
     np.testing.assert_allclose(outputs, flat.reshape(outputs.shape) if batch else flat[0], rtol=0, atol=1e-5)
 
 
 # The gradient.
 
 
-def through(value, quantized):
-    """`quantized` forward, the gradient of `value` backward."""
-    return value + jax.lax.stop_gradient(quantized - value)
-
-
 def reference_outputs(params, x, quant):
-    """Outputs in plain autodiff: eq. 3 written out, gradient through the rounding, float products."""
-
-    def q(v, bits, axis=-1):
-        if bits == 32:
-            return v
-        low, high = v.min(axis, keepdims=True), v.max(axis, keepdims=True)
-        scale = jnp.where(high > low, (high - low) / (2**bits - 1), 1)
-        return through(v, jnp.round((v - low) / scale) * scale + low)
-
-    shared = 0 if quant.ranges == "channel" else (0, 1)
+    """Outputs in plain autodiff, with products of floats."""
+    q, shared = straight_through, 0 if quant.ranges == "channel" else (0, 1)
     w_h, w_x = (
         [q(w, quant.weights, shared) for w in jnp.split(params[name], 3, axis=1)] for name in ("w_h", "w_x")
     )
     b_r, b_z, b_n = (b[None] for b in jnp.split(params["b"], 3))
-    h, outputs = jnp.zeros((len(x), UNITS)), []
+    h, outputs = jnp.zeros((len(x), HIDDEN)), []
     for x_t in jnp.moveaxis(x, 1, 0):
         (h_r, h_z, h_n), (x_r, x_z, x_n) = (
             [q(u, quant.activations) @ w for w in gates] for u, gates in ((h, w_h), (x_t, w_x))
@@ -298,17 +284,13 @@ def test_gradient_is_straight_through(quant):
 
 def test_data_parallelism_by_hand():
     params, x = parameters(), sequence(4, 5)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(params, x):
         return (gru_scan(params, x, quant=PAPER8)[0] ** 2).sum()
 
-    gradient = jax.grad(lambda *arguments: jax.lax.psum(loss(*arguments), "data"))
-    parts = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
-    for a, b in zip(
-        jax.tree.leaves(jax.jit(parts)(params, x)), jax.tree.leaves(jax.jit(jax.grad(loss))(params, x))
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    got = data_parallel_gradient(loss, (None, 0))(params, x)
+    expected = jax.jit(jax.grad(loss))(params, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, expected)
 
 
 def test_vmap_over_parameters():

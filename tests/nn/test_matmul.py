@@ -6,27 +6,17 @@ import numpy as np
 import pytest
 
 from qkd_jax.nn.matmul import quantized_matmul
+from tests.oracles import recovered
 
 
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape) + 0.2, jnp.float32)
 
 
-def oracle(x, bits):
-    """Eq. 3 and back in float64, one range for the whole of x; 32 bits are off."""
-    x = np.float64(x)
-    if bits == 32:
-        return x
-    low, scale = x.min(), np.ptp(x) / (2**bits - 1)
-    return np.rint((x - low) / scale) * scale + low
-
-
-def rows(x, bits):
-    return np.stack([oracle(row, bits) for row in np.asarray(x).reshape(-1, x.shape[-1])]).reshape(x.shape)
-
-
 def columns(w, bits, blocks):
-    return np.concatenate([oracle(block, bits) for block in np.split(np.asarray(w), blocks, axis=1)], axis=1)
+    return np.concatenate(
+        [recovered(block, bits) for block in np.split(np.asarray(w), blocks, axis=1)], axis=1
+    )
 
 
 def apply(w, x, x_bits, w_bits, blocks):
@@ -49,7 +39,7 @@ def test_product_and_gradient_are_those_of_the_recovered_floats(x_bits, w_bits, 
         return y, *pullback(dy)
 
     y, dw, dx = both(w, x, dy)
-    x_hat, w_hat, dy = rows(x, x_bits), columns(w, w_bits, blocks), np.float64(dy)
+    x_hat, w_hat, dy = recovered(x, x_bits, -1), columns(w, w_bits, blocks), np.float64(dy)
     np.testing.assert_allclose(y, x_hat @ w_hat, rtol=1e-5, atol=2e-4)
     np.testing.assert_allclose(dx, dy @ w_hat.T, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(dw, x_hat.reshape(-1, 10).T @ dy.reshape(-1, 8), rtol=1e-5, atol=1e-4)
@@ -66,7 +56,7 @@ def test_many_inputs_stay_exact():
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_vector_does_not_depend_on_its_mates(bits):
+def test_a_vector_does_not_depend_on_the_others(bits):
     w, x = normal(0, 10, 8), normal(1, 3, 10)
     f = jax.jit(lambda x: apply(w, x, bits, bits, 4))
     for mate in (np.nan, 1e30, 0.0):
@@ -74,7 +64,7 @@ def test_a_vector_does_not_depend_on_its_mates(bits):
 
 
 def test_the_matrix_is_quantized_once():
-    # Within a scan nothing of the matrix is left to do but the product.
+    # Within a scan, only the product with the matrix remains.
     w, x = normal(0, 10, 8), normal(1, 5, 3, 10)
     f = quantized_matmul(w, x_bits=8, w_bits=8, blocks=4)
     whole = jax.make_jaxpr(lambda x: jax.lax.scan(lambda carry, row: (carry, f(row)), None, x))(x)

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from qkd_jax.quant.qdot import qdot
 from qkd_jax.quant.qtensor import QTensor, dequantize, quantize
+from tests.oracles import data_parallel_gradient, jitted, mapped, remat, scanned, sharded
+
+AXES = (0, None)
+"""Rows of x, all of w."""
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -37,7 +39,7 @@ def exact(x, w, x_bits, w_bits):
     return (np.int64(x) - 2 ** (x_bits - 1)) @ (np.int64(w) - 2 ** (w_bits - 1))
 
 
-# Just below the bound of float32, K · 2^(w_bits - 1) · 2^(x_bits - 1) < 2^24; on it; and well beyond.
+# Just below the bound of float32, K · 2^(w_bits - 1) · 2^(x_bits - 1) < 2^24, at it, and far above.
 BOUNDS = [(8, 8), (5, 7), (8, 4), (2, 8), (4, 5)]
 SIZES = [(*bits, K) for bits in BOUNDS for K in (2 ** (26 - sum(bits)) - 1, 2 ** (26 - sum(bits)))]
 SIZES += [(8, 8, 2047), (8, 8, 5000), (8, 7, 4095), (4, 8, 40_000), (3, 2, 7)]
@@ -47,7 +49,7 @@ SIZES += [(8, 8, 2047), (8, 8, 5000), (8, 7, 4095), (4, 8, 40_000), (3, 2, 7)]
 @pytest.mark.parametrize("kind", ["random", "large"])
 def test_integers_are_those_of_int64(kind, x_bits, w_bits, inputs):
     rng = np.random.default_rng(inputs)
-    low = 0 if kind == "random" else 2  # large: products of one sign, odd and even, as many as can be
+    low = 0 if kind == "random" else 2  # large: all products have the same sign
     x_top, w_top = (2**x_bits, 2**w_bits) if kind == "random" else (low, low)
     x, w = rng.integers(0, x_top, (2, inputs)), rng.integers(0, w_top, (inputs, 3))
     y = fast_qdot(integers(x, x_bits), integers(w, w_bits))
@@ -86,7 +88,7 @@ def test_operands_may_be_floats_or_codes(x_is_codes, w_axis):
     assert (np.abs(y - x_hat @ w_hat) <= 1e-5 * (np.abs(x_hat) @ np.abs(w_hat))).all()
 
 
-def test_a_codes_own_bits_rule():
+def test_the_bits_of_a_qtensor_override_the_argument():
     x, w = normal(0, 3, 12), normal(1, 12, 4)
     y = fast_qdot(quantize(x, 3), quantize(w, 4, axis=None), x_bits=8, w_bits=8)
     np.testing.assert_allclose(y, np.float64(hat(x, 3)) @ np.float64(hat(w, 4, None)), rtol=1e-5, atol=1e-6)
@@ -99,7 +101,7 @@ def test_defaults_are_8_bits():
 
 @pytest.mark.parametrize("operand", ["x", "w"])
 def test_ranges_along_the_wrong_axis_are_refused(operand):
-    # They would fit by accident where the matrix is square, and be wrong.
+    # With a square matrix, the shapes would fit by accident, and the result would be wrong.
     x, w = normal(0, 6, 6), normal(1, 6, 6)
     x, w = (quantize(x, 8, axis=0), w) if operand == "x" else (x, quantize(w, 8, axis=-1))
     with pytest.raises(ValueError, match="expected"):
@@ -113,7 +115,7 @@ def test_a_vector_and_an_empty_batch():
 
 
 @pytest.mark.parametrize("mate", [np.nan, np.inf, 1e30, 0.0])
-def test_a_row_does_not_depend_on_its_mates(mate):
+def test_a_row_does_not_depend_on_the_others(mate):
     x, w = normal(0, 3, 12), normal(1, 12, 4)
     np.testing.assert_array_equal(fast_qdot(x.at[1].set(mate), w)[::2], fast_qdot(x, w)[::2])
     np.testing.assert_array_equal(fast_qdot(x.at[1, 3].set(mate), w)[::2], fast_qdot(x, w)[::2])
@@ -184,30 +186,13 @@ def test_the_largest_product_int32_holds():
     assert int(y[0, 0]) == 2**31 - 2**14
 
 
-def sharded(f):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")))
-
-
-def scanned(f):
-    return jax.jit(lambda x, w: jax.lax.scan(lambda carry, row: (carry, f(row, w)), None, x)[1])
-
-
-def mapped(f):
-    return jax.jit(jax.vmap(f, in_axes=(0, None)))
-
-
-def remat(f):
-    return jax.jit(jax.checkpoint(f))
-
-
-@pytest.mark.parametrize("transform", [jax.jit, mapped, scanned, remat, sharded])
+@pytest.mark.parametrize("transform", [jitted, mapped, scanned, remat, sharded])
 def test_transforms_give_the_same_values(transform):
     x, w = normal(0, 4, 12), normal(1, 12, 5)
-    np.testing.assert_allclose(transform(qdot)(x, w), qdot(x, w), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(transform(qdot, AXES)(x, w), qdot(x, w), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("transform", [jax.jit, mapped, scanned, remat])
+@pytest.mark.parametrize("transform", [jitted, mapped, scanned, remat])
 @pytest.mark.parametrize("inputs", [12, 1500])
 def test_transforms_give_the_same_integers(transform, inputs):
     rng = np.random.default_rng(0)
@@ -217,14 +202,14 @@ def test_transforms_give_the_same_integers(transform, inputs):
     def y(x, w):
         return qdot(QTensor(x, one, -128 * one, 8), QTensor(w, one, -128 * one, 8))
 
-    got = transform(y)(jnp.asarray(x, jnp.uint8), jnp.asarray(w, jnp.uint8))
+    got = transform(y, AXES)(jnp.asarray(x, jnp.uint8), jnp.asarray(w, jnp.uint8))
     np.testing.assert_array_equal(got, exact(x, w, 8, 8).astype(np.float32))
 
 
-@pytest.mark.parametrize("transform", [jax.jit, mapped, scanned, remat, sharded])
+@pytest.mark.parametrize("transform", [jitted, mapped, scanned, remat, sharded])
 def test_transforms_give_the_same_gradient(transform):
     x, w, dy = normal(0, 4, 12), normal(1, 12, 5), normal(2, 4, 5)
-    for got, plain in zip(gradients(transform(qdot), x, w, dy), gradients(qdot, x, w, dy)):
+    for got, plain in zip(gradients(transform(qdot, AXES), x, w, dy), gradients(qdot, x, w, dy)):
         np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -238,11 +223,9 @@ def test_vmap_over_matrices():
 def test_gradient_within_shard_map_sums_over_devices():
     # Data parallelism by hand: the matrix is replicated, its gradient a sum over the devices.
     x, w = normal(0, 4, 12), normal(1, 12, 5)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(w, x):
-        return jax.lax.psum((qdot(x, w) ** 2).sum(), "data")
+        return (qdot(x, w) ** 2).sum()
 
-    gradient = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
-    got = jax.jit(gradient)(w, x)
-    np.testing.assert_allclose(got, jax.grad(lambda w: (qdot(x, w) ** 2).sum())(w), rtol=1e-5, atol=1e-4)
+    got = data_parallel_gradient(loss, (None, 0))(w, x)
+    np.testing.assert_allclose(got, jax.grad(loss)(w, x), rtol=1e-5, atol=1e-4)

@@ -20,12 +20,12 @@ EPS = np.finfo(np.float32).eps
 
 
 def oracle(x, bits, axis):
-    """Eq. 3 in float64: codes, scale, offset, and where a code is not a matter of rounding."""
+    """Eq. 3 in float64: codes, scale, offset, and where rounding can't change a code."""
     x = np.asarray(x).astype(np.float64)
     low = x.min(axis, keepdims=True)
     scale = (x.max(axis, keepdims=True) - low) / (2**bits - 1)
     position = (x - low) / scale
-    clear = np.abs(position % 1 - 0.5) > 2**bits * 2.0**-21  # what float32 may shift a position by
+    clear = np.abs(position % 1 - 0.5) > 2**bits * 2.0**-21  # the error of a position in float32
     return np.rint(position), scale, low, clear
 
 
@@ -107,7 +107,7 @@ def test_half_precision_is_quantized_in_float32(bits, dtype):
     np.testing.assert_allclose(q.scale, scale, rtol=4 * EPS)
 
 
-def test_float16s_whole_range_does_not_overflow():
+def test_the_whole_range_of_float16_does_not_overflow():
     x = jnp.array([-65504, 0, 65504], jnp.float16)
     np.testing.assert_allclose(dequantize(quantize(x, 16)), x, atol=1.01)
 
@@ -123,7 +123,7 @@ def test_float64_is_quantized_in_float64():
 @pytest.mark.parametrize("value", [0.0, -3.25, 0.1, 3e38, -3e38])
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("bits", [2, 8, 16])
-def test_a_constant_slice_has_scale_0_and_comes_back(bits, size, value):
+def test_a_constant_slice_has_scale_0_and_is_recovered(bits, size, value):
     x = jnp.full((2, size), value, jnp.float32)
     q = quantize(x, bits)
     np.testing.assert_array_equal(q.codes, 0)
@@ -177,7 +177,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("bits", [3, 8, 16])
-def test_a_bad_slice_shows_and_leaves_the_others_alone(bits, name):
+def test_a_bad_slice_is_nan_and_does_not_change_others(bits, name):
     good = vectors(1, (3, 4))
     alone = quantize(jnp.asarray(good), bits)
     q = quantize(jnp.asarray(np.insert(good, 1, BAD[name], axis=0), jnp.float32), bits)

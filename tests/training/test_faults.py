@@ -1,4 +1,4 @@
-"""What may befall a run: full and read-only disks, closed files, a clock set back, values beyond reason."""
+"""Faults around a run: full and read-only disks, unreadable files, a clock set back, non-finite values."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.train.test_resume import assert_same_end, run
 
+from qkd_jax import train
 from qkd_jax.config import to_json
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import load_run
-from qkd_jax.training.run import train
+from tests.training.test_resume import assert_same_end, run
 
 ROOT = Path(__file__).parents[2]
 mounts = pytest.mark.skipif(
@@ -28,7 +28,7 @@ mounts = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def mounted(folder):
-    """A file system of its own at `folder`; yields what changes its options."""
+    """A new file system at `folder`; yields the function that changes its options."""
 
     def mount(*options):
         subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True)
@@ -94,7 +94,7 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
         figures = tmp_path / "figures.json"
         done = command("eval.py", disk / "tiny", "--json", figures)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"{disk}/tiny: read-only, so nothing is kept there"
+        assert done.stdout.splitlines()[-1] == f"{disk}/tiny: read-only, so nothing is written there"
         assert figures.read_text() == (disk / "tiny" / "results.json").read_text()
 
 
@@ -107,13 +107,13 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
     [
         ("tiny/config.json", "expected a run's settings: .*Permission denied.*"),
         ("tiny/clips.jsonl", "expected the list of a run's recordings: .*Permission denied.*"),
-        ("tiny/norm.npz", "expected mean and deviation .*Permission denied.*"),
-        ("tiny/plain/checkpoints", "could not be read: Permission denied"),
+        ("tiny/norm.npz", "expected mean and standard deviation .*Permission denied.*"),
+        ("tiny/models/plain/checkpoints", "could not be read: Permission denied"),
         ("tiny/data/audio/train-00003.wav", "expected a recording that libsndfile reads: .*"),
         (".features", ".*could not be written: Permission denied"),
     ],
 )
-def test_what_may_not_be_read_is_named(finished, tiny_config, tmp_path, closed, said):
+def test_unreadable_files_are_named(finished, tiny_config, tmp_path, closed, said):
     shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
     settings = tmp_path / "settings.json"
     settings.write_text(to_json(tiny_config(tmp_path)))
@@ -131,7 +131,7 @@ def test_what_may_not_be_read_is_named(finished, tiny_config, tmp_path, closed, 
 
 @pytest.mark.slow
 def test_a_clock_set_back_changes_nothing(finished, tiny_config, settings, tmp_path):
-    # All that a stopped run has left is of a year to come.
+    # All files that a stopped run has left are dated years in the future.
     folder = tmp_path / "disk" / "tiny"
     assert run(settings, int(signal.SIGTERM), "four", 2).returncode == 130
     for path in folder.rglob("*"):
@@ -142,24 +142,24 @@ def test_a_clock_set_back_changes_nothing(finished, tiny_config, settings, tmp_p
 
 
 @pytest.mark.slow
-def test_interrupted_twice_a_run_stops_at_once_and_goes_on(finished, settings, tmp_path):
+def test_a_run_that_is_interrupted_twice_stops_at_once_and_resumes(finished, settings, tmp_path):
     done = run(settings, int(signal.SIGINT), "twice", "plain", 5)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         130,
-        "stopped; the same command goes on from there",
+        "stopped; run the same command again to continue",
     )
     folder = tmp_path / "disk" / "tiny"
-    assert not (folder / "plain" / "checkpoints" / "5").exists()
+    assert not (folder / "models" / "plain" / "checkpoints" / "5").exists()
     assert run(settings).returncode == 0
     assert_same_end(folder, finished)
 
 
 @pytest.mark.slow
-def test_of_two_that_begin_one_run_at_once_one_is_refused(finished, settings, tmp_path):
+def test_only_one_of_two_processes_can_start_a_run(finished, settings, tmp_path):
     both = [run(settings, wait=False) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
-    assert any("another process trains this run; give another --name" in each for each in said)
+    assert any("another process trains this run; use another --name" in each for each in said)
     assert_same_end(tmp_path / "disk" / "tiny", finished)
 
 
@@ -168,7 +168,7 @@ def test_of_two_that_begin_one_run_at_once_one_is_refused(finished, settings, tm
 def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path, split):
     shutil.copytree(finished, tmp_path / "tiny")
     for name in ("plain", "four"):
-        shutil.rmtree(tmp_path / "tiny" / name)
+        shutil.rmtree(tmp_path / "tiny" / "models" / name)
     config = tiny_config(tmp_path)
     loaded = load_run(tmp_path / "tiny")
     entry = load_split(loaded.config, loaded.clips, split, loaded.cache).features.entries[5]
@@ -176,7 +176,7 @@ def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path,
     spoilt[3, 2] = np.nan
     np.save(entry, spoilt)
     with pytest.raises(
-        InputError, match=rf"{entry}: expected finite log-mel .*; delete the file, and they are"
+        InputError, match=rf"{entry}: expected finite log-mel .*; delete the file to compute them"
     ):
         train(config)
     entry.unlink()
@@ -186,8 +186,8 @@ def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path,
 
 def test_logits_of_a_teacher_that_are_not_finite_are_named(finished, tiny_config, tmp_path):
     shutil.copytree(finished, tmp_path / "tiny")
-    shutil.rmtree(tmp_path / "tiny" / "four")
-    path = tmp_path / "tiny" / "teacher" / "teaching.npz"
+    shutil.rmtree(tmp_path / "tiny" / "models" / "four")
+    path = tmp_path / "tiny" / "models" / "teacher" / "teaching.npz"
     with np.load(path) as kept:
         arrays = dict(kept)
     arrays["logits"][7, 1] = np.inf

@@ -1,4 +1,4 @@
-"""Several processes on one machine train one run together: real ones, over jax.distributed."""
+"""Several processes on one machine train one run together, over jax.distributed."""
 
 import os
 import socket
@@ -8,28 +8,28 @@ import time
 
 import numpy as np
 import pytest
-from tests.train.test_mesh import losses
 
 from qkd_jax.config import to_json
+from tests.training.test_devices import losses
 
 COMMAND = """
 import sys
 from pathlib import Path
-from qkd_jax.command import run_command
+from qkd_jax.commands.cli import run_command
 from qkd_jax.config import RunConfig, from_json
-from qkd_jax.mesh import join_processes
+from qkd_jax.system.devices import join_processes
 
-def main(arguments):
-    from qkd_jax.train.run import train
+def main(arguments, prog):
+    from qkd_jax import train
     join_processes()
     train(from_json(RunConfig, Path(arguments[0]).read_text(), arguments[0]))
 
-sys.exit(run_command(main, sys.argv[1:]))
+sys.exit(run_command(main, sys.argv[1:], "train"))
 """
 
 
 def start(settings, count):
-    """So many processes, each of one device, that train what a file of `settings` says."""
+    """`count` processes, with one device each, that train the run of a file of `settings`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -61,9 +61,9 @@ def settings(tiny_config, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(finished, settings, tmp_path):
     processes = start(settings, 2)
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    (first, _), (second, _) = said
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    (first, _), (second, _) = outputs
     assert "report.html shows them" in first and not second
     for name in ("teacher", "plain", "four"):
         np.testing.assert_allclose(losses(tmp_path / "tiny", name), losses(finished, name), rtol=1e-4)
@@ -73,17 +73,17 @@ def test_two_processes_train_what_one_does(finished, settings, tmp_path):
 @pytest.mark.slow
 def test_one_is_killed_and_others_go_on_in_another_number(finished, settings, tmp_path):
     processes = start(settings, 2)
-    checkpoints = tmp_path / "tiny" / "teacher" / "checkpoints"
+    checkpoints = tmp_path / "tiny" / "models" / "teacher" / "checkpoints"
     while not (checkpoints / "3").is_dir():
         time.sleep(0.01)
         assert all(process.poll() is None for process in processes)
     processes[1].kill()
-    # The other can't go on by itself, and ends when it has waited in vain.
-    said = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode for process in processes), said
+    # The other can't continue alone, and ends after a timeout.
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert all(process.returncode for process in processes), outputs
     processes = start(settings, 4)
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, said
-    assert "teacher: going on from step" in said[0][0]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert "teacher: resuming from step" in outputs[0][0]
     for name in ("teacher", "plain", "four"):
         np.testing.assert_allclose(losses(tmp_path / "tiny", name), losses(finished, name), rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of disk: the same command goes on and ends in the same bits."""
+"""Runs that are killed, stopped or out of disk: the same command resumes and ends in the same bits."""
 
 import re
 import shutil
@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from qkd_jax import train
 from qkd_jax.config import to_json
 from qkd_jax.errors import InputError
-from qkd_jax.run_folder import checkpoints as checkpoint
+from qkd_jax.run_folder import checkpoints
 from qkd_jax.run_folder.folder import load_run
-from qkd_jax.training.run import train
 
-# Runs a config.  A signal comes when the work of that title is at that item, once a file is there, or in
-# the place of a function; or no file can grow beyond a size.
+# Runs a config.  A signal is sent when the progress of a title reaches an item, when a file appears, or instead
+# of a call of a function; or files are limited to a size.
 COMMAND = """
 import importlib, os, resource, sys, threading, time
 from pathlib import Path
-from qkd_jax import progress
-from qkd_jax.command import run_command
+from qkd_jax.system import progress
+from qkd_jax.commands.cli import run_command
 from qkd_jax.config import RunConfig, from_json
 
 settings, number, *trap = sys.argv[1:]
@@ -44,7 +44,7 @@ def watch(folder, pattern):
     os.kill(os.getpid(), int(number))
 
 if trap and trap[0] == "limit":
-    # The system ends the writing of a file at that size as it does on a full disk.
+    # Writing beyond that size fails as it does on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(trap[1]),))
 elif trap and Path(trap[0]).is_dir():
     threading.Thread(target=watch, args=trap, daemon=True).start()
@@ -53,11 +53,11 @@ elif trap and trap[0].startswith("qkd_jax."):
 else:
     progress.track = track
 
-def main(arguments):
-    from qkd_jax.train.run import train
+def main(arguments, prog):
+    from qkd_jax import train
     train(from_json(RunConfig, Path(settings).read_text(), settings))
 
-sys.exit(run_command(main, []))
+sys.exit(run_command(main, [], "train"))
 """
 KILL = int(signal.SIGKILL)
 
@@ -83,13 +83,14 @@ def assert_same_end(folder, finished):
     for name in expected.names:
         last = []
         for run in (loaded, expected):
-            path = run.folder / name / "checkpoints"
-            with checkpoint.open_checkpoints(path, read_only=True) as manager:
+            path = run.model_folder(name) / "checkpoints"
+            with checkpoints.open_checkpoints(path, read_only=True) as manager:
                 steps = manager.latest_step(), manager.best_step()
-                state = checkpoint.restore(manager, manager.latest_step(), run.new_state(name, norm))
+                state = checkpoints.restore(manager, manager.latest_step(), run.new_state(name, norm))
             last.append((steps, state, run.best_variables(name)))
         jax.tree.map(np.testing.assert_array_equal, *last)
-        assert (folder / name / "log.jsonl").read_text() == (finished / name / "log.jsonl").read_text()
+        logs = [(run.model_folder(name) / "log.jsonl").read_text() for run in (loaded, expected)]
+        assert logs[0] == logs[1]
     assert (folder / "results.json").read_text() == (finished / "results.json").read_text()
 
 
@@ -107,11 +108,11 @@ def test_killed_at_any_moment_a_run_ends_bit_identical(finished, settings, tmp_p
     # The teacher's second epoch, with the log ahead of the checkpoint and its last line cut.
     assert run(settings, KILL, "teacher", 6).returncode == -KILL
     assert left("teacher/checkpoints/3") == 1 and left("teacher/checkpoints/6") == 0
-    log = tmp_path / "tiny" / "teacher" / "log.jsonl"
+    log = tmp_path / "tiny" / "models" / "teacher" / "log.jsonl"
     assert len(log.read_text().splitlines()) >= 3 + 1 + 1
     log.write_text(log.read_text() + '{"step": 6, "lo')
     # A student's checkpoint, while it is being written.
-    assert run(settings, KILL, tmp_path / "tiny", "four/checkpoints/*tmp*").returncode == -KILL
+    assert run(settings, KILL, tmp_path / "tiny", "models/four/checkpoints/*tmp*").returncode == -KILL
     assert left("four/checkpoints/*tmp*") == 1 and left("four/checkpoints/3") == 0
     # A student's first epoch, and then the report.
     assert run(settings, KILL, "four", 3).returncode == -KILL
@@ -124,7 +125,7 @@ def test_killed_at_any_moment_a_run_ends_bit_identical(finished, settings, tmp_p
     assert_same_end(tmp_path / "tiny", finished)
 
 
-def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_run_that_is_asked_to_stop_finishes_the_step_saves_and_tells_how_to_resume(
     finished, tiny_config, settings, tmp_path
 ):
     folder = tmp_path / "tiny"
@@ -133,19 +134,19 @@ def test_asked_to_stop_a_run_finishes_the_step_saves_and_says_how_to_go_on(
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == [
         "Saving and stopping; press Ctrl-C again to quit immediately.",
-        "four: stopped at step 5 and saved; the same command goes on from there",
+        "four: stopped at step 5 and saved; run the same command again to continue",
     ]
-    assert (folder / "four" / "checkpoints" / "5").is_dir()
+    assert (folder / "models" / "four" / "checkpoints" / "5").is_dir()
     train(tiny_config(tmp_path))
     assert_same_end(folder, finished)
 
 
-def test_stopped_while_it_computes_features_a_run_goes_on_from_there(settings, tmp_path):
+def test_a_run_that_is_stopped_while_it_computes_features_keeps_them(settings, tmp_path):
     done = run(settings, int(signal.SIGTERM), "features", 20)
     assert done.returncode == 130
     assert done.stderr.splitlines() == [
         "Saving and stopping; press Ctrl-C again to quit immediately.",
-        "stopped; the same command goes on from there",
+        "stopped; run the same command again to continue",
     ]
     assert 19 <= len(list(tmp_path.rglob("*.npy"))) < 60 and not list(tmp_path.rglob("*.part"))
 
@@ -154,7 +155,7 @@ def test_stopped_while_it_computes_features_a_run_goes_on_from_there(settings, t
 def test_a_disk_that_fills_up_loses_nothing(finished, tiny_config, settings, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("plain", "four"))
-    for size, named in ((600, r"\.features/.*\.npy"), (3000, r"tiny/plain/checkpoints/3")):
+    for size, named in ((600, r"\.features/.*\.npy"), (3000, r"tiny/models/plain/checkpoints/3")):
         done = run(settings, 0, "limit", size)
         assert done.returncode == 2
         assert re.search(
@@ -168,7 +169,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path):
     (tmp_path / "tiny").mkdir()
     with (
         FileLock(tmp_path / "tiny" / ".lock"),
-        pytest.raises(InputError, match="tiny: another process trains this run; give another --name"),
+        pytest.raises(InputError, match="tiny: another process trains this run; use another --name"),
     ):
         train(tiny_config(tmp_path))
 

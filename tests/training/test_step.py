@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from qkd_jax.config import LSTMConfig, QuantConfig, TeacherConfig, TrainConfig
+from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import distillation_loss, weighted_bce
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.state import init_state, make_optimizer
 from qkd_jax.training.step import make_train_step
 
 MODELS = {
-    "teacher": TeacherConfig(blocks=(1, 1), growth=4, stem=4),
+    "teacher": DenseNetConfig(blocks=(1, 1), growth=4, stem=4),
     "float": LSTMConfig(hidden_size=6),
     "4-bit": LSTMConfig(hidden_size=6, quant=QuantConfig.paper(4)),
     "convolutions": LSTMConfig(
@@ -33,7 +33,7 @@ def loss(logits, batch):
 def setup(name, seed=0):
     model, optimizer = (
         build_model(MODELS[name], 2),
-        make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+        make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100),
     )
     state = init_state(model, optimizer, (24, 8), NORM, seed)
     rng = np.random.default_rng(seed)
@@ -59,13 +59,13 @@ def test_step_equals_adam_by_hand(name):
 
     (value, updated), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))
-    shrink = min(1.0, TrainConfig().clip_norm / norm)
+    shrink = min(1.0, ClipRecipe().clip_norm / norm)
     # Adam's first step: m / (1 - b1) = g, sqrt(v / (1 - b2)) = |g|.
     expected = jax.tree.map(
         lambda p, g: p - 1e-3 * shrink * g / (jnp.abs(shrink * g) + 1e-8), state.params, gradient
     )
     before = jax.tree.map(np.array, state.variables["norm"])
-    new, metrics = make_train_step(model, make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100), loss)(
+    new, metrics = make_train_step(model, make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100), loss)(
         state, batch
     )
 
@@ -73,7 +73,7 @@ def test_step_equals_adam_by_hand(name):
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     assert int(new.step) == 1
     for got, wanted, grad in zip(*map(jax.tree.leaves, (new.params, expected, gradient))):
-        clear = np.abs(grad) > 1e-5  # where rounding can't turn the sign of the gradient
+        clear = np.abs(grad) > 1e-5  # where rounding can't change the sign of the gradient
         np.testing.assert_allclose(np.asarray(got)[clear], np.asarray(wanted)[clear], atol=2e-5)
     for got, wanted in zip(
         *map(jax.tree.leaves, (new.variables.get("batch_stats"), updated.get("batch_stats")))
@@ -84,12 +84,12 @@ def test_step_equals_adam_by_hand(name):
 
 
 def test_gradient_norm_is_clipped_before_adam():
-    optimizer = make_optimizer(TrainConfig(schedule="constant", clip_norm=1.0), 1e-3, 100)
+    optimizer = make_optimizer(ClipRecipe(schedule="constant", clip_norm=1.0), 1e-3, 100)
     params = {"w": jnp.zeros(2)}
     state = optimizer.init(params)
     for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):
         updates, state = optimizer.update({"w": gradient}, state, params)
-    # Clipped, the gradients are (0.6, 0.8) and (0.3, 0.4); unclipped, the first would rule the moments.
+    # Clipped, the gradients are (0.6, 0.8) and (0.3, 0.4); unclipped, the first would dominate the moments.
     m, v = np.zeros(2), np.zeros(2)
     for gradient in (np.array([0.6, 0.8]), np.array([0.3, 0.4])):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
@@ -99,11 +99,11 @@ def test_gradient_norm_is_clipped_before_adam():
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_the_learning_rate_stays_or_falls_to_zero_over_all_steps(schedule):
-    optimizer = make_optimizer(TrainConfig(schedule=schedule), 0.01, 10)
+    optimizer = make_optimizer(ClipRecipe(schedule=schedule), 0.01, 10)
     params = {"w": jnp.zeros(1)}
     state, moved = optimizer.init(params), []
     for _ in range(11):
-        # Of one gradient all along, Adam's step is the learning rate.
+        # With a constant gradient, Adam's step is the learning rate.
         updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
         moved.append(-float(updates["w"][0]))
     expected = {"constant": np.ones(11), "cosine": (1 + np.cos(np.pi * np.arange(11) / 10)) / 2}
@@ -129,11 +129,11 @@ def test_lowers_for_every_platform_at_full_precision(name, platform):
     lines = exported.mlir_module().splitlines()
     products = [line for line in lines if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
     assert products
-    # Of the products that the objective needs none may run in TF32 or bfloat16 by accident.
+    # None of the objective's products may run in TF32 or bfloat16 by accident.
     assert all("HIGHEST" in line for line in products)
 
 
-def test_learns_what_can_be_learned():
+def test_the_loss_falls_on_one_batch():
     model, _, state, batch = setup("4-bit")
     train_step = make_train_step(
         model, optax.adam(3e-2), lambda logits, batch: weighted_bce(logits, batch["labels"])
@@ -148,7 +148,7 @@ def test_learns_what_can_be_learned():
 
 @pytest.mark.parametrize("name", ["float", "convolutions"])
 def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
-    model, optimizer = build_model(MODELS[name], 2), make_optimizer(TrainConfig(), 0.1, 100)
+    model, optimizer = build_model(MODELS[name], 2), make_optimizer(ClipRecipe(), 0.1, 100)
     state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
     batch = setup(name)[3]
 
@@ -161,7 +161,7 @@ def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
         state, _ = train_step(state, batch)
         decay = min(0.3, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, moving(state))
-    # What is validated and kept is the average, normalised as ever.
+    # The average is validated and kept, with the same normalization.
     found = [state.model["params"], state.model.get("batch_stats")]
     for got, wanted in zip(*map(jax.tree.leaves, (found, average)), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
@@ -169,11 +169,11 @@ def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
 
 
 @pytest.mark.slow
-def test_the_average_changes_nothing_of_the_training():
+def test_the_average_does_not_affect_the_training():
     plain, averaged = (
         init_state(
             setup("4-bit")[0],
-            make_optimizer(TrainConfig(schedule="constant"), 1e-3, 100),
+            make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100),
             (24, 8),
             NORM,
             0,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qkd_jax import train
 from qkd_jax.audio.augment import augment
 from qkd_jax.audio.reading import read_audio
-from qkd_jax import train
 from qkd_jax.config import AugmentConfig, ClipRecipe, LSTMConfig, ModelConfig, ResNetConfig
 from qkd_jax.data.batches import clip_batches
 from qkd_jax.data.dataset import load_split

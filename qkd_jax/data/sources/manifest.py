@@ -27,7 +27,10 @@ def read_manifest(config: ManifestData) -> list[Clip]:
 
     lines: dict[str, int] = {}
     hint = "; --data.filename-column and --data.labels-column name the columns to read"
-    for line, row in read_table(path, columns, setting="--data.root", delimiter=delimiter, hint=hint):
+    rows = read_table(
+        path, columns, setting="--data.root", delimiter=delimiter, hint=hint, named_by="--data.manifest"
+    )
+    for line, row in rows:
         where = f"{path}: row {line}: {config.filename_column}"
         name = inside(row[config.filename_column], where)
         if name in lines:

@@ -1,6 +1,6 @@
 import pytest
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import AudioSetData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.sources.audioset import read_audioset
 from qkd_jax.errors import InputError
@@ -33,7 +33,7 @@ def read(tmp_path):
         for name in recordings:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).touch()
-        return read_audioset(DataConfig(root=str(tmp_path), source="audioset", events=events))
+        return read_audioset(AudioSetData(root=str(tmp_path), events=events))
 
     return read
 
@@ -50,18 +50,19 @@ def test_the_published_layout(read, tmp_path, capsys, encoding):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("ytid", ["0a-b_c-d_eA", "-a-b_c-d_eA", "_a-b_c-d_eA", "Ya-b_c-d_eA", "YYa-b_c-d_A"])
-@pytest.mark.parametrize("prefix", ["", "Y"])
 @pytest.mark.parametrize("times", ["", "_30000", "_30000_40000", "_30.000", "_30.000_40.000", "_30s_40s"])
 @pytest.mark.parametrize("extension", [".wav", ".FLAC"])
-def test_names_that_downloaders_give(read, ytid, prefix, times, extension):
-    tables = {"eval_segments.csv": f"{ytid}, 30.000, 40.000, /m/0bt9lr\n"}
-    name = f"eval/{prefix}{ytid}{times}{extension}"
-    assert [(clip.name, clip.group) for clip in read(tables, [name])] == [(name, ytid)]
+def test_recordings_are_found_under_the_names_of_all_downloaders(read, tmp_path, times, extension):
+    for ytid in ("0a-b_c-d_eA", "-a-b_c-d_eA", "_a-b_c-d_eA", "Ya-b_c-d_eA", "YYa-b_c-d_A"):
+        tables = {"eval_segments.csv": f"{ytid}, 30.000, 40.000, /m/0bt9lr\n"}
+        for prefix in ("", "Y"):
+            name = f"eval/{prefix}{ytid}{times}{extension}"
+            assert [(clip.name, clip.group) for clip in read(tables, [name])] == [(name, ytid)]
+            (tmp_path / name).unlink()
 
 
-def test_the_segments_say_which_y_belongs_to_an_id(read):
-    # One id is the other behind a Y, less its last character.
+def test_the_tables_decide_whether_a_y_belongs_to_an_id(read):
+    # One id is a Y and the first ten characters of the other.
     tables = {"eval_segments.csv": "YabcdefghiA, 0, 10, /m/0bt9lr\nabcdefghiAQ, 0, 10, /m/09x0r\n"}
     clips = read(tables, ["YabcdefghiA.wav", "YabcdefghiAQ.wav"])
     assert [(clip.name, clip.group) for clip in clips] == [
@@ -70,25 +71,27 @@ def test_the_segments_say_which_y_belongs_to_an_id(read):
     ]
 
 
-def test_other_files_are_no_recordings(read):
+def test_files_with_other_names_are_ignored(read):
     others = ["--PJHxphWEs.m4a", "--PJHxphWEs.json", "--PJHxphWEsx.wav", "--PJHxphWE.wav", "x--PJHxphWEs.wav"]
     others += ["--PJHxphWEs_vocals.wav", "--PJHxphWEs.wav.part", "._--PJHxphWEs.wav", "--pjhxphwes.wav"]
     assert [clip.name for clip in read(recordings=[*others, "_aBcDeFgHiA.wav"])] == ["_aBcDeFgHiA.wav"]
 
 
-def test_of_several_recordings_the_first_path_is_taken(read):
+def test_the_first_of_several_recordings_by_path_is_used(read):
     names = ["b/--PJHxphWEs.wav", "a/Y--PJHxphWEs.wav", "a/Y--PJHxphWEs.ogg", "c/--PJHxphWEs_30000.wav"]
     assert [clip.name for clip in read(recordings=names)] == ["a/Y--PJHxphWEs.ogg"]
 
 
-def test_linked_folders_are_followed(read, tmp_path, tmp_path_factory):
+def test_linked_folders_are_followed_once(read, tmp_path, tmp_path_factory):
     disk = tmp_path_factory.mktemp("disk")
     (disk / "--PJHxphWEs.wav").touch()
     (tmp_path / "audio").symlink_to(disk)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).symlink_to(tmp_path)
     assert [clip.name for clip in read(recordings=())] == ["audio/--PJHxphWEs.wav"]
 
 
-def test_a_segment_that_comes_twice_has_the_labels_of_both(read):
+def test_a_segment_listed_twice_has_the_labels_of_both_rows(read):
     again = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/m/0bt9lr"\n'
     clips = read({**TABLES, "unbalanced_train_segments.csv": again})
     assert [(clip.group, set(clip.labels)) for clip in clips] == [
@@ -106,18 +109,18 @@ def test_segments_without_a_recording_are_reported(read, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("and are left out\n")
 
 
-def test_large_numbers_are_readable(read, capsys):
+def test_large_numbers_are_printed_with_separators(read, capsys):
     rows = "".join(f"{number:011}, 0, 10, /m/0bt9lr\n" for number in range(2000))
     read({"unbalanced_train_segments.csv": rows}, ["00000000000.wav"], events=("Dog",))
     line = capsys.readouterr().out
     assert "1,999 of 2,000 segments" in line and line.endswith("(Dog 1,999 of 2,000)\n")
 
 
-def test_no_segment_has_a_recording(read, tmp_path):
+def test_a_set_without_recordings_is_refused(read, tmp_path):
     with pytest.raises(InputError) as error:
         read(recordings=["x.wav"])
     assert str(error.value) == (
-        f"data.root: expected recordings named by YouTube ids under {tmp_path}, found none"
+        f"--data.root: expected recordings named by YouTube ids under {tmp_path}, found none"
     )
 
 
@@ -143,16 +146,23 @@ def test_a_bad_segment_is_named(read, tmp_path, row, message):
     assert str(error.value) == f"{tmp_path / 'eval_segments.csv'}: row 5: {message}"
 
 
-def test_a_table_without_segments(read):
-    with pytest.raises(InputError, match=r"eval_segments\.csv: expected rows, found none$"):
-        read({"eval_segments.csv": HEADER})
-
-
-def test_labels_without_a_column(read, tmp_path):
-    with pytest.raises(InputError) as error:
-        read(labels="index,mid\n0,/m/09x0r\n")
-    path = tmp_path / "class_labels_indices.csv"
-    assert str(error.value) == f"{path}: expected columns mid, display_name; found index, mid"
+@pytest.mark.parametrize(
+    ("tables", "error"),
+    [
+        ({"tables": {"eval_segments.csv": HEADER}}, r"eval_segments\.csv: expected rows, found none"),
+        (
+            {"labels": "index,mid\n0,/m/09x0r\n"},
+            r"class_labels_indices\.csv: expected columns mid, display_name; found index, mid",
+        ),
+        (
+            {"labels": "index\tmid\tdisplay_name\n0\t/m/09x0r\tSpeech\n"},
+            r".*found index\?mid\?display_name; they seem to be separated by tabs, expected commas",
+        ),
+    ],
+)
+def test_tables_without_rows_or_columns_are_named(read, tmp_path, tables, error):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/{error}$"):
+        read(**tables)
 
 
 @pytest.mark.parametrize("file", ["class_labels_indices.csv", "eval_segments.csv"])
@@ -160,26 +170,20 @@ def test_another_encoding_is_named(read, tmp_path, file):
     read()
     (tmp_path / file).write_bytes("index,mid,display_name\n0,/m/0,bébé\n".encode("latin-1"))
     with pytest.raises(InputError, match=rf"{file}: expected a table in UTF-8"):
-        read_audioset(DataConfig(root=str(tmp_path)))
+        read_audioset(AudioSetData(root=str(tmp_path)))
 
 
-def test_no_root_and_no_tables(read, tmp_path):
+def test_a_missing_root_and_missing_tables_are_named(read, tmp_path):
     with pytest.raises(
-        InputError, match=r"^data\.root: expected the folder that holds class_labels_indices\.csv, got none$"
+        InputError,
+        match=r"^--data\.root: expected the folder that holds class_labels_indices\.csv, got none$",
     ):
-        read_audioset(DataConfig())
+        read_audioset(AudioSetData())
     with pytest.raises(
-        InputError, match=r"^data\.root: expected a table at .*/class_labels_indices\.csv, found none$"
+        InputError, match=r"^--data\.root: expected a table at .*/class_labels_indices\.csv, found none$"
     ):
-        read_audioset(DataConfig(root=str(tmp_path)))
+        read_audioset(AudioSetData(root=str(tmp_path)))
     with pytest.raises(
-        InputError, match=rf"^data\.root: expected one of balanced_.*, eval_.* in {tmp_path}, found none$"
+        InputError, match=rf"^--data\.root: expected one of balanced_.*, eval_.* in {tmp_path}, found none$"
     ):
         read({})
-
-
-def test_links_that_lead_back_are_followed_once(read, tmp_path):
-    (tmp_path / "--PJHxphWEs.wav").touch()
-    for name in ("a", "b", "c"):
-        (tmp_path / name).symlink_to(tmp_path)
-    assert [clip.name for clip in read(recordings=())] == ["--PJHxphWEs.wav"]

@@ -5,15 +5,15 @@ import pytest
 import soundfile
 from sklearn.metrics import roc_auc_score
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import DemoData, ManifestData
 from qkd_jax.data.sources.demo import EVENTS, make_clip, make_demo, read_demo
 from qkd_jax.data.sources.manifest import read_manifest
 
 RATE, SECONDS, COUNT = 8000, 2.0, 1200
 
 
-def demo(root, **fields):
-    config = DataConfig(root=str(root), source="demo", clip_seconds=0.5, demo_clips=(5, 2, 3), **fields)
+def demo(root):
+    config = DemoData(root=str(root), clip_seconds=0.5, counts=(5, 2, 3))
     make_demo(config)
     return config
 
@@ -22,16 +22,8 @@ def contents(root):
     return {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"manifest": "list.tsv", "filename_column": "path", "label_separator": "|", "split_column": "fold"},
-    ],
-    ids=["csv", "tsv"],
-)
-def test_the_manifest_lists_what_was_made(tmp_path, fields):
-    clips = read_manifest(demo(tmp_path, **fields))
+def test_the_manifest_lists_the_recordings_made(tmp_path):
+    clips = read_manifest(ManifestData(root=demo(tmp_path).root))
     assert [clip.split for clip in clips] == ["train"] * 5 + ["valid"] * 2 + ["test"] * 3
     for number, clip in enumerate(clips):
         split, index = ("train", "valid", "test").index(clip.split), int(clip.path.stem.split("-")[1])
@@ -47,7 +39,7 @@ def test_the_demo_is_deterministic_and_made_once(tmp_path):
     config = demo(tmp_path / "two")
     made = contents(tmp_path / "one")
     assert made == contents(tmp_path / "two")
-    # Ten recordings, no two alike, the manifest, and what they were made with: nothing half-written is left.
+    # Ten different recordings, the manifest and the settings; no unfinished files.
     assert len(set(made.values())) == len(made) == 12
     (tmp_path / "two" / "audio" / "train-00000.wav").write_bytes(b"changed by hand")
     make_demo(dataclasses.replace(config, events=("siren",)))
@@ -57,14 +49,14 @@ def test_the_demo_is_deterministic_and_made_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def clips():
-    """Many short clips and which events they hold."""
+    """Samples of many short clips, and the events of each."""
     made = [make_clip(np.random.default_rng([7, index]), RATE, SECONDS) for index in range(COUNT)]
     return np.stack([samples for samples, _ in made]), np.array([[e in ls for e in EVENTS] for _, ls in made])
 
 
-# Per clip: 125 ms is the longest time between two knocks, so that the rhythm of knocks, a trait
-# they may be told by, is not counted as a shorter duration.
 def _frames(samples):
+    # 125 ms are the longest time between two knocks; in shorter frames their rhythm, by which they may be
+    # recognised, would count as a shorter duration.
     return (samples.astype(np.float64) ** 2).reshape(len(samples), -1, RATE // 8).mean(axis=2)
 
 
@@ -78,27 +70,27 @@ BLIND = {
 
 
 @pytest.mark.parametrize("feature", BLIND)
-def test_no_event_is_told_by_level_position_or_duration(clips, feature):
-    """A model that learned one of these would look good here and fail on recordings."""
+def test_level_position_and_duration_reveal_no_event(clips, feature):
+    """A model that learned one of these would score well on the demo and fail on recordings."""
     samples, holds = clips
     value = BLIND[feature](samples)
     # A third of the 1,200 clips hold an event: the standard error of a blind feature's AUC is
-    # sqrt((p + q + 1) / (12 p q)) = 1.8 points for p = 400 and q = 800.  Four of these, and a little
-    # for traits that touch the level (knocks have peaks), are 8: far from what a detector could live on.
+    # sqrt((p + q + 1) / (12 p q)) = 1.8 points for p = 400 and q = 800.  The limit of 8 points is four of
+    # these, and a little for the peaks of knocks: far too little for a detector.
     for column, event in enumerate(EVENTS):
         assert abs(100 * roc_auc_score(holds[:, column], value) - 50) < 8, event
 
 
-def test_events_are_told_by_what_they_are(clips):
-    """The positive control of the test above: knocks by their rhythm of 8 to 16 a second."""
+def test_knocks_can_be_recognised_by_their_rhythm(clips):
+    """The positive control of the test above: 8 to 16 knocks per second."""
     samples, holds = clips
     envelope = (samples.astype(np.float64) ** 2).reshape(COUNT, -1, RATE // 100).mean(axis=2)
     rhythm = np.abs(np.fft.rfft(envelope - envelope.mean(axis=1, keepdims=True), axis=1)) ** 2
-    share = rhythm[:, 16:33].sum(axis=1) / rhythm.sum(axis=1)  # 2 s: half a Hertz a bin
+    share = rhythm[:, 16:33].sum(axis=1) / rhythm.sum(axis=1)  # half a hertz per bin
     assert 100 * roc_auc_score(holds[:, EVENTS.index("knock")], share) > 80
 
 
-def test_clips_have_one_length_and_do_not_clip(clips):
+def test_recordings_have_one_length_and_are_within_full_scale(clips):
     samples, holds = clips
     assert samples.shape == (COUNT, SECONDS * RATE)
     assert np.abs(samples).max() <= 1
@@ -109,7 +101,7 @@ def test_clips_have_one_length_and_do_not_clip(clips):
 def test_other_settings_make_other_recordings(tmp_path):
     demo(tmp_path)
     before = contents(tmp_path)
-    config = DataConfig(root=str(tmp_path), source="demo", clip_seconds=0.3, demo_clips=(4, 3, 2))
+    config = DemoData(root=str(tmp_path), clip_seconds=0.3, counts=(4, 3, 2))
     clips = read_demo(config)
     assert [clip.split for clip in clips] == ["train"] * 4 + ["valid"] * 3 + ["test"] * 2
     assert {soundfile.info(clip.path).frames for clip in clips} == {4800}
@@ -117,7 +109,7 @@ def test_other_settings_make_other_recordings(tmp_path):
     assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
 
 
-def test_a_damaged_note_of_what_it_was_made_with_makes_it_anew(tmp_path):
+def test_a_damaged_settings_file_causes_the_demo_to_be_made_again(tmp_path):
     demo(tmp_path)
     made = contents(tmp_path)
     (tmp_path / "made-with.json").write_bytes(b"\xff\xfe")

@@ -1,6 +1,6 @@
 import pytest
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import ESC50Data, UrbanSound8KData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.sources.folds import read_esc50, read_urbansound8k
 from qkd_jax.errors import InputError
@@ -21,26 +21,27 @@ slice_file_name,fsID,start,end,salience,fold,classID,class
 100648-1-1-0.wav,100648,8.998279,10.052132,2,10,1,car_horn
 """
 SOURCES = {
-    "meta/esc50.csv": (read_esc50, ESC50),
-    "metadata/UrbanSound8K.csv": (read_urbansound8k, URBANSOUND8K),
+    "meta/esc50.csv": (read_esc50, ESC50Data, ESC50),
+    "metadata/UrbanSound8K.csv": (read_urbansound8k, UrbanSound8KData, URBANSOUND8K),
 }
 
 
 def read(table, text, root, encoding="utf-8"):
     (root / table).parent.mkdir()
     (root / table).write_text(text, encoding=encoding)
-    return SOURCES[table][0](DataConfig(root=str(root)))
+    source, settings, _ = SOURCES[table]
+    return source(settings(root=str(root)))
 
 
 def described(clips, root):
-    """Each clip as name, label, group and split, where its path is the name below `root`."""
+    """Name, label, group and split of each clip, which has nothing else but its root."""
     for clip in clips:
         assert clip == Clip(name=clip.name, root=root, labels=clip.labels, group=clip.group, split=clip.split)
     return [(clip.name, *clip.labels, clip.group, clip.split) for clip in clips]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_the_layout_of_esc50(tmp_path, encoding):
+def test_esc50_is_read_as_published(tmp_path, encoding):
     assert described(read("meta/esc50.csv", ESC50, tmp_path, encoding), tmp_path) == [
         ("audio/1-100032-A-0.wav", "dog", "100032", "train"),
         ("audio/2-100210-A-36.wav", "vacuum_cleaner", "100210", "train"),
@@ -51,7 +52,7 @@ def test_the_layout_of_esc50(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_the_layout_of_urbansound8k(tmp_path, encoding):
+def test_urbansound8k_is_read_as_published(tmp_path, encoding):
     clips = read("metadata/UrbanSound8K.csv", URBANSOUND8K, tmp_path, encoding)
     assert described(clips, tmp_path) == [
         ("audio/fold1/100032-3-0-0.wav", "dog_bark", "100032", "train"),
@@ -62,7 +63,7 @@ def test_the_layout_of_urbansound8k(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(("table", "folds"), [("meta/esc50.csv", 5), ("metadata/UrbanSound8K.csv", 10)])
-def test_all_folds_but_two_are_for_training(tmp_path, table, folds):
+def test_all_but_the_last_two_folds_are_for_training(tmp_path, table, folds):
     header = "filename,slice_file_name,fold,category,class,src_file,fsID\n"
     rows = "".join(f"{fold}.wav,{fold}.wav,{fold},x,x,{fold},{fold}\n" for fold in range(1, folds + 1))
     splits = [clip.split for clip in read(table, header + rows, tmp_path)]
@@ -78,7 +79,7 @@ def test_all_folds_but_two_are_for_training(tmp_path, table, folds):
         (
             "meta/esc50.csv",
             "../../a.wav,1,0,dog,True,1,A",
-            "row 7: filename: expected a path within data.root, got 'audio/../../a.wav'",
+            "row 7: filename: expected a path within --data.root, got 'audio/../../a.wav'",
         ),
         (
             "metadata/UrbanSound8K.csv",
@@ -89,13 +90,13 @@ def test_all_folds_but_two_are_for_training(tmp_path, table, folds):
         (
             "metadata/UrbanSound8K.csv",
             "../../../a.wav,1,0,4,1,1,8,siren",
-            "row 6: slice_file_name: expected a path within data.root, got 'audio/fold1/../../../a.wav'",
+            "row 6: slice_file_name: expected a path within --data.root, got 'audio/fold1/../../../a.wav'",
         ),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, table, row, message):
     with pytest.raises(InputError) as error:
-        read(table, SOURCES[table][1] + row + "\n", tmp_path)
+        read(table, SOURCES[table][2] + row + "\n", tmp_path)
     assert str(error.value) == f"{tmp_path / table}: {message}"
 
 
@@ -106,21 +107,27 @@ def test_a_wrong_row_is_named(tmp_path, table, row, message):
         ("metadata/UrbanSound8K.csv", "slice_file_name, class, fsID, fold"),
     ],
 )
-def test_a_missing_column_is_named(tmp_path, table, columns):
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [("fold,x", "fold, x"), ("fold;x", "fold;x; they seem to be separated by semicolons, expected commas")],
+)
+def test_a_missing_column_is_named(tmp_path, table, columns, header, found):
     with pytest.raises(InputError) as error:
-        read(table, "fold,x\n1,2\n", tmp_path)
-    assert str(error.value) == f"{tmp_path / table}: expected columns {columns}; found fold, x"
+        read(table, f"{header}\n1,2\n", tmp_path)
+    assert str(error.value) == f"{tmp_path / table}: expected columns {columns}; found {found}"
 
 
 @pytest.mark.parametrize("table", SOURCES)
-def test_no_root_no_table_no_rows_and_another_encoding(tmp_path, table):
-    source, text = SOURCES[table]
-    with pytest.raises(InputError, match=rf"^data\.root: expected the folder that holds {table}, got none$"):
-        source(DataConfig())
-    with pytest.raises(InputError, match=rf"^data\.root: expected a table at .*/{table}, found none$"):
-        source(DataConfig(root=str(tmp_path)))
+def test_a_missing_root_or_table_and_an_empty_or_latin_1_table_are_named(tmp_path, table):
+    source, settings, text = SOURCES[table]
+    with pytest.raises(
+        InputError, match=rf"^--data\.root: expected the folder that holds {table}, got none$"
+    ):
+        source(settings())
+    with pytest.raises(InputError, match=rf"^--data\.root: expected a table at .*/{table}, found none$"):
+        source(settings(root=str(tmp_path)))
     with pytest.raises(InputError, match=rf"{table}: expected rows, found none"):
         read(table, text.splitlines()[0] + "\n", tmp_path)
     (tmp_path / table).write_text(text.replace("a", "é"), encoding="latin-1")
     with pytest.raises(InputError, match=rf"{table}: expected a table in UTF-8"):
-        source(DataConfig(root=str(tmp_path)))
+        source(settings(root=str(tmp_path)))

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.config import DataConfig
+from qkd_jax.config import ManifestData
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.sources.manifest import read_manifest
 from qkd_jax.errors import InputError
 
-SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
-REAL = SHARED / "data" / "aed-real"
+SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[4] / "shared"))
+RECORDINGS = SHARED / "data" / "aed-real"
+
+
+ADVICE = r"--data\.filename-column and --data\.labels-column name the columns to read$"
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def read(tmp_path):
     """Reads a manifest of the given text."""
 
     def read(text, encoding="utf-8", **fields):
-        config = DataConfig(root=str(tmp_path), **fields)
+        config = ManifestData(root=str(tmp_path), **fields)
         (tmp_path / config.manifest).write_text(text, encoding=encoding)
         return read_manifest(config)
 
@@ -34,10 +37,10 @@ def test_a_comma_separated_manifest(read, tmp_path):
     )
     assert [clip.name for clip in clips] == ["a.wav", "b.wav", "c/d.wav"]
     assert clips[2].path == tmp_path / "c/d.wav"
-    # Blanks around a label don't count, nothing is no label.
+    # Blanks around a label are ignored; an empty label is none.
     assert [set(clip.labels) for clip in clips] == [{"dog", "cat"}, set(), {"cat"}]
     assert [clip.split for clip in clips] == ["train", "valid", "test"]
-    # A clip without a group is one of its own.
+    # A clip without a group forms one by itself.
     assert [clip.group for clip in clips] == ["s1", "s1", "c/d.wav"]
 
 
@@ -56,19 +59,17 @@ def test_a_tab_separated_manifest_with_other_columns_and_separator(read):
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(read):
-    assert read("filename,labels,split\na.wav,dog,train\n", encoding="utf-8-sig")[0].name == "a.wav"
-
-
-def test_labels_beyond_ascii(read):
-    assert read("filename,labels,split\na.wav,bébé;犬,train\n")[0].labels == {"bébé", "犬"}
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_manifest_is_utf_8_with_or_without_a_byte_order_mark(read, encoding):
+    (clip,) = read("filename,labels,split\na.wav,bébé;犬,train\n", encoding=encoding)
+    assert (clip.name, clip.labels) == ("a.wav", {"bébé", "犬"})
 
 
 def test_without_a_split_column_there_are_no_splits(read):
     assert [clip.split for clip in read("filename,labels\na.wav,dog\nb.wav,\n")] == [None, None]
 
 
-def test_one_file_has_one_name(read, tmp_path):
+def test_names_of_recordings_are_normalised(read, tmp_path):
     clips = read("filename,labels\n./a.wav,dog\nc//d.wav,\nc/../b.wav,\n")
     assert [clip.name for clip in clips] == ["a.wav", "c/d.wav", "b.wav"]
     assert clips[1].path == tmp_path / "c/d.wav"
@@ -78,43 +79,57 @@ def test_one_file_has_one_name(read, tmp_path):
     ("text", "message"),
     [
         ("", "expected columns filename, labels; found none"),
-        ("name,labels\na.wav,dog\n", "expected columns filename, labels; found name, labels"),
-        ("filename,tags\na.wav,dog\n", "expected columns filename, labels; found filename, tags"),
+        ("name,labels\na.wav,dog\n", f"expected columns filename, labels; found name, labels; {ADVICE}"),
+        ("filename,tags\na.wav,dog\n", f"expected columns filename, labels; found filename, tags; {ADVICE}"),
+        ("filename;labels\na.wav;dog\n", "they seem to be separated by semicolons, expected commas$"),
+        (
+            "filename\tlabels\na.wav\tdog\n",
+            r"separated by tabs, expected commas or a file for --data\.manifest that ends in \.tsv$",
+        ),
         ("filename,labels\n", "expected rows, found none"),
         (
             "filename,labels,split\na.wav,,train\nb.wav,,dev\n",
             "row 3: split: expected train, valid, test, got 'dev'",
         ),
         ("filename,labels,split\na.wav,,train\nb.wav,,\n", "row 3: split: expected train.*, got ''"),
-        ("filename,labels\na.wav,\n./a.wav,dog\n", r"row 3: filename: a\.wav is listed already, in row 2"),
+        (
+            "filename,labels\na.wav,\n./a.wav,dog\n",
+            r"row 3: filename: expected each recording once, found a\.wav also in row 2",
+        ),
         (
             "filename,labels\n../a.wav,\n",
-            r"row 2: filename: expected a path within data\.root, got '\.\./a\.wav'",
+            r"row 2: filename: expected a path within --data\.root, got '\.\./a\.wav'",
         ),
         ("filename,labels\nc/../../a.wav,\n", r"row 2: filename: expected a path within"),
         (
             "filename,labels\n/etc/passwd,\n",
-            r"row 2: filename: expected a path within data\.root, got '/etc/passwd'",
+            r"row 2: filename: expected a path within --data\.root, got '/etc/passwd'",
         ),
         ("filename,labels\n,dog\n", "row 2: filename: expected a path within .*, got ''"),
         ("filename,labels\na.wav\n", "row 2: expected 2 fields, got 1"),
         ('filename,labels\n"a.wav,dog\n', "row 2: expected a row of a table"),
     ],
 )
-def test_errors_say_where_and_what_was_found(read, text, message):
+def test_errors_name_the_row_the_column_and_the_value(read, text, message):
     with pytest.raises(InputError, match=rf"metadata\.csv: .*{message}") as caught:
         read(text)
     assert "\n" not in str(caught.value)
 
 
+def test_a_manifest_without_tabs_whose_name_ends_in_tsv_is_refused(read):
+    error = r"separated by commas, expected tabs or a file for --data\.manifest that ends in \.csv$"
+    with pytest.raises(InputError, match=rf"list\.tsv: .*{error}"):
+        read("filename,labels\na.wav,dog\n", manifest="list.tsv")
+
+
 @given(st.text(alphabet="ab./", min_size=1, max_size=12))
 @settings(max_examples=200, deadline=None)
-def test_no_name_leads_out_of_the_root(name):
+def test_no_recording_is_outside_the_root(name):
     root = Path("/data/root")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "metadata.csv").write_text(f"filename,labels\n{name},\n")
         try:
-            clip = read_manifest(DataConfig(root=folder))[0]
+            clip = read_manifest(ManifestData(root=folder))[0]
         except InputError:
             assert not Path(os.path.normpath(root / name)).is_relative_to(root) or name.startswith("/")
         else:
@@ -127,17 +142,19 @@ def test_a_manifest_in_another_encoding_is_named(read):
             read("filename,labels,split\na.wav,bébé,train\n", encoding=encoding)
 
 
-def test_no_root_and_no_manifest(tmp_path):
-    with pytest.raises(InputError, match=r"data\.root: expected the folder that holds metadata\.csv"):
-        read_manifest(DataConfig())
-    with pytest.raises(InputError, match=r"data\.root: expected a table at .*list\.tsv, found none"):
-        read_manifest(DataConfig(root=str(tmp_path), manifest="list.tsv"))
+def test_a_missing_root_or_manifest_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"^--data\.root: expected the folder that holds metadata\.csv"):
+        read_manifest(ManifestData())
+    with pytest.raises(InputError, match=r"^--data\.root: expected a table at .*list\.tsv, found none"):
+        read_manifest(ManifestData(root=str(tmp_path), manifest="list.tsv"))
 
 
-def test_the_real_recordings():
-    if not (REAL / "metadata.csv").is_file():
-        pytest.skip(f"needs the recordings in {REAL}; set QKD_SHARED to the folder that holds data/aed-real")
-    clips = read_manifest(DataConfig(root=str(REAL), group_column="source_id"))
+def test_the_shared_recordings_are_read_as_their_readme_lists_them():
+    if not (RECORDINGS / "metadata.csv").is_file():
+        pytest.skip(
+            f"needs the recordings in {RECORDINGS}; set QKD_SHARED to the folder that holds data/aed-real"
+        )
+    clips = read_manifest(ManifestData(root=str(RECORDINGS), group_column="source_id"))
 
     assert len(clips) == 4838
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels or {"negatives"})

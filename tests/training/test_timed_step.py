@@ -1,4 +1,4 @@
-"""One update of a detector and its mean student, against the same by hand."""
+"""One update of a model of timed events and its mean teacher, against a computation by hand."""
 
 import dataclasses
 
@@ -9,21 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from qkd_jax.config import CRNNConfig, ModelConfig, SedTrainConfig
-from qkd_jax.distill.timed_objectives import consistency_loss, label_loss, teacher_loss
+from qkd_jax.config import CRNNConfig, EventObjective, EventRecipe, ModelConfig
+from qkd_jax.distill.objectives import consistency_loss, label_loss, teacher_loss
 from qkd_jax.models.common import Logits, normalize
-from qkd_jax.run_folder.state import init_state
-from qkd_jax.training.sed_step import make_sed_step, sed_optimizer, with_mean_steps
+from qkd_jax.run_folder.state import init_state, make_optimizer
+from qkd_jax.training.step import make_timed_step
 
 BATCH, FRAMES, MELS, EVENTS, STEPS = 6, 8, 3, 2, 100
-# Only the network's span counts here: a step of four frames.
+# Only the grid of the network matters here: a step of four frames.
 NETWORK = CRNNConfig(channels=(4,), pools=((4, 1),))
-TRAIN = SedTrainConfig(ramp=0.0, ema_decay=0.9, clip_norm=1e6)
+RECIPE = EventRecipe(ramp=0.0, clip_norm=1e6)
 RATE = 0.01
 
 
 class Linear(nn.Module):
-    """A detector of one product, so that the state of training is all that there is to see."""
+    """A model of one product, so that the training state is all that matters."""
 
     @nn.compact
     def step_logits(self, features, *, train=False):
@@ -55,31 +55,37 @@ def batch():
     return {key: jnp.asarray(value) for key, value in arrays.items()}
 
 
-def settings(**fields):
-    return ModelConfig(network=NETWORK, learning_rate=RATE, **{"consistency": 0.0, **fields})
+def settings(*, teachers=(), **fields):
+    objective = EventObjective(**{"consistency_weight": 0.0, **fields})
+    return ModelConfig(
+        network=NETWORK, teachers=teachers, learning_rate=RATE, ema_decay=0.9, objective=objective
+    )
 
 
 def first_state(config):
-    optimizer = sed_optimizer(config, TRAIN, STEPS)
+    optimizer = make_optimizer(RECIPE, RATE, STEPS)
     norm = (np.zeros(MELS, np.float32), np.ones(MELS, np.float32))
     state = init_state(MODEL, optimizer, (FRAMES, MELS), norm, 0, average=True)
-    # As after some steps: the mean is another than the student.
+    # As after some updates: the mean teacher differs from the student.
     moved = jax.tree.map(lambda leaf: leaf + 0.3, state.average)
     state = dataclasses.replace(state, average=moved, step=jnp.asarray(4, jnp.int32))
-    return with_mean_steps(state, config, optimizer)
+    if config.objective.update != "mean_step":
+        return state
+    mean = optimizer.init(state.average["params"])
+    return dataclasses.replace(state, opt_state={"student": state.opt_state, "mean": mean})
 
 
-def after(config, batch, train=TRAIN):
-    return make_sed_step(MODEL, config, train, STEPS)(first_state(config), batch)
+def after(config, batch, recipe=RECIPE):
+    return make_timed_step(MODEL, config, recipe, STEPS)(first_state(config), batch)
 
 
-def found(params, batch):
+def logits_of(params, batch):
     variables = {"params": params, "norm": first_state(settings()).variables["norm"]}
     return MODEL.apply(variables, batch["features"], method="step_logits")
 
 
 def adam(gradient, params, rate=RATE):
-    """Adam's first step goes by the rate along the gradient's signs, but for its epsilon."""
+    """Adam's first step is the rate along the gradient's signs, up to its epsilon."""
     return jax.tree.map(lambda g, p: p - rate * g / (jnp.abs(g) + 1e-8), gradient, params)
 
 
@@ -87,20 +93,25 @@ def assert_trees(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), ours, theirs)
 
 
-def test_the_student_goes_down_the_loss_of_labels_agreement_teachers_and_embeddings(batch):
+def test_the_students_loss_has_terms_for_labels_consistency_teachers_and_embeddings(batch):
     config = settings(
-        labels=0.5, consistency=3.0, teachers=("a",), teaching=0.7, embeddings="a", guidance=0.2
+        label_weight=0.5,
+        consistency_weight=3.0,
+        teachers=("a",),
+        teacher_weight=0.7,
+        embeddings="a",
+        embedding_weight=0.2,
     )
     state = first_state(config)
-    mean = found(state.average["params"], batch)
+    mean = logits_of(state.average["params"], batch)
 
     def loss(params):
-        said = found(params, batch)
+        logits = logits_of(params, batch)
         return (
-            0.5 * label_loss(said, batch, (4, 4))
-            + 3 * consistency_loss(said, mean)
-            + 0.7 * teacher_loss(said, batch, (4, 4))
-            + 0.2 * ((said.embedding - batch["embedding"]) ** 2).mean()
+            0.5 * label_loss(logits, batch, NETWORK)
+            + 3 * consistency_loss(logits, mean)
+            + 0.7 * teacher_loss(logits, batch, NETWORK)
+            + 0.2 * ((logits.embedding - batch["embedding"]) ** 2).mean()
         )
 
     value, gradient = jax.value_and_grad(loss)(state.params)
@@ -108,53 +119,53 @@ def test_the_student_goes_down_the_loss_of_labels_agreement_teachers_and_embeddi
     assert_trees(new.params, adam(gradient, state.params))
     assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
-    terms = {"labels", "consistency", "teaching", "guidance"}
+    terms = {"labels", "consistency", "teachers", "embeddings"}
     assert metrics.keys() == terms | {"loss", "grad_norm"}
     assert sum(metrics[term] for term in terms) == pytest.approx(float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (1, 0.5), (4, 0.8), (50, 0.9)])
-def test_the_mean_student_follows_and_soon_forgets_how_it_began(batch, step, share):
+def test_the_mean_teacher_follows_and_soon_forgets_its_start(batch, step, share):
     config = settings()
     state = dataclasses.replace(first_state(config), step=jnp.asarray(step, jnp.int32))
     before = jax.tree.map(np.asarray, state.average)
-    new, _ = make_sed_step(MODEL, config, TRAIN, STEPS)(state, batch)
+    new, _ = make_timed_step(MODEL, config, RECIPE, STEPS)(state, batch)
     expected = jax.tree.map(lambda old, ours: share * old + (1 - share) * ours, before["params"], new.params)
     assert_trees(new.average["params"], expected)
 
 
-def test_taught_by_steps_of_its_own_the_mean_moves_and_the_student_does_not(batch):
+def test_mean_steps_update_the_mean_teacher_and_not_the_student(batch):
     """TAKD: m <- EMA(student), then down the teachers' loss."""
     alone, _ = after(settings(), batch)
-    config = settings(teachers=("a",), teaching=0.7, through="mean_step", mean_rate=0.25)
-    taught, metrics = after(config, batch)
-    assert_trees(taught.params, alone.params)
-    gradient = jax.grad(lambda params: 0.7 * teacher_loss(found(params, batch), batch, (4, 4)))(
+    config = settings(teachers=("a",), teacher_weight=0.7, update="mean_step", mean_learning_rate=0.25)
+    new, metrics = after(config, batch)
+    assert_trees(new.params, alone.params)
+    gradient = jax.grad(lambda params: 0.7 * teacher_loss(logits_of(params, batch), batch, NETWORK))(
         alone.average["params"]
     )
-    assert_trees(taught.average["params"], adam(gradient, alone.average["params"], rate=RATE / 4))
-    expected = 0.7 * teacher_loss(found(alone.average["params"], batch), batch, (4, 4))
-    assert metrics["teaching"] == pytest.approx(float(expected), rel=1e-5)
+    assert_trees(new.average["params"], adam(gradient, alone.average["params"], rate=RATE / 4))
+    expected = 0.7 * teacher_loss(logits_of(alone.average["params"], batch), batch, NETWORK)
+    assert metrics["teachers"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_taught_through_the_mean_the_student_gets_its_gradient(batch):
-    config = settings(teachers=("a",), teaching=0.7, through="ema_ste")
+def test_ema_ste_adds_the_mean_teachers_gradient_to_the_students(batch):
+    config = settings(teachers=("a",), teacher_weight=0.7, update="ema_ste")
     state = first_state(config)
-    own = jax.grad(lambda params: label_loss(found(params, batch), batch, (4, 4)))(state.params)
-    means = jax.grad(lambda params: 0.7 * teacher_loss(found(params, batch), batch, (4, 4)))(
+    own = jax.grad(lambda params: label_loss(logits_of(params, batch), batch, NETWORK))(state.params)
+    means = jax.grad(lambda params: 0.7 * teacher_loss(logits_of(params, batch), batch, NETWORK))(
         state.average["params"]
     )
     new, _ = after(config, batch)
     assert_trees(new.params, adam(jax.tree.map(jnp.add, own, means), state.params))
 
 
-def test_rate_and_agreement_rise(batch):
-    """In the 5th step of 20 they are at exp(-5 (1 - 5/20)²); by Adam's own count it is the first."""
-    config, rising = settings(consistency=2.0), dataclasses.replace(TRAIN, ramp=0.2)
+def test_learning_rate_and_consistency_rise(batch):
+    """In the 5th update of 20 they are at exp(-5 (1 - 5/20)²); by Adam's own count it is the first."""
+    config, rising = settings(consistency_weight=2.0), dataclasses.replace(RECIPE, ramp=0.2)
     state = first_state(config)
     new, metrics = after(config, batch, rising)
-    agreement = consistency_loss(found(state.params, batch), found(state.average["params"], batch))
-    assert metrics["consistency"] == pytest.approx(float(2 * np.exp(-5 * 0.75**2) * agreement), rel=1e-5)
+    distance = consistency_loss(logits_of(state.params, batch), logits_of(state.average["params"], batch))
+    assert metrics["consistency"] == pytest.approx(float(2 * np.exp(-5 * 0.75**2) * distance), rel=1e-5)
     for moved, before in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params)):
         largest = np.abs(moved - before).max()
         assert largest == 0 or largest == pytest.approx(RATE * np.exp(-5 * 0.95**2), rel=1e-2)
