@@ -1,5 +1,6 @@
 """What benchmarks and experiments share: the machine in words, tables, and pages that hold them."""
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,13 @@ RESULTS = ROOT / "docs/results"
 EVENTS = ("dog", "baby_cry", "gunshot")
 """Events of the standard set."""
 DASH = "–"
+
+
+def argument_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows `description` as it is."""
+    return argparse.ArgumentParser(
+        prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

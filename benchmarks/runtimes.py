@@ -2,12 +2,11 @@
 
     python -m benchmarks.runtimes [--model FILE.safetensors …] [--rounds 15] [--page]
 
-Without a model, untrained detectors of the paper's size and of preset `small` are measured: the cost of a step
-doesn't depend on training.  All runtimes process the same noise on one thread, in turns, so that other load
-slows them all.  `--page` fills the marked parts of docs/results/runtimes.md.
+Without a model, untrained detectors of the paper's size and of preset `small` are measured: the cost of a
+step doesn't depend on training.  All runtimes process the same noise on one thread, in turns, so that other
+load slows them all.  `--page` fills the marked parts of docs/results/runtimes.md.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import DASH, EVENTS, RESULTS, fill, markdown, processor, versions
+from benchmarks.common import DASH, EVENTS, RESULTS, argument_parser, fill, markdown, processor, versions
 from qkd_jax.audio.log_mel import log_mel
 from qkd_jax.commands.cli import load_preset, run_command
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
@@ -197,11 +196,9 @@ def parts(measured: Mapping[str, Detector], rounds: int) -> dict[str, str]:
     }
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Measure, and print the tables or fill the page."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.runtimes", __doc__)
     parser.add_argument("--model", nargs="+", type=Path, default=[], help="exported detectors")
     parser.add_argument("--rounds", type=int, default=15, help="how often each runtime processes the clip")
     parser.add_argument("--page", action="store_true", help="fill the page")
@@ -213,4 +210,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.runtimes"))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -8,7 +8,6 @@ docs/results/EXPERIMENT/cells, to be committed.  Cells whose results are there a
 interrupted one resumes.  The page is made from the results alone.
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from benchmarks.common import RESULTS, ROOT, fill
+from benchmarks.common import RESULTS, ROOT, argument_parser, fill
 from experiments import paper, past, readings, sed
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
@@ -63,11 +62,9 @@ def write_page(name: str, results: Path = RESULTS) -> None:
     print(f"{results / name}.md has the tables")
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Train, or write the page."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m experiments", __doc__)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("data", nargs="?", type=Path, help="folder of the recordings: the standard set")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -87,11 +84,11 @@ def main(arguments: list[str], prog: str) -> None:
             (options.runs or Path("runs", options.experiment)).absolute(),
             options.results / options.experiment / "cells",
             options.taggers,
-            f"{prog} {shlex.join(arguments)}",
+            f"python -m experiments {shlex.join(arguments)}",
         )
         run(options.experiment, place, options.cells, options.seeds)
     write_page(options.experiment, options.results)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m experiments"))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -8,7 +8,6 @@ second of it; a detection that comes near none is a false alarm.  For each `hist
 find a given share of each event: the setting with the fewest false alarms is the best.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import markdown, write_json
+from benchmarks.common import argument_parser, markdown, write_json
 from qkd_jax.audio.reading import read_audio
 from qkd_jax.commands.cli import run_command
 from qkd_jax.data.tables import read_table
@@ -103,11 +102,9 @@ def at_recall(detector: Detector, logits: np.ndarray, references: References, re
     return scores(low)
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Stream the scenes once per history, and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m experiments.detection", __doc__)
     parser.add_argument(
         "data", type=Path, help="folder of the standard set, with SPLIT/strong.tsv and SPLIT/audio"
     )
@@ -168,4 +165,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m experiments.detection"))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -9,7 +9,6 @@ and the input is kept; a new process then continues.  An input depends only on i
 index.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -28,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.common import RESULTS, processor, versions, write_json
+from benchmarks.common import RESULTS, argument_parser, processor, versions, write_json
 from benchmarks.reliability.fuzz_models import MODELS
 from benchmarks.reliability.fuzz_targets import DATA, Target
 from benchmarks.reliability.mutate import Files, mutated
@@ -200,11 +199,9 @@ def _keep(folder: Path, path: Path, why: str) -> None:
     (path / "why.txt").write_text(why, errors="backslashreplace")
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Fuzz the targets, print the tallies and keep them."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.reliability.fuzz", __doc__)
     names = [target.name for target in TARGETS]
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, help="which targets; all by default"
@@ -238,4 +235,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.reliability.fuzz"))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 import qkd_jax
-from benchmarks.common import RESULTS, ROOT, processor, versions, write_json
+from benchmarks.common import RESULTS, ROOT, argument_parser, processor, versions, write_json
 from qkd_jax.commands.cli import load_preset, run_command
 from qkd_jax.config import DemoData, DenseNetConfig, RunConfig
 from qkd_jax.errors import InputError
@@ -169,11 +169,9 @@ def killed_run(folder: Path, whole: Phases, rng: random.Random) -> list[str]:
     return kills
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Kill, count and compare."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.reliability.kills", __doc__)
     parser.add_argument("--times", type=int, default=100, help="kills in all, with those of an earlier tally")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
@@ -214,4 +212,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.reliability.kills"))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -78,12 +78,13 @@ def prepare(tally: Any) -> str:
 
 {prepare_table(rows)}
 
-**Time.** With {tagged["recordings"]:,} recordings, making an entry costs {made_ms:.2f} ms of CPU time, reading
-and writing included, and looking at a recording again {again_ms:.2f} ms for all looks of a run together. For
-{SET:,} recordings of 10 s, features take at most {FULL_MS} ms each: {SET:,} × {FULL_MS} ms =
-{full_hours:.1f} hours on one core; a tagger's entries add {SET:,} × {made_ms:.2f} ms = {made_hours:.1f} hours,
-besides its own arithmetic; on 16 cores, {60 * (full_hours + made_hours) / 16:.0f} minutes. Resuming a prepared
-run: {SET:,} × {again_ms:.2f} ms = {SET * again_ms / 6e4:.0f} minutes on one core.
+**Time.** With {tagged["recordings"]:,} recordings, making an entry costs {made_ms:.2f} ms of CPU time,
+reading and writing included, and looking at a recording again {again_ms:.2f} ms for all looks of a run
+together. For {SET:,} recordings of 10 s, features take at most {FULL_MS} ms each:
+{SET:,} × {FULL_MS} ms = {full_hours:.1f} hours on one core; a tagger's entries add
+{SET:,} × {made_ms:.2f} ms = {made_hours:.1f} hours, besides its own arithmetic; on 16 cores,
+{60 * (full_hours + made_hours) / 16:.0f} minutes. Resuming a prepared run:
+{SET:,} × {again_ms:.2f} ms = {SET * again_ms / 6e4:.0f} minutes on one core.
 
 **Memory.** From {first["recordings"]:,} to {last["recordings"]:,} recordings the peak of a process grew by
 {slope:.0f} bytes per recording: names, labels and splits, which dividing them needs at once. {SET:,} take
@@ -92,12 +93,12 @@ run: {SET:,} × {again_ms:.2f} ms = {SET * again_ms / 6e4:.0f} minutes on one co
 **Disk.** {SET:,} × {FULL_KB} kB = {SET * FULL_KB / 1e6:.0f} GB of features with 64 bands."""
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Fill the page; there are no arguments."""
     if arguments:
-        raise InputError(f"{prog}: expected no arguments, got {' '.join(arguments)}")
+        raise InputError(f"expected no arguments, got {' '.join(arguments)}")
     fill(RESULTS / "reliability.md", parts(RESULTS / "reliability"))
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.reliability.page"))
+    sys.exit(run_command(main, sys.argv[1:]))

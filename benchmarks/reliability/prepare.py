@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from benchmarks.common import RESULTS, ROOT, markdown, processor, versions, write_json
+from benchmarks.common import RESULTS, ROOT, argument_parser, markdown, processor, versions, write_json
 from benchmarks.speed.processes import peak
 from qkd_jax.commands.cli import run_command
 from qkd_jax.config import FeatureConfig, LSTMConfig, ManifestData, ModelConfig, RunConfig
@@ -198,11 +198,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown(list(rows[0]), [[f"{value:,}" for value in row.values()] for row in rows])
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Make the recordings, prepare them and keep the figures."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.reliability.prepare", __doc__)
     parser.add_argument(
         "--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000], help="recordings"
     )
@@ -227,4 +225,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.reliability.prepare"))
+    sys.exit(run_command(main, sys.argv[1:]))

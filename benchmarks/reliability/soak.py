@@ -9,7 +9,6 @@ pieces to processes that each resume from the state of the one before: they are 
 of the pipe and by SIGTERM in the middle, and must print the same lines as one process.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import RESULTS, ROOT, markdown, processor, versions, write_json
+from benchmarks.common import RESULTS, ROOT, argument_parser, markdown, processor, versions, write_json
 from qkd_jax.commands.cli import run_command
 from qkd_jax.config import Clock, step_clock, step_samples
 from qkd_jax.data.sources.demo import make_clip
@@ -234,11 +233,9 @@ def table(tally: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Soak each runtime, and keep the tally after each."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.reliability.soak", __doc__)
     add = parser.add_argument
     add("--model", type=Path, default=MODEL, help="detector; the demo's at 4 bits, trained if it isn't there")
     add("--hours", type=float, default=24.0, help="hours of sound")
@@ -293,4 +290,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.reliability.soak"))
+    sys.exit(run_command(main, sys.argv[1:]))

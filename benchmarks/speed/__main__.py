@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import DASH, RESULTS, fill, markdown, processor, versions, write_json
+from benchmarks.common import DASH, RESULTS, argument_parser, fill, markdown, processor, versions, write_json
 from benchmarks.speed.measure import DEADLINE, Row, late
 from qkd_jax.commands.cli import run_command
 from qkd_jax.errors import InputError
@@ -163,11 +163,9 @@ def _time(seconds: Any) -> str:
     return f"{_digits(seconds / size)} {unit}"
 
 
-def main(arguments: list[str], prog: str) -> None:
+def main(arguments: list[str]) -> None:
     """Ask, and write the page."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("python -m benchmarks.speed", __doc__)
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, help="which questions; all by default")
     parser.add_argument("--rounds", type=int, default=7, help="how often each of those compared has its turn")
     parser.add_argument("--quick", action="store_true", help="only train steps, within six minutes")
@@ -190,4 +188,4 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:], "python -m benchmarks.speed"))
+    sys.exit(run_command(main, sys.argv[1:]))

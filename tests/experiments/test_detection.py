@@ -79,12 +79,12 @@ def test_the_command_streams_scenes_and_prints_both_tables(tmp_path, capsys):
         lines.append(f"{index}.flac\t0.2\t0.6\t{detector.events[index]}")
     (folder / "strong.tsv").write_text("\n".join(lines) + "\n")
     arguments = [str(tmp_path), str(tmp_path / "d.safetensors"), "--out", str(tmp_path / "figures.json")]
-    assert run_command(detection.main, arguments, "prog") == 0
+    assert run_command(detection.main, arguments) == 0
     output = capsys.readouterr().out
     assert "0.00 hours with 1 dog, 1 baby_cry, 1 gunshot" in output
     assert output.count("| all |") == 3 and output.count("| 5 s |") == 3 and "| eer | " in output
     assert (tmp_path / "figures.json").is_file()
-    assert run_command(detection.main, [str(tmp_path), str(tmp_path / "none.safetensors")], "prog") == 2
+    assert run_command(detection.main, [str(tmp_path), str(tmp_path / "none.safetensors")]) == 2
     assert "none.safetensors" in capsys.readouterr().err
 
 

@@ -146,10 +146,10 @@ def test_unknown_names_and_missing_files_are_refused(place, tmp_path, capsys):
         "--runs",
         str(tmp_path),
     ]
-    assert run_command(command.main, given, "python -m experiments") == 2
+    assert run_command(command.main, given) == 2
     assert capsys.readouterr().err.startswith("error: --cells: expected some of plain-256, distilled-256, ")
     with pytest.raises(SystemExit):
-        command.main(["paper"], "python -m experiments")
+        command.main(["paper"])
     assert "expected the folder of the recordings" in capsys.readouterr().err
 
 
