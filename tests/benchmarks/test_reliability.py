@@ -1,4 +1,4 @@
-"""The soak: its sound repeats, processes take turns at one pipe, and what would be drift is noticed."""
+"""Kills are assigned to phases, the soak notices drift, and the page is that of the tallies."""
 
 import dataclasses
 import json
@@ -7,18 +7,19 @@ import sys
 
 import numpy as np
 import pytest
-from tests.deploy.test_events import medians
 
-from benchmarks.reliability import soak
-from benchmarks.reliability.soak import Found, Sound, apart, by_block, heard, main, mixture, soaked
-from qkd_jax.config import EventConfig
-from qkd_jax.detector import file as artefact
-from qkd_jax.detector.stream import Clock
+from benchmarks.common import RESULTS, filled
+from benchmarks.reliability import page, soak
+from benchmarks.reliability.kills import EXPORTED, LAST_STEP, phase
+from benchmarks.reliability.soak import Found, Sound, by_block, compared, main, mixture, printed, soaked
+from qkd_jax.config import Clock, EventConfig
+from qkd_jax.detector import file
 from qkd_jax.errors import InputError
+from tests.detector.test_events import medians
 from tests.detectors import FRONT, random_detector
 
 CLOCK = Clock(0.5, 0.1)
-# Says the bytes that come, and ends by SIGTERM as detect.py does.
+# Prints the bytes that come, and ends by SIGTERM as the detect command does.
 ECHO = """
 import os, select, signal, sys
 stopped = []
@@ -42,10 +43,10 @@ def line(event, first, last, peak=0.9):
 def test_the_sound_repeats_and_is_cut_anywhere():
     sound = Sound(b"abcde", 1, 13)
     whole = b"abcdeabcdeabc"
-    assert list(sound.span(0, 13)) == [b"abcde", b"abcde", b"abc"]
+    assert list(sound.part(0, 13)) == [b"abcde", b"abcde", b"abc"]
     for begin in range(14):
         for end in range(begin, 14):
-            assert b"".join(sound.span(begin, end)) == whole[begin:end]
+            assert b"".join(sound.part(begin, end)) == whole[begin:end]
 
 
 def test_the_mixture_is_as_long_as_asked_and_the_same_again():
@@ -56,43 +57,43 @@ def test_the_mixture_is_as_long_as_asked_and_the_same_again():
 
 def test_events_belong_to_the_block_in_which_they_end():
     sound = Sound(bytes(8), 100, 8 * 3 + 2)
-    said = [("a", 3, 9), ("b", 98, 101), ("a", 103, 109), ("b", 198, 201), ("c", 290, 299), ("a", 303, 309)]
-    assert by_block([line(*event) for event in said], CLOCK, sound) == [
+    lines = [("a", 3, 9), ("b", 98, 101), ("a", 103, 109), ("b", 198, 201), ("c", 290, 299), ("a", 303, 309)]
+    assert by_block([line(*event) for event in lines], CLOCK, sound) == [
         [Found("a", 3, 9, 0.9)],
         [Found("b", -2, 1, 0.9), Found("a", 3, 9, 0.9)],
         [Found("b", -2, 1, 0.9), Found("c", 90, 99, 0.9)],
     ]
 
 
-def test_what_is_apart_is_counted():
+def test_differing_events_are_counted():
     expected = [Found("a", 0, 9, 0.5), Found("a", 20, 29, 0.5), Found("b", 40, 49, 0.5)]
     found = [Found("a", 0, 9, 0.5), Found("a", 29, 35, 0.5), Found("a", 40, 49, 0.5)]
-    assert apart(found, expected) == {"same": 1, "missed": 1, "more": 1}
-    assert apart(expected, expected) == {"same": 3, "missed": 0, "more": 0}
+    assert compared(found, expected) == {"same": 1, "missed": 1, "more": 1}
+    assert compared(expected, expected) == {"same": 3, "missed": 0, "more": 0}
 
 
 def test_processes_take_turns_at_one_pipe():
     # More than a pipe holds: when all is written, the process is at it.
-    parts, told = [[b"0123456789" * 10_000, b"a"], [b"bcdefghij" * 10_000], [b"klmnopqrst"]], []
-    lines = heard([sys.executable, "-c", ECHO, "0"], parts, told.append)
+    parts, watched = [[b"0123456789" * 10_000, b"a"], [b"bcdefghij" * 10_000], [b"klmnopqrst"]], []
+    lines = printed([sys.executable, "-c", ECHO, "0"], parts, watched.append)
     assert "".join(lines).replace("\n", "") == b"".join(b"".join(part) for part in parts).decode()
-    assert len(told) == 4 and len(set(told)) == 3
+    assert len(watched) == 4 and len(set(watched)) == 3
 
 
 def test_a_process_that_ends_badly_is_named():
     with pytest.raises(InputError, match=r"expected status 0, got 3: \[\]"):
-        heard([sys.executable, "-c", ECHO, "3"], [[b"0123456789"]])
+        printed([sys.executable, "-c", ECHO, "3"], [[b"0123456789"]])
     broken = [sys.executable, "-c", "raise SystemExit('no model')"]
     for parts in ([[bytes(1 << 20)]], [[bytes(1 << 20)], [b""]]):
         with pytest.raises(InputError, match=r"expected status (0|130), got 1: \['no model'\]"):
-            heard(broken, parts)
+            printed(broken, parts)
 
 
 def test_drift_growth_and_other_lines_are_noticed(monkeypatch):
     sound = Sound(bytes(8), 100, 8 * 4 + 2)
-    said = [line("a", 100 * block + 3, 100 * block + 9) for block in range(5)]
-    again, tally = said[:4], {"memory_kB": [5000] * 4, "cpu_seconds": 2.0}  # the last was not yet over
-    monkeypatch.setattr(soak, "undisturbed", lambda command, sound: (said, tally))
+    lines = [line("a", 100 * block + 3, 100 * block + 9) for block in range(5)]
+    again, tally = lines[:4], {"memory_kB": [5000] * 4, "cpu_seconds": 2.0}  # the last was not yet over
+    monkeypatch.setattr(soak, "undisturbed", lambda command, sound: (lines, tally))
     monkeypatch.setattr(soak, "in_pieces", lambda command, sound, seed: (again, 9))
 
     def tried():
@@ -100,26 +101,28 @@ def test_drift_growth_and_other_lines_are_noticed(monkeypatch):
 
     assert tried()["beside_numpy"] == {"same": 1, "missed": 0, "more": 0}
     assert tried()["times_real_time"] == 20 and tried()["blocks_alike"] == 3
-    for again in ([], said[1:], said[:3], [*said[:3], said[0]]):  # noqa: B007
-        with pytest.raises(InputError, match="in pieces: expected the 5 lines of one, found"):
+    for again in ([], lines[1:], lines[:3], [*lines[:3], lines[0]]):  # noqa: B007
+        with pytest.raises(InputError, match="in pieces: expected the 5 lines of one process, found"):
             tried()
-    again, tally["memory_kB"] = said[:4], [5000, 5000, 5000, 10_000]
-    with pytest.raises(InputError, match="found it grown by 5000 kB after the first hour"):
+    again, tally["memory_kB"] = lines[:4], [5000, 5000, 5000, 10_000]
+    with pytest.raises(InputError, match="found growth by 5000 kB after the first hour"):
         tried()
-    tally["memory_kB"], said[3] = [5000] * 4, line("a", 303, 309, 0.9000001)
+    tally["memory_kB"], lines[3] = [5000] * 4, line("a", 303, 309, 0.9000001)
     with pytest.raises(InputError, match=r"hour 4: expected the events of hour 2, found others"):
         tried()
 
 
 @pytest.mark.slow
 def test_a_small_soak(tmp_path, capsys):
-    """Of a detector that forgets within its block of a minute."""
+    """With a detector that forgets within its block of a minute."""
     detector = random_detector(FRONT)
-    lstm = tuple(layer._replace(multiplier_h=layer.multiplier_h / 4, cell=13) for layer in detector.lstm)
+    lstm = tuple(
+        layer._replace(multiplier_h=layer.multiplier_h / 4, cell_exponent=13) for layer in detector.lstm
+    )
     detector = dataclasses.replace(detector, lstm=lstm)
     samples = np.frombuffer(mixture(60, 16_000, 0), "<i2").astype(np.float32) / 32768
-    detection = EventConfig(thresholds={"x": medians(detector, samples)}, use="x", end=1.0)
-    artefact.save(dataclasses.replace(detector, detection=detection), tmp_path / "model.safetensors")
+    config = EventConfig(thresholds={"x": medians(detector, samples)}, use="x", end=1.0)
+    file.save(dataclasses.replace(detector, event_config=config), tmp_path / "model.safetensors")
     runtimes = ["numpy", *(["c"] if shutil.which("cc") else [])]
     asked = [
         "--model",
@@ -128,7 +131,7 @@ def test_a_small_soak(tmp_path, capsys):
         "0.1",
         "--block",
         "60",
-        "--runtime",
+        "--runtimes",
         *runtimes,
     ]
     main([*asked, "--out", str(tmp_path)])
@@ -140,3 +143,33 @@ def test_a_small_soak(tmp_path, capsys):
     written = (tmp_path / "soak.json").stat().st_mtime_ns
     main([*asked, "--out", str(tmp_path)])
     assert (tmp_path / "soak.json").stat().st_mtime_ns == written
+
+
+def test_a_run_is_in_the_phase_that_it_has_not_finished(tmp_path):
+    def folder(name):
+        (tmp_path / name).mkdir(parents=True)
+
+    def written(name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert phase(tmp_path, printed=False) == "recordings"
+    written(".features/00/1.npy")
+    assert phase(tmp_path, printed=False) == "features"
+    written("demo/config.json")
+    assert phase(tmp_path, printed=False) == "start, again"
+    assert phase(tmp_path, printed=True) == "steps"
+    folder("demo/models/teacher/checkpoints/6.orbax-checkpoint-tmp-1")
+    assert phase(tmp_path, printed=True) == "a checkpoint"
+    assert phase(tmp_path, printed=False) == "start, again"
+    folder(f"demo/models/{EXPORTED}/checkpoints/{LAST_STEP}")
+    assert phase(tmp_path, printed=False) == "evaluation"
+    written("demo/results.json")
+    assert phase(tmp_path, printed=False) == "report"
+    written("demo/report.html")
+    assert phase(tmp_path, printed=False) == "export"
+
+
+def test_the_page_is_that_of_the_committed_tallies():
+    text = (RESULTS / "reliability.md").read_text()
+    assert filled(text, page.parts(RESULTS / "reliability")) == text
