@@ -21,7 +21,7 @@ from qkd_jax.config import (
     RunConfig,
 )
 
-# With embeddings="teacher", or a tagger's .toml, this becomes dual distillation; embeddings take gigabytes here.
+# With embeddings="teacher", or a tagger's .toml, this becomes dual distillation, which takes gigabytes here.
 _student = ModelConfig(
     network=CRNNConfig.se_third(), teachers=("teacher",), objective=EventObjective(update="mean_step")
 )

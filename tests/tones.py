@@ -30,7 +30,7 @@ LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="att
 
 
 def write_clip(path, rng):
-    """A second of noise, and in two of three clips a tone of some pitch and length; returns its annotation."""
+    """A second of noise, and in two of three clips a tone; returns its annotation."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     samples, rows = rng.normal(0, 0.01, len(time)), []
     if rng.random() < 2 / 3:

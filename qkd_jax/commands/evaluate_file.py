@@ -36,7 +36,7 @@ def run_around(path: Path) -> Run | None:
 def score_file(
     path: Path, *, run: Run | None = None, data: AnyData | None = None, split: str = "test"
 ) -> dict[str, Any]:
-    """Score the detector in the file at `path` (see `runtimes.open_clip`) on a split; print and return the table.
+    """Score the detector in the file at `path` (`runtimes.open_clip`) on a split; print and return the table.
 
     The recordings are those of `data`, by default of the `run` around the file.  Raises InputError.
     """
@@ -88,7 +88,7 @@ def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:
 def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:
     """The samples of the windows at `data.batches.window_starts`.
 
-    A shorter recording is cut to whole hops and tiled, so that only frames across a seam differ from the run's.
+    A shorter recording is cut to whole hops and tiled: only frames across a seam differ from the run's.
     """
     frames, hop = features.frames(samples), features.hop_length
     if len(waveform) < samples:

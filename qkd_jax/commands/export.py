@@ -93,7 +93,7 @@ def export(
 
 
 def student_detector(run: Run, name: str) -> Detector:
-    """Student `name` as a detector, with the thresholds that `operating_points` finds on the validation split.
+    """Student `name` as a detector, with thresholds from `operating_points` on the validation split.
 
     Raises InputError if there is no such student, if it isn't of the integer-only scheme, or isn't trained.
     """
@@ -140,7 +140,7 @@ def _recordings(run: Run) -> list[np.ndarray]:
 
 
 def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> str:
-    """How closely the file agrees with the reference, and its speed; raises InputError if it doesn't agree."""
+    """How closely the file agrees with the reference, and its speed; raises InputError if it disagrees."""
     exported, differences, seconds = open_clip(path), [], 0.0
     exported.clip_logits(recordings[0])  # loads and compiles
     for waveform in recordings:

@@ -94,7 +94,8 @@ def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState
             manager.reload()
     if steps:
         raise InputError(
-            f"{manager.directory}: expected a readable checkpoint, found none; the same command trains this model from scratch"
+            f"{manager.directory}: expected a readable checkpoint, found none; "
+            "the same command trains this model from scratch"
         )
     return None
 

@@ -19,8 +19,8 @@ LOG = "log.jsonl"
 def read_log(folder: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """The records in a model's `folder` up to `last_step`.
 
-    Lines that aren't records, such as the partial line of a killed run, are ignored.  A record is an object of
-    finite numbers with a `step`, and with either `loss`, or `epoch`, `epoch_loss` and `valid`.
+    Lines that aren't records, such as the partial line of a killed run, are ignored.  A record is an object
+    of finite numbers with a `step`, and with either `loss`, or `epoch`, `epoch_loss` and `valid`.
     """
     path = folder / LOG
     lines = path.read_bytes().splitlines() if path.is_file() else []

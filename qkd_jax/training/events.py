@@ -22,7 +22,7 @@ from qkd_jax.training.teachers import check_step_teachers, embedding_targets, ke
 def load(run: Run) -> dict[str, Dataset]:
     """The splits; features are computed unless they are cached.
 
-    Faults in them, in teachers from files and in taggers are raised here as InputError, before anything trains.
+    Faults in them, in teachers from files and in taggers raise InputError here, before anything trains.
     """
     config, clips = run.config, run.clips
     data = {split: load_split(config, clips, split, run.cache) for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Targets from teachers: logits of clips, posteriors of steps, and embeddings, each computed once and kept."""
+"""Targets from teachers: logits of clips, posteriors of steps, and embeddings; computed once and kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ _MIN_STD = 0.01  # relative to the largest standard deviation
 
 
 def check_clip_teachers(run: Run, train: Dataset) -> None:
-    """Compute and keep the logits of all teachers from files; raises InputError for those that can't be used."""
+    """Compute and keep the logits of all teachers from files; raises InputError for unusable ones."""
     for model in run.config.models.values():
         for teacher in filter(is_file, model.teachers):
             _file_logits(run, teacher, train)
@@ -61,7 +61,7 @@ def teacher_logits(run: Run, name: str, train: Dataset) -> tuple[np.ndarray, np.
 
 
 def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
-    """Logits of a tagger or from a file for the training clips, float32 [clips, events]; NaN for unknown events.
+    """Logits of a tagger or a file for the training clips, float32 [clips, events]; NaN for unknown events.
 
     They are kept in the run, which later changes of the file must not change.
     """
@@ -183,7 +183,7 @@ def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits
         clip, steps = step_logits(predict, variables, train, config.frames, network)
         if len({len(logits) for logits in steps}) > 1:
             raise InputError(
-                "--data.clip-seconds: expected no recording longer than the models' input where models teach, "
+                "--data.clip-seconds: expected no recording longer than the input where models teach, "
                 f"got {config.data.clip_seconds:g}"
             )
         grid = network.receptive_field, network.stride
@@ -237,7 +237,7 @@ def keep_embeddings(run: Run, name: str, train: Dataset) -> None:
 
 
 def _standardized(rows: np.ndarray) -> np.ndarray:
-    """`rows` [clips, rows, size] with mean 0 and variance 1 per dimension; those that hardly vary stay near 0."""
+    """`rows` [clips, rows, size] with mean 0 and variance 1 per dimension, except those that hardly vary."""
     mean, std = mean_and_std(rows)
     return ((rows - mean) / np.maximum(std, _MIN_STD * std.max())).astype(np.float16)
 

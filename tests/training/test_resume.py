@@ -18,8 +18,8 @@ from qkd_jax.errors import InputError
 from qkd_jax.run_folder import checkpoints
 from qkd_jax.run_folder.folder import load_run
 
-# Runs a config.  A signal is sent when the progress of a title reaches an item, when a file appears, or instead
-# of a call of a function; or files are limited to a size.
+# Runs a config.  A signal is sent when the progress of a title reaches an item, when a file appears, or
+# instead of a call of a function; or files are limited to a size.
 COMMAND = """
 import importlib, os, resource, sys, threading, time
 from pathlib import Path

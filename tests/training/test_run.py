@@ -62,8 +62,8 @@ def test_a_run_ends_with_figures_that_follow_from_the_kept_logits(finished):
         labels = {line.split(",")[0]: line.split(",")[1].split(";") for line in table}
         targets = np.array([[event in labels[clip] for event in events] for clip in names], np.float32)
         assert row["metrics"] == evaluate(targets, logits, events)
-    # 4-bit kernels [3, 3, 1, 3] (27 half bytes) and [3, 3, 3, 4], and 4-bit weights [4 + 2 * 4, 16], each with
-    # two numbers per column; 8-bit weights [4, 3]; batch-norms and biases in float32.
+    # 4-bit kernels [3, 3, 1, 3] (27 half bytes) and [3, 3, 3, 4], and 4-bit weights [4 + 2 * 4, 16], each
+    # with two numbers per column; 8-bit weights [4, 3]; batch-norms and biases in float32.
     packed, ranges = 14 + 108 // 2 + 12 * 16 // 2, 3 + 4 + 2 * 16
     expected = packed + 8 * ranges + 4 * 3 + 4 * (2 * (3 + 4) + 16 + 3)
     assert results["models"]["four"]["bytes"] == expected
@@ -203,7 +203,7 @@ def test_settings_that_differ_in_the_same_folder_are_refused_together(finished):
     recipe = dataclasses.replace(config.recipe, seed=7, alpha=0.25)
     with pytest.raises(
         InputError,
-        match=r"json: this run has recipe\.alpha = 0\.5, now 0\.25, recipe\.seed = 0, now 7; use another --name",
+        match=r"this run has recipe\.alpha = 0\.5, now 0\.25, recipe\.seed = 0, now 7; use another --name",
     ):
         train(dataclasses.replace(config, recipe=recipe))
     fewer = {name: config.models[name] for name in ("teacher", "plain")}
