@@ -4,13 +4,14 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import qkd_jax
 from benchmarks.common import processor, versions
 from experiments.cells import Cell, Place, Result, write_result
-from qkd_jax.config import ModelConfig, RunConfig, is_file, with_data
+from qkd_jax.config import EventRecipe, ModelConfig, RunConfig, is_file, with_data
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
@@ -94,14 +95,14 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
         model, network = cell.quantized.get(name, (name, None))
         with np.load(run.model_folder(model) / "logits-test.npz") as archive:
             names, logits = archive["names"].tolist(), archive["logits"]
-        figures = scored[model]
+        figures: dict[str, Any] = scored[model]
         if network is not None:
             test = load_split(config, run.clips, "test", run.cache)
             flax_model, variables = build_model(network, len(events)), run.best_variables(model)
             predict, names = make_predict(flax_model), test.names
             logits = clip_logits(predict, variables, test, config.frames, config.recipe.batch_size)
-            figures = model_cost(flax_model, variables, run.shape, network.quant)
-            figures["metrics"] = evaluate(test.targets, logits, events)
+            metrics = evaluate(test.targets, logits, events)
+            figures = {"metrics": metrics, **model_cost(flax_model, variables, run.shape, network.quant)}
         epochs = read_epochs(run.model_folder(model))
         key = "psds" if config.timed else "auc"
         best = max(epochs, key=lambda record: (record["valid"][key], record["epoch"]))
@@ -112,7 +113,9 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
             best_epoch=best["epoch"],
             epochs=len(epochs),
             training_clips=sum(clip.split == "train" for clip in run.clips),
-            batch=[recipe.strong, recipe.weak, recipe.unlabelled] if config.timed else None,
+            batch=[recipe.strong, recipe.weak, recipe.unlabelled]
+            if isinstance(recipe, EventRecipe)
+            else None,
             teachers=[Path(teacher).name for teacher in config.models[model].teachers],
             seconds=seconds,
             command=place.command,

@@ -39,8 +39,10 @@ MEMORY, SECONDS = 1 << 30, 10
 MAX_MESSAGE = 1000
 TARGETS = (*DATA, *MODELS)
 FINE = ("read", "refused", "crash caught")
-PACKAGES = ("soundfile", "soxr", "numpy", "pydantic", "orbax-checkpoint", "tensorstore", "jax")
-PACKAGES += ("onnxruntime", "ai-edge-litert", "safetensors")
+PACKAGES = (
+    *("soundfile", "soxr", "numpy", "pydantic", "orbax-checkpoint", "tensorstore", "jax"),
+    *("onnxruntime", "ai-edge-litert", "safetensors"),
+)
 
 Report = Callable[..., None]
 

@@ -28,7 +28,7 @@ import numpy as np
 import qkd_jax
 from benchmarks.common import RESULTS, ROOT, argument_parser, processor, versions, write_json
 from qkd_jax.commands.cli import load_preset, run_command
-from qkd_jax.config import DemoData, DenseNetConfig, RunConfig
+from qkd_jax.config import ClipRecipe, DemoData, DenseNetConfig, RunConfig
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder import checkpoints
 from qkd_jax.run_folder.folder import load_run
@@ -63,13 +63,14 @@ def small(folder: Path) -> RunConfig:
     models = {}
     for name in ("teacher", "plain", "distilled", EXPORTED):
         model = demo.models[name]
+        network: Any = model.network
         if name == "teacher":
-            network: Any = DenseNetConfig(blocks=(1, 1), growth=4, stem=4)
+            network = DenseNetConfig(blocks=(1, 1), growth=4, stem=4)
         else:
-            network = dataclasses.replace(model.network, convolutions=(4, 4, 4), hidden_size=8)
+            network = dataclasses.replace(network, convolutions=(4, 4, 4), hidden_size=8)
         models[name] = dataclasses.replace(model, network=network, epochs=EPOCHS)
     data = DemoData(clip_seconds=1.0, counts=(CLIPS, 32, 32))
-    recipe = dataclasses.replace(demo.recipe, batch_size=BATCH, epochs=EPOCHS)
+    recipe = ClipRecipe(batch_size=BATCH, epochs=EPOCHS)
     return dataclasses.replace(demo, runs=str(folder), data=data, recipe=recipe, models=models)
 
 

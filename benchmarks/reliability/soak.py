@@ -245,8 +245,8 @@ def main(arguments: list[str]) -> None:
     add("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
     options = parser.parse_args(arguments)
     if options.model == MODEL and not MODEL.is_file():
-        for command in (["train"], ["export", f"{MODEL.parent}/{MODEL.stem}"]):
-            subprocess.run([sys.executable, "-m", "qkd_jax", *command], cwd=ROOT, check=True)
+        for step in (["train"], ["export", f"{MODEL.parent}/{MODEL.stem}"]):
+            subprocess.run([sys.executable, "-m", "qkd_jax", *step], cwd=ROOT, check=True)
     detector, path = file.load(options.model), options.out / "soak.json"
     features, network = detector.features, detector.network
     rate, clock = features.sample_rate, step_clock(features, network)

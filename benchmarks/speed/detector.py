@@ -180,7 +180,7 @@ def in_c(detector: Detector, *flags: str) -> Way:
 
 def in_litert(detector: Detector) -> Way:
     """The .tflite, which is a model of one step."""
-    runner = litert.load(litert.to_litert(detector), "LiteRT")
+    runner = litert.open_model(litert.to_litert(detector), "LiteRT")
 
     def step(state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         state, logits, _ = runner.step(state, frame)

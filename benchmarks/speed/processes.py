@@ -181,6 +181,8 @@ def train_step(
     network: LSTMConfig | DenseNetConfig, shape: tuple[int, int, int]
 ) -> tuple[Any, Callable[[], Any], dict[str, np.ndarray]]:
     """The step of `network` for features [batch, frames, mels], a maker of states, and a batch."""
+    import jax.numpy as jnp
+
     from qkd_jax.models.build import build_model
     from qkd_jax.run_folder.state import init_state, make_optimizer
     from qkd_jax.training.clips import make_loss
@@ -194,7 +196,7 @@ def train_step(
     known = None if isinstance(network, DenseNetConfig) else np.ones(len(EVENTS), bool)
     recipe, model = ClipRecipe(), build_model(network, len(EVENTS))
     optimizer = make_optimizer(recipe, 1e-3, 1000)
-    step = make_train_step(model, optimizer, make_loss(recipe, np.ones(len(EVENTS), np.float32), known))
+    step = make_train_step(model, optimizer, make_loss(recipe, jnp.ones(len(EVENTS)), known))
     norm = (np.zeros(mels), np.ones(mels))
     return step, lambda: init_state(model, optimizer, (frames, mels), norm, 0), examples
 
