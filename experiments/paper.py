@@ -75,7 +75,7 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
         }
         return cell(name, distilled(size, _QUANTIZED), quantized=after)
 
-    def taught_by(name: str, *teachers: str) -> Cell:
+    def learning_from(name: str, *teachers: str) -> Cell:
         return cell(name, {name: ModelConfig(network=LSTMConfig(), teachers=teachers)})
 
     own = ModelConfig(network=DenseNetConfig(), learning_rate=1e-3)
@@ -90,8 +90,8 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
             distilled(256, {"-integer-8": QuantConfig.integer(8)}),
             unkept=("distilled-256",),
         ),
-        taught_by("distilled-256-yamnet", "yamnet.toml"),
-        taught_by("distilled-256-both", teacher, "yamnet.toml"),
+        learning_from("distilled-256-yamnet", "yamnet.toml"),
+        learning_from("distilled-256-both", teacher, "yamnet.toml"),
         plain("plain-3x256", LSTMConfig(layers=3)),
     ]
 

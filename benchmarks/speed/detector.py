@@ -32,7 +32,7 @@ from qkd_jax.runtimes.c_header import to_c
 from qkd_jax.runtimes.jax import to_jax
 from qkd_jax.runtimes.onnx_graph import clip_model, step_model
 
-FRAMES, MELS, UNITS, REPEAT = 998, 64, 256, 500
+FRAMES, MELS, HIDDEN_SIZE, REPEAT = 998, 64, 256, 500
 ONNX_GATES, TORCH_GATES = (1, 3, 0, 2), (1, 0, 2, 3)
 """Their gates as positions in f, i, c~, o: ONNX has i, o, f, c, torch i, f, g, o."""
 NUMPY, JAX, ONNX, LITERT = "NumPy", "JAX", "ONNX Runtime", "LiteRT"
@@ -48,9 +48,7 @@ FRAME_GOALS = dict.fromkeys(CLIP_GOALS, 6e-6)
 """Seconds."""
 RUN = """
 #include "detector.h"
-
 static qkd_state stream;
-
 void clip(const float *log_mel, int frames, float *logits)
 {
     qkd_state state;
@@ -60,12 +58,10 @@ void clip(const float *log_mel, int frames, float *logits)
         qkd_log_mel(&state, log_mel + (size_t)QKD_MELS * frame);
     qkd_clip(&state, logits);
 }
-
 void start(void)
 {
     qkd_reset(&stream);
 }
-
 void step(const float *log_mel, float *logits)
 {
     qkd_log_mel(&stream, log_mel);
@@ -89,8 +85,8 @@ class Way(NamedTuple):
 class Weights(NamedTuple):
     """A float LSTM and its linear layer.
 
-    `w` [units + mels, 4 · units], its rows those of [h, x], its columns the gates f, i, c~, o, and `b`
-    [4 · units]; `out` [units, events] and `bias` [events].
+    With H the hidden size, `w` is [H + mels, 4H] with rows of [h, x] and columns of the gates f, i, c~, o; `b`
+    [4H], `out` [H, events], `bias` [events].
     """
 
     w: np.ndarray
@@ -99,10 +95,10 @@ class Weights(NamedTuple):
     bias: np.ndarray
 
     def of(self, gates: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weights of x [4 · units, mels], of h [4 · units, units], and biases, in the order of `gates`."""
+        """Weights of x [4H, mels], of h [4H, H], and biases [4H], in the order of `gates`."""
         w, b = (np.split(each, 4, axis=-1) for each in (self.w, self.b))
-        rows, units = np.concatenate([w[gate].T for gate in gates]), len(self.out)
-        return rows[:, units:], rows[:, :units], np.concatenate([b[gate] for gate in gates])
+        rows, hidden_size = np.concatenate([w[gate].T for gate in gates]), len(self.out)
+        return rows[:, hidden_size:], rows[:, :hidden_size], np.concatenate([b[gate] for gate in gates])
 
 
 def untrained(network: LSTMConfig, x: np.ndarray) -> tuple[Detector, Any]:
@@ -226,10 +222,10 @@ def session(content: bytes) -> Any:
 
 
 def onnx_lstm(weights: Weights) -> bytes:
-    """The operator LSTM and a linear layer, from x [frames, 1, mels] and h, c [1, 1, units] to `logits` …"""
+    """The operator LSTM and a linear layer, from x [frames, 1, mels] and h, c [1, 1, H] to `logits` …"""
     from onnx import TensorProto, helper, numpy_helper
 
-    (w, r, b), units = weights.of(ONNX_GATES), len(weights.out)
+    (w, r, b), hidden_size = weights.of(ONNX_GATES), len(weights.out)
     constants = {
         "w": w[None],
         "r": r[None],
@@ -240,12 +236,12 @@ def onnx_lstm(weights: Weights) -> bytes:
     }
     lstm = ["x", "w", "r", "b", "", "h", "c"], ["", "next_h", "next_c"]
     nodes = [
-        helper.make_node("LSTM", *lstm, hidden_size=units),
+        helper.make_node("LSTM", *lstm, hidden_size=hidden_size),
         helper.make_node("Squeeze", ["next_h", "first"], ["last"]),
         helper.make_node("MatMul", ["last", "out"], ["sums"]),
         helper.make_node("Add", ["sums", "bias"], ["logits"]),
     ]
-    state, shapes = [1, 1, units], {"x": ["frames", 1, w.shape[1]], "logits": [1, len(weights.bias)]}
+    state, shapes = [1, 1, hidden_size], {"x": ["frames", 1, w.shape[1]], "logits": [1, len(weights.bias)]}
     inputs, outputs = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name, state)) for name in names]
         for names in (("x", "h", "c"), ("logits", "next_h", "next_c"))
@@ -267,9 +263,9 @@ def quantized(content: bytes) -> bytes:
         return after.read_bytes()
 
 
-def in_onnx_lstm(content: bytes, units: int) -> Way:
+def in_onnx_lstm(content: bytes, hidden_size: int) -> Way:
     """A model of `onnx_lstm`, or `quantized` from one."""
-    run, zeros = session(content).run, np.zeros((1, 1, units), np.float32)
+    run, zeros = session(content).run, np.zeros((1, 1, hidden_size), np.float32)
 
     def step(state: Any, x: np.ndarray) -> tuple[Any, np.ndarray]:
         logits, *state = run(None, {"x": x[:, None], "h": state[0], "c": state[1]})
@@ -284,9 +280,9 @@ def in_torch(weights: Weights) -> Way:
 
     torch.set_num_threads(1)
     w, r, b = (torch.tensor(np.ascontiguousarray(each)) for each in weights.of(TORCH_GATES))
-    units = len(weights.out)
-    lstm, cell = torch.nn.LSTM(w.shape[1], units), torch.nn.LSTMCell(w.shape[1], units)
-    linear = torch.nn.Linear(units, len(weights.bias))
+    hidden_size = len(weights.out)
+    lstm, cell = torch.nn.LSTM(w.shape[1], hidden_size), torch.nn.LSTMCell(w.shape[1], hidden_size)
+    linear = torch.nn.Linear(hidden_size, len(weights.bias))
     named = {"weight_ih": w, "weight_hh": r, "bias_ih": b, "bias_hh": torch.zeros_like(b)}
     cell.load_state_dict(named)
     lstm.load_state_dict({f"{name}_l0": value for name, value in named.items()})
@@ -301,7 +297,7 @@ def in_torch(weights: Weights) -> Way:
         state = cell(torch.from_numpy(frame), state)
         return state, linear(state[0])[0].numpy()
 
-    return Way(clip, lambda: tuple(torch.zeros(2, 1, units)), step)
+    return Way(clip, lambda: tuple(torch.zeros(2, 1, hidden_size)), step)
 
 
 def by_steps(way: Way, x: np.ndarray) -> np.ndarray:
@@ -326,10 +322,10 @@ def ours(detector: Detector) -> dict[str, Way]:
 
 def peers(weights: Weights) -> dict[str, Way]:
     """Each available way to run the float LSTM, and the one that ONNX Runtime quantizes."""
-    ways, units = {}, len(weights.out)
+    ways, hidden_size = {}, len(weights.out)
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
         model = onnx_lstm(weights)
-        ways = {ORT: in_onnx_lstm(model, units), ORT_INT8: in_onnx_lstm(quantized(model), units)}
+        ways = {ORT: in_onnx_lstm(model, hidden_size), ORT_INT8: in_onnx_lstm(quantized(model), hidden_size)}
     if importlib.util.find_spec("torch"):
         ways[TORCH] = in_torch(weights)
     return ways
@@ -377,11 +373,13 @@ def compared(
             )
 
 
-def rows(rounds: int, frames: int = FRAMES, units: int = UNITS, repeat: int = REPEAT) -> Iterator[Row]:
+def rows(
+    rounds: int, frames: int = FRAMES, hidden_size: int = HIDDEN_SIZE, repeat: int = REPEAT
+) -> Iterator[Row]:
     """Each of ours beside ONNX Runtime's float LSTM, and C at 8 bits beside the other peers."""
     x, own = features(frames), {}
     for bits in (8, 4):
-        detector, params = untrained(LSTMConfig(hidden_size=units, quant=QuantConfig.integer(bits)), x)
+        detector, params = untrained(LSTMConfig(hidden_size=hidden_size, quant=QuantConfig.integer(bits)), x)
         for name, way in ours(detector).items():
             own[name, bits] = way
             check(f"{name}, {bits} bits", way, x, own[NUMPY, bits].clip(x), WITHIN[name])

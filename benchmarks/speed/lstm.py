@@ -16,7 +16,7 @@ from qkd_jax.nn.lstm import lstm_init, lstm_scan
 from qkd_jax.nn.lstm_cell import Layer
 
 FLOAT = QuantConfig()
-SHAPE, SHORT, UNITS = (64, 998, 64), (64, 100, 64), 256
+SHAPE, SHORT, HIDDEN_SIZE = (64, 998, 64), (64, 100, 64), 256
 CLOSE = 2e-3
 """Orders of summation, and on a GPU products of TF32, over all steps."""
 SCHEMES: dict[str, Callable[[int], QuantConfig]] = {
@@ -41,9 +41,9 @@ def noise(shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
 
 
-def parameters(inputs: int, units: int) -> Layer:
+def parameters(inputs: int, hidden_size: int) -> Layer:
     """The parameters of one layer with a short memory."""
-    return lstm_init(jax.random.key(0), inputs, units, steps=50)[0]
+    return lstm_init(jax.random.key(0), inputs, hidden_size, steps=50)[0]
 
 
 def jitted(loss: Callable[[Any, jax.Array], jax.Array], params: Any, x: np.ndarray) -> Call:
@@ -80,10 +80,13 @@ def plain_scan(layer: Layer, x: np.ndarray) -> Step:
 
 def flax_rnn(layer: Layer, x: np.ndarray) -> Step:
     """`flax.linen.RNN` over an OptimizedLSTMCell, which has a matrix of h and one of x per gate."""
-    units = layer["b"].size // 4
-    model, cell = nn.RNN(nn.OptimizedLSTMCell(units)), {}
+    hidden_size = layer["b"].size // 4
+    model, cell = nn.RNN(nn.OptimizedLSTMCell(hidden_size)), {}
     for gate, w, b in zip("figo", jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4)):
-        cell[f"h{gate}"], cell[f"i{gate}"] = {"kernel": w[:units], "bias": b}, {"kernel": w[units:]}
+        cell[f"h{gate}"], cell[f"i{gate}"] = (
+            {"kernel": w[:hidden_size], "bias": b},
+            {"kernel": w[hidden_size:]},
+        )
 
     def loss(cell: Any, x: jax.Array) -> jax.Array:
         hs: Any = model.apply({"params": {"cell": cell}}, x)
@@ -101,21 +104,34 @@ def cudnn(layer: Layer, x: np.ndarray) -> Step:
     """The LSTM of cuDNN, as `jax.experimental.rnn` calls it; only on a GPU."""
     from jax.experimental import rnn
 
-    (batch, steps, inputs), units = x.shape, layer["b"].size // 4
+    (batch, steps, inputs), hidden_size = x.shape, layer["b"].size // 4
     w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
     # cuDNN's flat weights: the inputs' matrices, the recurrent ones, then two biases.
-    flat = jnp.concatenate([w[units:].T.ravel(), w[:units].T.ravel(), b, jnp.zeros_like(b)])
-    lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, units))
+    flat = jnp.concatenate([w[hidden_size:].T.ravel(), w[:hidden_size].T.ravel(), b, jnp.zeros_like(b)])
+    lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, hidden_size))
 
     def loss(flat: jax.Array, x: jax.Array) -> jax.Array:
         hs, *_ = rnn.lstm(
-            x, zeros, zeros, flat, lengths, inputs, units, num_layers=1, dropout=0.0, bidirectional=False
+            x,
+            zeros,
+            zeros,
+            flat,
+            lengths,
+            inputs,
+            hidden_size,
+            num_layers=1,
+            dropout=0.0,
+            bidirectional=False,
         )
         return jnp.mean(hs**2)
 
     def read(result: Any) -> tuple[Any, Any]:
-        of_x, of_h, _ = jnp.split(result[1], [4 * units * inputs, 4 * units * (inputs + units)])
-        of_w = jnp.concatenate([of_h.reshape(4 * units, units), of_x.reshape(4 * units, inputs)], axis=1)
+        of_x, of_h, _ = jnp.split(
+            result[1], [4 * hidden_size * inputs, 4 * hidden_size * (inputs + hidden_size)]
+        )
+        of_w = jnp.concatenate(
+            [of_h.reshape(4 * hidden_size, hidden_size), of_x.reshape(4 * hidden_size, inputs)], axis=1
+        )
         return result[0], _torch_gates(of_w.T)
 
     return Step(jitted(loss, flat, x), read)
@@ -126,10 +142,15 @@ def torch_lstm(layer: Layer, x: np.ndarray) -> Step:
     import torch
 
     device = torch_device()
-    units = layer["b"].size // 4
-    model = torch.nn.LSTM(x.shape[2], units, batch_first=True).to(device)
+    hidden_size = layer["b"].size // 4
+    model = torch.nn.LSTM(x.shape[2], hidden_size, batch_first=True).to(device)
     w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
-    state = {"weight_ih_l0": w[units:].T, "weight_hh_l0": w[:units].T, "bias_ih_l0": b, "bias_hh_l0": 0 * b}
+    state = {
+        "weight_ih_l0": w[hidden_size:].T,
+        "weight_hh_l0": w[:hidden_size].T,
+        "bias_ih_l0": b,
+        "bias_hh_l0": 0 * b,
+    }
     model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
     on_device = torch.tensor(x, device=device)
     weights = list(model.parameters())
@@ -160,16 +181,18 @@ def torch_loop(layer: Layer, x: np.ndarray, bits: int) -> Step:
 
     w, b = (torch.tensor(np.array(layer[name]), device=device, requires_grad=True) for name in "wb")
     steps = torch.tensor(np.array(x), device=device).unbind(1)
-    units = b.numel() // 4
+    hidden_size = b.numel() // 4
 
     def call() -> Any:
         # One range for the matrix of each gate.
-        w_hat = torch.cat([fake_quant(gate.reshape(-1), bits).view_as(gate) for gate in w.split(units, 1)], 1)
-        h = c = torch.zeros(len(x), units, device=device)
+        w_hat = torch.cat(
+            [fake_quant(gate.reshape(-1), bits).view_as(gate) for gate in w.split(hidden_size, 1)], 1
+        )
+        h = c = torch.zeros(len(x), hidden_size, device=device)
         hs = []
         for x_t in steps:
             z = fake_quant(torch.cat([h, x_t], 1), bits) @ w_hat + b
-            f, i, candidate, o = z.split(units, 1)
+            f, i, candidate, o = z.split(hidden_size, 1)
             f, i, o = (fake_quant(torch.sigmoid(gate), bits) for gate in (f, i, o))
             c = f * fake_quant(c, 16) + i * fake_quant(torch.tanh(candidate), bits)
             h = o * fake_quant(torch.tanh(c), bits)
@@ -209,28 +232,30 @@ def _torch_gates(array: Any) -> jax.Array:
     return jnp.concatenate([other, one, *rest], axis=-1)
 
 
-def work(batch: int, steps: int, inputs: int, units: int) -> tuple[float, float]:
+def work(batch: int, steps: int, inputs: int, hidden_size: int) -> tuple[float, float]:
     """Operations of a train step's products (forward, backward, weights), and the bytes that it must move.
 
     Inputs are read twice, h is written and read, and so are the six slopes of each unit.
     """
-    operations = 2 * batch * steps * 4 * units * (2 * (inputs + units) + units)
-    return operations, 4 * batch * steps * (2 * inputs + 2 * units + 12 * units)
+    operations = 2 * batch * steps * 4 * hidden_size * (2 * (inputs + hidden_size) + hidden_size)
+    return operations, 4 * batch * steps * (2 * inputs + 2 * hidden_size + 12 * hidden_size)
 
 
-def speed(shape: tuple[int, int, int], units: int, seconds: Sequence[float]) -> str:
+def speed(shape: tuple[int, int, int], hidden_size: int, seconds: Sequence[float]) -> str:
     """Clips per second, and the share of the device's peak arithmetic and bandwidth."""
     middle = float(np.median(seconds))
-    operations, moved = work(*shape, units)
+    operations, moved = work(*shape, hidden_size)
     shares = operations / middle / arithmetic(), moved / middle / bandwidth()
     return "{:.0f} clips/s; {:.0%} of the device's arithmetic, {:.0%} of its bandwidth".format(
         shape[0] / middle, *shares
     )
 
 
-def float_rows(rounds: int, shape: tuple[int, int, int] = SHAPE, units: int = UNITS) -> Iterator[Row]:
+def float_rows(
+    rounds: int, shape: tuple[int, int, int] = SHAPE, hidden_size: int = HIDDEN_SIZE
+) -> Iterator[Row]:
     """Our float step beside each peer."""
-    x, layer, gpu = noise(shape), parameters(shape[2], units), jax.default_backend() == "gpu"
+    x, layer, gpu = noise(shape), parameters(shape[2], hidden_size), jax.default_backend() == "gpu"
     makers = {"ours": ours, "a plain scan": plain_scan, "flax RNN": flax_rnn}
     makers |= {"cuDNN by jax.experimental.rnn": cudnn} if gpu else {}
     makers |= {"torch nn.LSTM": torch_lstm} if torch_is_here() else {}
@@ -245,14 +270,14 @@ def float_rows(rounds: int, shape: tuple[int, int, int] = SHAPE, units: int = UN
     mine = seconds.pop("ours")
     for name, theirs in seconds.items():
         yield Row(
-            what="{} × {} × {}, {} units".format(*shape, units),
+            what="{} × {} × {}, {} units".format(*shape, hidden_size),
             ours="lstm_scan",
             peer=name,
             seconds=mine,
             peer_seconds=theirs,
             off=off[name],
             at_least=(1 / 1.2 if gpu else 1.0) if "cuDNN" in name or "torch" in name else None,
-            note=speed(shape, units, mine),
+            note=speed(shape, hidden_size, mine),
         )
 
 
@@ -260,23 +285,23 @@ def quantized_rows(
     rounds: int,
     shape: tuple[int, int, int] = SHAPE,
     short: tuple[int, int, int] = SHORT,
-    units: int = UNITS,
+    hidden_size: int = HIDDEN_SIZE,
 ) -> Iterator[Row]:
     """Our step in each scheme beside our float step, and the paper's scheme beside a loop in torch."""
-    x, layer = noise(shape), parameters(shape[2], units)
+    x, layer = noise(shape), parameters(shape[2], hidden_size)
     calls = {"float": ours(layer, x).call}
     for scheme, make in SCHEMES.items():
         calls |= {f"{scheme}, {bits} bits": ours(layer, x, make(bits)).call for bits in BITS}
     seconds = in_turns(calls, rounds)
     for name in (name for name in calls if name != "float"):
         yield Row(
-            what="{} × {} × {}, {} units".format(*shape, units),
+            what="{} × {} × {}, {} units".format(*shape, hidden_size),
             ours=name,
             peer="our float step",
             seconds=seconds[name],
             peer_seconds=seconds["float"],
             at_least=1 / 1.1,
-            note=speed(shape, units, seconds[name]),
+            note=speed(shape, hidden_size, seconds[name]),
         )
     if not torch_is_here():
         return
@@ -288,7 +313,7 @@ def quantized_rows(
         off = agree("torch loop: gradient", grad, their_grad, TIES[bits])
         seconds = in_turns({"ours": mine.call, "loop": loop.call}, min(rounds, 3))
         yield Row(
-            what="{} × {} × {}, {} units".format(*short, units),
+            what="{} × {} × {}, {} units".format(*short, hidden_size),
             ours=f"paper, {bits} bits",
             peer="a loop in torch",
             seconds=seconds["ours"],

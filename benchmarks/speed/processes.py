@@ -47,7 +47,7 @@ waveform, _ = soundfile.read(sys.argv[2], dtype="float32")
 print(session.run(["logits"], {"waveform": waveform})[0][0], flush=True)
 """
 SECONDS, CLIPS = (10, 60, 600, 3600), (100, 1000, 10_000, 100_000)
-BATCHES, UNITS = (1, 4, 16, 64, 256), (32, 64, 128, 256, 512, 1024)
+BATCHES, HIDDEN_SIZES = (1, 4, 16, 64, 256), (32, 64, 128, 256, 512, 1024)
 BATCH, STEPS, MELS = 32, 100, 64
 STEEPEST = 1.1
 """Goal: the slope of time over size, in logarithms."""
@@ -258,11 +258,11 @@ def epoch_seconds(root: str, clips: str) -> list[float]:
     return [time.perf_counter() - begun]
 
 
-def step_seconds(batch: str, units: str, steps: str, rounds: str) -> list[float]:
+def step_seconds(batch: str, hidden_size: str, steps: str, rounds: str) -> list[float]:
     """Seconds of a train step in each round."""
     import jax
 
-    student = LSTMConfig(hidden_size=int(units), quant=QuantConfig.paper(8))
+    student = LSTMConfig(hidden_size=int(hidden_size), quant=QuantConfig.paper(8))
     step, new_state, examples = train_step(student, (int(batch), int(steps), MELS))
     state, on_device = new_state(), jax.device_put(examples)
 
@@ -336,7 +336,7 @@ def growth_rows(
     seconds: Sequence[int] = SECONDS,
     clips: Sequence[int] = CLIPS,
     batches: Sequence[int] = BATCHES,
-    units: Sequence[int] = UNITS,
+    hidden_sizes: Sequence[int] = HIDDEN_SIZES,
     steps: int = STEPS,
 ) -> Iterator[Row]:
     """Sounds and data sets once, train steps in each round."""
@@ -349,10 +349,10 @@ def growth_rows(
     labels = [f"batch {each}, 256 units, {steps} steps" for each in batches]
     points = (measured("step", each, 256, steps, rounds) for each in batches)
     yield from grown(labels, batches, points, ours="train step", unit="clip")
-    labels = [f"batch 16, {each} units, {steps} steps" for each in units]
-    points = (measured("step", 16, each, steps, rounds) for each in units)
+    labels = [f"batch 16, {each} units, {steps} steps" for each in hidden_sizes]
+    points = (measured("step", 16, each, steps, rounds) for each in hidden_sizes)
     # Time grows in proportion to the number of weights.
-    weights = [4 * each * (each + MELS) for each in units]
+    weights = [4 * each * (each + MELS) for each in hidden_sizes]
     yield from grown(labels, weights, points, ours="train step", unit="weight")
 
 

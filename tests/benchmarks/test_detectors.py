@@ -18,21 +18,21 @@ from qkd_jax.errors import InputError
 from qkd_jax.runtimes.onnx_graph import clip_model, step_model
 from tests.detectors import FRONT, PLAIN, random_detector
 
-UNITS = 6
+HIDDEN_SIZE = 6
 CLIP = features(9)
 TINY = LSTMConfig(hidden_size=6, pooling="mean", quant=QuantConfig.integer(4))
 
 
 def weights(seed=0):
     rng = np.random.default_rng(seed)
-    shapes = ((UNITS + single.MELS, 4 * UNITS), (4 * UNITS,), (UNITS, 3), (3,))
+    shapes = ((HIDDEN_SIZE + single.MELS, 4 * HIDDEN_SIZE), (4 * HIDDEN_SIZE,), (HIDDEN_SIZE, 3), (3,))
     return Weights(*(rng.normal(0, 0.5, shape).astype(np.float32) for shape in shapes))
 
 
 def oracle(given, x):
     """The float LSTM, gate by gate and step by step."""
     w, b, out, bias = (each.astype(np.float64) for each in given)
-    h, c = np.zeros((2, UNITS))
+    h, c = np.zeros((2, HIDDEN_SIZE))
     for x_t in x:
         f, i, candidate, o = np.split(np.concatenate([h, x_t]) @ w + b, 4)
         f, i, o = (1 / (1 + np.exp(-z)) for z in (f, i, o))
@@ -47,7 +47,7 @@ def peer(name):
         return single.in_torch(weights())
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     model = single.onnx_lstm(weights())
-    return single.in_onnx_lstm(single.quantized(model) if name == single.ORT_INT8 else model, UNITS)
+    return single.in_onnx_lstm(single.quantized(model) if name == single.ORT_INT8 else model, HIDDEN_SIZE)
 
 
 @pytest.mark.parametrize("name", [ORT, single.TORCH])
@@ -89,7 +89,7 @@ def test_the_front_end_is_cut_off():
 @pytest.mark.slow
 def test_rows_of_clips_and_frames():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    rows = list(single.rows(2, frames=9, units=UNITS, repeat=3))
+    rows = list(single.rows(2, frames=9, hidden_size=HIDDEN_SIZE, repeat=3))
     whats = [f"{what}, {bits} bits" for what in ("9 frames", "a frame") for bits in (8, 4)]
     assert list(dict.fromkeys(row.what for row in rows)) == whats
     assert all(len(row.seconds) == len(row.peer_seconds) == 2 and row.off < 0.2 for row in rows)

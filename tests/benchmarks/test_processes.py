@@ -168,7 +168,9 @@ def test_rows_of_growth(monkeypatch):
 
     monkeypatch.setattr(processes, "measured", measured)
     monkeypatch.setattr(processes, "write_detector", lambda *_: random_detector(FRONT))
-    rows = list(processes.growth_rows(5, seconds=[1, 2], clips=[3, 4], batches=[1, 2], units=[2, 3], steps=6))
+    rows = list(
+        processes.growth_rows(5, seconds=[1, 2], clips=[3, 4], batches=[1, 2], hidden_sizes=[2, 3], steps=6)
+    )
     assert [row.what for row in rows] == [
         *("1 s of sound", "2 s of sound", "3 clips", "4 clips"),
         *("batch 1, 256 units, 6 steps", "batch 2, 256 units, 6 steps"),

@@ -31,7 +31,7 @@ from qkd_jax.run_folder.state import init_state, make_optimizer
 from qkd_jax.training.clips import make_loss
 from qkd_jax.training.step import make_train_step
 
-SHAPE, UNITS = (3, 12, 5), 4
+SHAPE, HIDDEN_SIZE = (3, 12, 5), 4
 TINY = DenseNetConfig(blocks=(1, 1), growth=3, stem=4, bottleneck=2)
 TINIER = dataclasses.replace(TINY, blocks=(1,))
 EVEN, ODD = (4, 40, 32), (4, 41, 17)
@@ -43,20 +43,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def test_peers_of_the_float_lstm_have_our_loss_and_gradient(make):
     if make is lstm.torch_lstm:
         pytest.importorskip("torch", reason="the extra `peers` is not installed")
-    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], UNITS)
+    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], HIDDEN_SIZE)
     ours, peer = lstm.ours(layer, x), make(layer, x)
     loss, grad = ours.read(ours.call())
     their_loss, their_grad = peer.read(peer.call())
     np.testing.assert_allclose(their_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(their_grad, grad, atol=1e-6)
     with pytest.raises(InputError, match="expected the peer within"):
-        agree("turned", jnp.roll(grad, UNITS, axis=1), their_grad, lstm.CLOSE)
+        agree("turned", jnp.roll(grad, HIDDEN_SIZE, axis=1), their_grad, lstm.CLOSE)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_loop_in_torch_has_the_papers_scheme(bits):
     pytest.importorskip("torch", reason="the extra `peers` is not installed")
-    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], UNITS)
+    x, layer = lstm.noise(SHAPE), lstm.parameters(SHAPE[2], HIDDEN_SIZE)
     ours, loop = lstm.ours(layer, x, QuantConfig.paper(bits)), lstm.torch_loop(layer, x, bits)
     (loss, grad), (their_loss, their_grad) = ours.read(ours.call()), loop.read(loop.call())
     np.testing.assert_allclose(their_loss, loss, rtol=1e-4)
@@ -66,10 +66,10 @@ def test_the_loop_in_torch_has_the_papers_scheme(bits):
 def test_each_scheme_has_a_row_beside_our_float_step(monkeypatch):
     monkeypatch.setattr(lstm.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(lstm, "BITS", (4,))
-    rows = list(lstm.quantized_rows(1, SHAPE, SHAPE, UNITS))
+    rows = list(lstm.quantized_rows(1, SHAPE, SHAPE, HIDDEN_SIZE))
     assert [row.ours for row in rows] == [f"{scheme}, 4 bits" for scheme in lstm.SCHEMES]
     assert {row.peer for row in rows} == {"our float step"}
-    rows = list(lstm.float_rows(1, SHAPE, UNITS))
+    rows = list(lstm.float_rows(1, SHAPE, HIDDEN_SIZE))
     assert [row.peer for row in rows] == ["a plain scan", "flax RNN"] and all(row.off < 1e-5 for row in rows)
 
 
