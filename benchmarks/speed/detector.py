@@ -85,7 +85,7 @@ class Way(NamedTuple):
 class Weights(NamedTuple):
     """A float LSTM and its linear layer.
 
-    With H the hidden size, `w` is [H + mels, 4H] with rows of [h, x] and columns of the gates f, i, c~, o; `b`
+    With H the hidden size, `w` is [H + mels, 4H], rows of [h, x] and columns of the gates f, i, c~, o; `b`
     [4H], `out` [H, events], `bias` [events].
     """
 

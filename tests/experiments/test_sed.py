@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.cells import Result
+from experiments import sed
+from experiments.cells import Cell, Place, Result, read_results
+from experiments.driver import run_cell
 from experiments.sed import DUAL, FIGURES, MULTI, SE_TEACHER, SEVERAL, cells, tables
+from qkd_jax.config import ModelConfig, QuantConfig
 from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
+from qkd_jax.run_folder.folder import load_run
 from tests.experiments.results import row
+from tests.tones import PITCHES, config_of, write_tones
 
 
 def parameters(cell):
@@ -86,3 +91,38 @@ def test_results_of_other_batches_are_refused():
     results = {"old": {"seed0": result(10.0, 9, (8, 8, 8))}, "new": {"seed0": result(10.0, 9)}}
     with pytest.raises(InputError, match=r"one size of batches, found \[\(4, 4, 4\), \(8, 8, 8\)\]"):
         tables(results)
+
+
+@pytest.mark.slow
+def test_students_learn_from_teachers_of_other_cells_and_the_fusion_is_scored(tmp_path, monkeypatch):
+    pytest.importorskip("sed_scores_eval", reason="pip install -e '.[sed]'")
+    write_tones(tmp_path / "tones")
+    base = config_of(tmp_path / "tones", tmp_path / "runs")
+    base = dataclasses.replace(base, recipe=dataclasses.replace(base.recipe, epochs=2))
+    crnn = ModelConfig(network=base.models["first"].network)
+
+    def cell(name, **models):
+        return Cell(name, dataclasses.replace(base, name=f"{name}-seed0", models=models), teaches=True)
+
+    student = dataclasses.replace(crnn, teachers=("one-seed0.npz", "two-seed0.npz"))
+    few = dataclasses.replace(crnn.network, quant=QuantConfig.per_channel(8))
+    quantized = dataclasses.replace(student, network=few, start="student", epochs=1)
+    cells = [
+        cell("one", one=crnn),
+        cell("two", two=crnn),
+        cell("student", **{"student": student, "student-8": quantized}),
+    ]
+    place = Place(tmp_path / "tones", tmp_path / "runs", tmp_path / "cells", tmp_path, "command")
+    run_cell(cells[2], place, cells)
+    results = read_results(place.cells)
+    assert set(results) == {"student", "student-8"}  # the teachers have trained, without results
+    few = results["student-8"]["seed0"]
+    assert few.epochs == 1 and few.batch == [8, 4, 4] and few.metrics["average"]["psds1"] >= 0
+    monkeypatch.setattr(sed, "SEVERAL", ("one", "two"))
+    monkeypatch.setattr(sed, "EVENTS", tuple(PITCHES))
+    monkeypatch.setattr("qkd_jax.train", lambda config: pytest.fail("trained again"), raising=False)
+    sed.score_fusion(place, cells)
+    fusion = read_results(place.cells)["fusion"]["seed0"]
+    models = [load_run(place.runs / f"{name}-seed0").results["models"][name] for name in ("one", "two")]
+    assert fusion.bytes == sum(model["bytes"] for model in models)
+    assert fusion.metrics.keys() == {*PITCHES, "average"}
