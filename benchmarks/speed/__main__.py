@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import DASH, RESULTS, argument_parser, fill, markdown, processor, versions, write_json
-from benchmarks.speed.measure import DEADLINE, Row, late
+from benchmarks.speed.measure import DEADLINE, Row
 from qkd_jax.commands.cli import run_command
 from qkd_jax.errors import InputError
 
@@ -37,15 +37,15 @@ class Question(NamedTuple):
     function: str
     packages: tuple[str, ...]
     one_core: bool = False
-    quick: bool = False
-    """Whether it asks about train steps, which a GPU answers too."""
+    quick: int = 0
+    """For a question about train steps, which a GPU answers too, its seconds in --quick."""
 
 
 QUESTIONS = {
-    "lstm": Question("lstm", "float_rows", ("flax", "torch"), quick=True),
-    "quantized": Question("lstm", "quantized_rows", ("flax", "torch"), quick=True),
-    "teacher": Question("teacher", "teacher_rows", ("torch",), quick=True),
-    "distillation": Question("teacher", "distillation_rows", ("flax", "optax"), quick=True),
+    "lstm": Question("lstm", "float_rows", ("flax", "torch"), quick=60),
+    "quantized": Question("lstm", "quantized_rows", ("flax", "torch"), quick=80),
+    "teacher": Question("teacher", "teacher_rows", ("torch",), quick=120),
+    "distillation": Question("teacher", "distillation_rows", ("flax", "optax"), quick=80),
     "log_mel": Question("features", "hour_rows", ("librosa", "kaldi-native-fbank"), one_core=True),
     "files": Question("features", "file_rows", ("librosa", "soundfile")),
     "single": Question(
@@ -54,31 +54,29 @@ QUESTIONS = {
     "start": Question("processes", "start_rows", ("flax", "optax", "numpy", "soundfile", "onnxruntime")),
     "growth": Question("processes", "growth_rows", ("flax", "optax", "grain", "numpy", "soundfile")),
 }
-QUICK_SECONDS, QUICK_ROUNDS = 85, 3
-"""Time for one question of --quick, after which no further round begins; a half more, and it is stopped."""
+QUICK_ROUNDS = 3
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 COLUMNS = ("what", "qkd_jax", "time", "peer", "its time", "times as fast", "goal", "off", "")
 
 
-def ask(name: str, rounds: int, out: Path, seconds: float | None = None) -> None:
-    """Answer one question in a process of its own, within `seconds` if given; raises InputError if it fails.
+def ask(name: str, rounds: int, out: Path, seconds: int | None = None) -> None:
+    """Answer one question in a process of its own; raises InputError if it fails.
 
-    Time that is over is reported; the rows that are there by then are kept.
+    With `seconds`, no further round or peer begins after 60 % of them, and it is stopped at their end; the
+    rows until then are kept.
     """
     environment = dict(os.environ)
     if QUESTIONS[name].one_core:
         environment |= dict.fromkeys(THREADS, "1")
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     if seconds:
-        environment[DEADLINE] = str(time.time() + seconds)
+        environment[DEADLINE] = str(time.time() + 0.6 * seconds)
     command = [sys.executable, "-m", "benchmarks.speed", "--answer", name, "--rounds", str(rounds)]
     try:
-        done = subprocess.run(
-            [*command, "--out", str(out)], env=environment, timeout=seconds and 1.5 * seconds
-        )
+        done = subprocess.run([*command, "--out", str(out)], env=environment, timeout=seconds)
     except subprocess.TimeoutExpired:
-        print(f"{name}: stopped after {1.5 * (seconds or 0):.0f} s; the rows until then are kept", flush=True)
+        print(f"{name}: stopped after {seconds} s; the rows until then are kept", flush=True)
         return
     if done.returncode:
         raise InputError(f"{name}: ended with status {done.returncode}")
@@ -104,9 +102,6 @@ def answer(name: str, rounds: int, out: Path) -> None:
         result["rows"].append(dataclasses.asdict(row))
         write_json(path, result)
         print(f"{name}: {row}", flush=True)
-        if late():
-            print(f"{name}: out of time; the rows until here are kept", flush=True)
-            break
 
 
 def parts(folder: Path) -> dict[str, str]:
@@ -180,7 +175,7 @@ def main(arguments: list[str]) -> None:
     names = options.only or [name for name, each in QUESTIONS.items() if each.quick or not options.quick]
     rounds = min(options.rounds, QUICK_ROUNDS) if options.quick else options.rounds
     for name in [] if options.page else names:
-        ask(name, rounds, options.out, QUICK_SECONDS if options.quick else None)
+        ask(name, rounds, options.out, QUESTIONS[name].quick or None if options.quick else None)
     page = options.out.with_suffix(".md")
     if not page.exists():
         shutil.copy(RESULTS / "speed.md", page)

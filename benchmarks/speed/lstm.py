@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.speed.measure import Call, Row, agree, arithmetic, bandwidth, in_turns, waited
+from benchmarks.speed.measure import Call, Row, agree, arithmetic, bandwidth, in_turns, late, waited
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 from qkd_jax.nn.lstm_cell import Layer
@@ -303,7 +303,7 @@ def quantized_rows(
             at_least=1 / 1.1,
             note=speed(shape, hidden_size, seconds[name]),
         )
-    if not torch_is_here():
+    if not torch_is_here() or late():
         return
     x = noise(short)
     for bits in BITS:

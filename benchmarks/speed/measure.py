@@ -14,7 +14,7 @@ from qkd_jax.errors import InputError
 Call = Callable[[], Any]
 """What is timed; it returns when everything is computed."""
 DEADLINE = "QKD_SPEED_DEADLINE"
-"""Environment variable: Unix time after which no further round begins."""
+"""Environment variable: Unix time after which no further round or peer begins."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
