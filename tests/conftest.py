@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """The function (folder, **changes) -> settings of a run on a few synthesised clips, taking seconds."""
+    """The function (folder, **changes) -> settings of a run on a few synthesised clips; it takes seconds."""
     from qkd_jax.config import (
         ClipRecipe,
         DemoData,

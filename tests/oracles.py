@@ -1,7 +1,8 @@
-"""Eq. 3 written out, and the transformations of JAX that code is called through."""
+"""Eq. 3 and log-mel energies in float64, and the transformations of JAX that code is called through."""
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -29,6 +30,24 @@ def straight_through(v, bits, axis=-1):
     low, high = v.min(axis, keepdims=True), v.max(axis, keepdims=True)
     scale = jnp.where(high > low, (high - low) / (2**bits - 1), 1)
     return v + jax.lax.stop_gradient(jnp.round((v - low) / scale) * scale + low - v)
+
+
+def librosa_log_mel(waveform, config):
+    """Log-mel energies by librosa, in float64 [frames, mels]."""
+    # librosa centres a window in its FFT frame: padding by the difference aligns it with ours.
+    padded = np.pad(np.asarray(waveform, np.float64), (config.n_fft - config.win_length) // 2)
+    spectrum = librosa.stft(
+        padded, n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length, center=False
+    )
+    basis = librosa.filters.mel(
+        sr=config.sample_rate,
+        n_fft=config.n_fft,
+        n_mels=config.n_mels,
+        fmin=config.fmin,
+        fmax=config.fmax,
+        dtype=np.float64,
+    )
+    return np.log(basis @ np.abs(spectrum) ** 2 + config.floor).T
 
 
 # Each calls f row by row, or as a whole; `axes` are 0 for arguments with rows, None for the others.

@@ -25,7 +25,7 @@ FILES = {
     ),
 }
 COPIED = {"qkd_jax", "configs", "packaging", "pyproject.toml", "README.md", "LICENSE"}
-NEEDED = {"numpy", "pydantic", "safetensors", "soundfile", "soxr"}
+NEEDED = {"jinja2", "numpy", "pydantic", "safetensors", "soundfile", "soxr"}
 
 
 @pytest.fixture(scope="module", params=FILES)

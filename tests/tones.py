@@ -1,4 +1,4 @@
-"""Timed events that a model learns in seconds: tones in noise, and a run on them."""
+"""Events that a model learns in seconds: tones in noise, and a run on them."""
 
 import dataclasses
 
@@ -30,21 +30,21 @@ LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="att
 
 
 def write_clip(path, rng):
-    """A second of noise, and in two of three clips a tone; returns its annotation."""
+    """Write a second of noise, with a tone in two of three clips; return the rows of its annotations."""
     time = np.arange(round(SECONDS * RATE)) / RATE
     samples, rows = rng.normal(0, 0.01, len(time)), []
     if rng.random() < 2 / 3:
         event = rng.choice(list(PITCHES))
         onset, length = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5)
-        there = (time >= onset) & (time < onset + length)
-        samples += there * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
+        on = (time >= onset) & (time < onset + length)
+        samples += on * 0.2 * np.sin(2 * np.pi * PITCHES[event] * time)
         rows = [f"{path.name}\t{onset:.4f}\t{onset + length:.4f}\t{event}"]
     soundfile.write(path, samples, RATE)
     return rows
 
 
 def write_tones(root):
-    """Recordings of three splits in `root`, with onsets and offsets."""
+    """Write recordings of three splits to `root`, with onsets and offsets."""
     rng = np.random.default_rng(0)
     for split, count in {"train": 72, "valid": 24, "test": 24}.items():
         folder = root / split
@@ -58,21 +58,21 @@ def write_tones(root):
 
 
 def config_of(root, runs, **changes):
-    guided = ModelConfig(
-        network=CRNN,
-        learning_rate=0.01,
-        teachers=("first",),
-        objective=EventObjective(update="mean_step", embeddings="first"),
-    )
+    """A run of four models, with all kinds of teachers, starts and updates."""
+    guided = EventObjective(update="mean_step", embeddings="first")
     models = {
         "first": ModelConfig(network=CRNN, learning_rate=0.02),
-        "four": dataclasses.replace(
-            guided, network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)), start="first"
+        "four": ModelConfig(
+            network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)),
+            teachers=("first",),
+            start="first",
+            learning_rate=0.01,
+            objective=guided,
         ),
         "lstm": ModelConfig(
             network=LSTM,
-            learning_rate=0.02,
             teachers=("first", "four"),
+            learning_rate=0.02,
             objective=EventObjective(update="ema_ste"),
         ),
         "lstm-8": ModelConfig(

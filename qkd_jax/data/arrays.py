@@ -1,4 +1,4 @@
-"""Arrays from NumPy files, which may be damaged or hostile: no pickles, and one line for each fault."""
+"""Arrays from NumPy files, which may be damaged or hostile: no pickles, and one line per error."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ _MAX_BYTES, _MAX_RATIO = 1 << 30, 100
 
 
 def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarray]:
-    """The arrays `wanted` from the archive at `path`, each given by its kinds of dtype and its dimensions.
+    """The arrays `wanted` from the archive at `path`, given as kinds of dtype and number of dimensions.
 
-    Raises InputError that says that `what` was expected.
+    Raises InputError, whose message says that `what` was expected.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -37,7 +37,7 @@ def read_npy(path: Path, what: str, kinds: str, dimensions: int) -> np.ndarray:
 def _checked(name: str, array: object, kinds: str, dimensions: int) -> np.ndarray:
     if not isinstance(array, np.ndarray):  # np.load opens archives too
         raise ValueError(f"{name}: expected an array, found {type(array).__name__}")
-    # Any number of elements of size 0 fits into a small file, but not into a list.
+    # A small file can hold any number of elements of size 0, but a list can't.
     if array.dtype.kind not in kinds or not array.dtype.itemsize or array.ndim != dimensions:
         raise ValueError(
             f"{name}: expected {dimensions} dimensions of kind {kinds}, found {array.dtype} {array.shape}"

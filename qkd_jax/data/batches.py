@@ -68,7 +68,7 @@ class StepTargets:
 
 @dataclass(frozen=True)
 class EmbeddingTargets:
-    """Embeddings [clips, rows, size] of clips no longer than the input; step t is guided by `row_of_step[t]`."""
+    """Embeddings [clips, rows, size] of clips no longer than the input; step t has row `row_of_step[t]`."""
 
     rows: np.ndarray
     row_of_step: np.ndarray
@@ -87,7 +87,7 @@ def timed_batches(
 ) -> Batches:
     """Endless batches of `sizes` strong, weak and unlabelled clips, in this order.
 
-    `batches[step]` depends on `seed` and `step` alone.  Each kind is shuffled and repeated on its own.  With
+    `batches[step]` depends on `seed` and `step` alone.  Each kind is shuffled and repeated separately.  With
     several processes, each gets an equal share of a batch's rows.  A batch holds, all float32:
 
     - `features` [batch, frames, mels]: a part of each longer clip that begins at a random multiple of
@@ -95,7 +95,7 @@ def timed_batches(
     - `strong` [batch, frames, events]: the frames' targets, zeros where they are unknown;
     - `weak` [batch, events]: the clips' targets (for strong clips, those of the part), zeros where unknown;
     - `has_strong`, `has_weak` [batch]: 1 for strong clips, and 1 for weak ones;
-    - with `teacher`, `teacher` [batch, frames, events] and `teacher_clip` [batch, events]: its posteriors;
+    - with `teacher`, `teacher` [batch, frames, events] and `teacher_clip` [batch, events]: the posteriors;
     - with `embeddings`, `embedding` [batch, steps, size].
 
     Raises InputError if a kind has fewer clips than a batch needs, and, when read, ValueError if
@@ -122,7 +122,8 @@ def timed_batches(
         if teacher is not None:
             if len(teacher.step_of_frame) < part.stop:
                 raise ValueError(
-                    f"step_of_frame: expected the steps of {part.stop} frames, got {len(teacher.step_of_frame)}"
+                    f"step_of_frame: expected the steps of {part.stop} frames, "
+                    f"got {len(teacher.step_of_frame)}"
                 )
             batch["teacher"] = teacher.steps[clip][teacher.step_of_frame[part]]
             batch["teacher_clip"] = teacher.clip[clip]
@@ -134,7 +135,7 @@ def timed_batches(
 
 
 class _Mixed(Sequence[int]):
-    """The clips of endless batches: `sizes[k]` of `kinds[k]` in turn, each kind in its own order."""
+    """The clips of endless batches: `sizes[k]` of `kinds[k]` in turn, each kind shuffled separately."""
 
     def __init__(self, kinds: Sequence[np.ndarray], sizes: Sequence[int], seed: int):
         self.sizes = sizes
@@ -163,7 +164,7 @@ def mixed_batches(
 ) -> Batches:
     """Endless batches of `sizes[k]` clips from `kinds[k]`, one kind after the other, made by `example`.
 
-    Each kind is shuffled and repeated on its own; `batches[step]` depends on `seed` and `step` alone.
+    Each kind is shuffled and repeated separately; `batches[step]` depends on `seed` and `step` alone.
     """
     examples = grain.MapDataset.source(_Mixed(kinds, sizes, seed)).seed(seed).random_map(example)
     return _batched(examples, sum(sizes))

@@ -52,10 +52,10 @@ def cached(
     """The cache entries of `clips`; missing ones are computed, on all cores.
 
     `compute` maps a recording's path to float32 [rows, width], at least one row, and raises InputError or
-    OSError for a recording that can't be used.  Returns one file in NumPy's format for each clip, and by clip
-    name the faults of those that can't be used and have no file.  An entry is identified by `settings`, which
-    must name everything that the result depends on, and by the recording's path, size and modification
-    time; it is there whole or not at all.
+    OSError for a recording that can't be used.  Returns one file in NumPy's format per clip, and the reasons,
+    by clip name, why others can't be used and have no file.  An entry is identified by `settings`, which must
+    name everything that the result depends on, and by the recording's path, size and modification time; it is
+    written whole or not at all.
     """
     entries = Entries(cache, np.zeros(len(clips), "S32"))
     reasons: dict[int, str] = {}
@@ -104,17 +104,17 @@ def _header(rows: int, width: int) -> bytes:
 
 
 def _is_whole(entry: Path, width: int) -> bool:
-    """False for a missing file and for a damaged one, such as a crash of the machine may leave.
+    """Whether the file exists and is undamaged; a crash of the machine may leave a damaged one.
 
     The header is compared with the expected one, never trusted.
     """
     try:
         with open(entry, "rb") as file:
-            found, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
+            header, size = file.read(_HEADER), os.fstat(file.fileno()).st_size
     except OSError:
         return False
     rows, rest = divmod(size - _HEADER, 4 * width)
-    return rows > 0 and not rest and found == _header(rows, width)
+    return rows > 0 and not rest and header == _header(rows, width)
 
 
 def read_entry(entry: Path) -> np.ndarray:
@@ -126,9 +126,11 @@ def read_entry(entry: Path) -> np.ndarray:
     try:
         with open(entry, "rb") as file:
             header = file.read(_HEADER)
-        if (found := _SHAPE.search(header)) is None or header != _header(*map(int, found.groups())):
+        match = _SHAPE.search(header)
+        shape = tuple(map(int, match.groups())) if match else ()
+        if not shape or header != _header(*shape):
             raise ValueError("another header")
-        return np.memmap(entry, np.float32, "r", _HEADER, tuple(map(int, found.groups())))
+        return np.memmap(entry, np.float32, "r", _HEADER, shape)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{entry}: expected a cache entry: {error}; delete the file to compute it again"
@@ -136,14 +138,14 @@ def read_entry(entry: Path) -> np.ndarray:
 
 
 def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:
-    """Compute and write the entry of one recording; returns its fault, or the empty string."""
+    """Compute and write the entry of one recording; returns why it can't be used, or the empty string."""
     try:
         if not recording.is_file():
             raise InputError(f"{recording}: not there")
         result = compute(recording)
     except (InputError, OSError) as error:
         return str(error)
-    # Writing directly to a file, NumPy would not notice a full disk.
+    # Not np.save(file): writing directly to a file, NumPy does not notice a full disk.
     buffer = io.BytesIO()
     np.save(buffer, result)
     with whole_file(entry) as file:
@@ -159,8 +161,8 @@ def _in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: 
             for first in range(0, len(places), size * _CHUNK):
                 last = min(first + size * _CHUNK, len(places))
                 pieces = (places[start : min(start + size, last)] for start in range(first, last, size))
-                for found in pool.map(work, pieces):
-                    yield from found
+                for results in pool.map(work, pieces):
+                    yield from results
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -32,7 +32,8 @@ def read_clips(data: AnyData) -> list[Clip]:
         if event not in counts:
             known = ", ".join(f"{label} ({count})" for label, count in counts.most_common(_MAX_LISTED))
             raise InputError(
-                f"--data.events: expected labels of the recordings, {known or 'which have none'}, got {event!r}"
+                f"--data.events: expected labels of the recordings, {known or 'which have none'}, "
+                f"got {event!r}"
             )
     if data.negatives is None:
         return clips

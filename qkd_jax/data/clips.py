@@ -23,7 +23,7 @@ from qkd_jax.system.files import whole_file
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
 MAX_SECONDS = 1e9
-"""Longest recording."""
+"""Longest recording that an annotation may refer to."""
 
 
 class Annotation(NamedTuple):
@@ -44,12 +44,12 @@ class Clip:
     """Folder of the source."""
     labels: frozenset[str]
     group: str
-    """What must stay in one split: a session, a speaker, an original recording."""
+    """Clips of one group (a session, a speaker, an original recording) stay in one split."""
     split: str | None = None
     annotations: tuple[Annotation, ...] | None = None
-    """Its events with their times; None if the times are unknown."""
+    """Its events with onsets and offsets; None if these are unknown."""
     labelled: bool = True
-    """False if its events are unknown; `labels` is then empty."""
+    """False if it is unknown which events it has; `labels` is then empty."""
 
     @property
     def path(self) -> Path:
@@ -58,7 +58,7 @@ class Clip:
 
     @property
     def kind(self) -> str:
-        """How it is labelled: one of `KINDS`."""
+        """Its kind of labels, one of `KINDS`."""
         if not self.labelled:
             return "unlabelled"
         return "weak" if self.annotations is None else "strong"
@@ -109,18 +109,18 @@ def divide(
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))
-    kinds = Counter(kind for held in groups.values() for kind in held)
+    kinds = Counter(kind for members in groups.values() for kind in members)
     lack = {split: {kind: share * n for kind, n in kinds.items()} for split, share in zip(SPLITS, shares)}
     chosen = {}
     for name in order:
-        held = Counter(groups[name])
+        group = Counter(groups[name])
 
-        def need(split: str, held: Counter[frozenset[str] | None] = held) -> float:
+        def need(split: str, group: Counter[frozenset[str] | None] = group) -> float:
             # Relative to all clips of the kind, so that rare kinds count as much as common ones.
-            return sum(n * lack[split][kind] / kinds[kind] for kind, n in held.items())
+            return sum(n * lack[split][kind] / kinds[kind] for kind, n in group.items())
 
         chosen[name] = max(SPLITS, key=need)
-        for kind, n in held.items():
+        for kind, n in group.items():
             lack[chosen[name]][kind] -= n
     return [dataclasses.replace(clip, split=chosen[clip.group]) for clip in clips]
 
@@ -144,7 +144,7 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
-    """Lines that count the clips of each split: all, by kind of label if kinds differ, and by event."""
+    """Lines with the clips of each split counted: in all, by kind if kinds differ, and by event."""
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     kinds = Counter((clip.split, clip.kind) for clip in clips)
     sizes = Counter(clip.split for clip in clips)

@@ -1,4 +1,4 @@
-"""The clips of one split: features, targets, and for timed events when the events are."""
+"""The clips of one split: features, targets, and for timed events also onsets and offsets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from qkd_jax.errors import InputError
 class Dataset:
     """Clips of one split: `features` float32 [frames, mels] each, `targets` float32 [clips, events].
 
-    `targets` are zeros for unlabelled clips.  `kind` int8 [clips] indexes `KINDS`: 0 strong, 1 weak,
-    2 unlabelled.  Only for timed events, `annotations` are those of `events`, empty unless a clip is strong,
-    and `seconds` is the length of each recording.
+    `targets` are 0 for unlabelled clips.  `kind` int8 [clips] is an index of `KINDS`: 0 strong, 1 weak,
+    2 unlabelled.  For timed events alone, each clip has `annotations` of `events`, none unless it is strong,
+    and `seconds`, the length of its recording.
     """
 
     names: list[str]
@@ -38,9 +38,9 @@ class Dataset:
 def load_split(config: RunConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
     """The clips of one split, their features read from `cache` or computed.
 
-    For clip models these are the labelled clips; for timed events all clips, with their times.  Raises
-    InputError if a recording can't be used, if there are no clips with labels, if an event has no positive
-    or no negative clip, or, for timed events, if a clip outside the training split has no times.
+    Runs of timed events get all clips, with their annotations; other runs get the labelled clips.  Raises
+    InputError if a recording can't be used, if there are no labelled clips, if an event has no positive or no
+    negative clip, or, for timed events, if a clip of another split than `train` has no annotations.
     """
     chosen = [clip for clip in clips if clip.split == split and (config.timed or clip.labelled)]
     entries, bad = cached_features(chosen, config.features, cache)
@@ -81,7 +81,7 @@ def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
 
 
 def _seconds(data: AnyData, clips: Sequence[Clip], split: str) -> list[float]:
-    """The length of each recording; raises InputError for clips that can't serve to measure timed events."""
+    """The length of each recording; raises InputError for clips on which timed events can't be measured."""
     import soundfile
 
     if split != "train" and (other := next((clip for clip in clips if clip.annotations is None), None)):
@@ -111,7 +111,7 @@ def frame_targets(
     before, hop = (features.win_length - features.hop_length) / 2, features.hop_length
     for event, *times in annotations:
         if event in events:
-            # Rounded to a millionth of a sample, so that 0.0175 s is the end of a frame, not 1e-17 s after it.
+            # Rounded to 1e-6 samples, so that 0.0175 s is the end of a frame and not 1e-17 s after it.
             samples = np.round(np.multiply(times, features.sample_rate), 6)
             first, last = (samples - before) / hop
             rows = slice(max(int(np.floor(first)), 0), max(int(np.ceil(last)), 0))

@@ -20,7 +20,7 @@ _FORMAT = 2  # raise when the same settings give other features
 def cached_features(
     clips: Sequence[Clip], config: FeatureConfig, cache: Path
 ) -> tuple[Entries, dict[str, str]]:
-    """The file of each clip's features in `cache`, float32 [frames, n_mels], and the faults (see `cached`)."""
+    """Files in `cache` with each clip's features, float32 [frames, n_mels]; returns what `cached` does."""
     return cached(
         clips,
         lambda path: recording_features(path, config),
@@ -98,7 +98,7 @@ def finite(features: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _host() -> jax.Device | None:
-    """The CPU, since single frames are too little work for an accelerator; None if JAX_PLATFORMS excludes it."""
+    """The CPU, since one recording is too little work for an accelerator; None if there is no CPU backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -16,7 +16,7 @@ _KEYS = {"names": ("U", 1), "events": ("U", 1)}
 
 
 def write_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: np.ndarray) -> None:
-    """Write `logits`, float32 [clips, events], with the clips' names; the file appears whole or not at all."""
+    """Write `logits`, float32 [clips, events], with the clips' names; writes all or nothing."""
     with whole_file(path) as file:
         np.savez_compressed(file, names=np.array(names), events=np.array(events), logits=logits)
 
@@ -40,7 +40,7 @@ class StepLogits(NamedTuple):
     """Logits of clips of one length: `clip` [clips, events], and `steps` [clips, steps, events].
 
     `precision` [events] is the model's average precision on validation, 0 to 1, by which teachers are
-    weighted; a step reads `receptive_field` frames, `stride` frames after the last.
+    weighted.  A step reads `receptive_field` frames, and the next step begins `stride` frames later.
     """
 
     clip: np.ndarray
@@ -51,7 +51,7 @@ class StepLogits(NamedTuple):
 
 
 def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], logits: StepLogits) -> None:
-    """Write `logits`, as float16, with the clips' names; the file appears whole or not at all."""
+    """Write `logits`, as float16, with the clips' names; writes all or nothing."""
     with whole_file(path) as file:
         np.savez_compressed(
             file,
@@ -60,7 +60,8 @@ def write_step_logits(path: Path, names: Sequence[str], events: Sequence[str], l
             clip=logits.clip.astype(np.float16),
             steps=logits.steps.astype(np.float16),
             precision=logits.precision,
-            grid=np.array([logits.receptive_field, logits.stride]),
+            receptive_field=logits.receptive_field,
+            stride=logits.stride,
         )
 
 
@@ -68,28 +69,32 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
     """The logits of the clips `names` for `events`, in that order, float32; raises InputError as
     `read_logits` does.
     """
-    kept_names, kept_events, clip, steps, precision, grid = read_npz(
+    kept_names, kept_events, clip, steps, precision, *lengths = read_npz(
         path,
         _WHAT,
         **_KEYS,
         clip=(_NUMBERS, 2),
         steps=(_NUMBERS, 3),
         precision=(_NUMBERS, 1),
-        grid=("iu", 1),
+        receptive_field=("iu", 0),
+        stride=("iu", 0),
     )
     size = (len(kept_names), len(kept_events))
-    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape), grid.shape)
-    if shapes != (size, size, size, (2,)) or grid.min() < 1:
+    receptive_field, stride = map(int, lengths)
+    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape))
+    if shapes != (size, size, size) or min(receptive_field, stride) < 1:
         raise InputError(
             f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
-            f"{clip.shape}, {steps.shape}, precision {precision.shape}, grid {grid.tolist()[:3]}"
+            f"{clip.shape}, {steps.shape}, precision {precision.shape}, "
+            f"receptive field {receptive_field}, stride {stride}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     return StepLogits(
         _finite(path, clip[np.ix_(rows, columns)]),
         _finite(path, steps[rows][..., columns]),
         _finite(path, precision[columns]),
-        *map(int, grid),
+        receptive_field,
+        stride,
     )
 
 

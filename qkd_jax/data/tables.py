@@ -1,4 +1,4 @@
-"""Tables of labels: comma- or tab-separated text, read row by row, with one line for each fault."""
+"""Tables of labels: comma- or tab-separated text, read row by row, with one line per error."""
 
 import csv
 import os
@@ -43,12 +43,13 @@ def read_table(
 
     The table is UTF-8, with or without a byte order mark; empty lines and blanks after a delimiter are
     ignored.  It must have `columns` and may have others.  Without a `header` it has exactly `columns`, and
-    lines that begin with # are comments.  With `short`, rows may lack their last fields, which are then empty.
+    lines that begin with # are comments.  With `short`, rows may lack their last fields, which are then
+    empty.
 
     Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a row
-    with too few or too many fields, an open quote, a table without rows, and a missing column.  The last names
-    the separator that the header seems to use, and the flag `named_by` if another file name would select that
-    separator; without such a separator it ends with `hint`.
+    with too few or too many fields, an open quote, a table without rows, and a missing column.  If the header
+    seems to have another separator, the last names it, and the flag `named_by` if another file name would
+    select it; otherwise it ends with `hint`.
     """
     if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
@@ -88,7 +89,11 @@ _SUFFIXES = {",": ".csv", "\t": ".tsv"}
 
 
 def _separator_hint(names: Sequence[str], delimiter: str, named_by: str) -> str:
-    """Advice if the header seems to use another separator than `delimiter`; else nothing."""
+    """Advice if the columns `names` seem to have another separator than `delimiter`, else the empty string.
+
+    >>> _separator_hint(["filename;labels"], ",", "")
+    '; they seem to be separated by semicolons, expected commas'
+    """
     counts = {other: sum(name.count(other) for name in names) for other in _SEPARATORS if other != delimiter}
     other = max(counts, key=lambda separator: counts[separator])
     if counts[other] < max(len(names), 1):

@@ -1,4 +1,4 @@
-"""Embeddings of recordings from an inner layer of a pretrained tagger, the targets of EEFD."""
+"""Embeddings of recordings from an inner layer of a pretrained tagger, which guide a CRNN (EEFD)."""
 
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The objectives, as pure functions of logits: of clips (Shi et al. 2019, eq. 1 and 2), and of timed events.
 
-A batch of timed events holds its targets for each frame, a grid that all models share.  A model compares
-them at its own steps: a step stands for the `stride` frames in the middle of those that it reads.
+A batch of timed events holds targets per frame, which serve all models.  Each model is compared with them at
+its steps: a step stands for the `stride` frames in the middle of its receptive field.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def weighted_bce(
     `targets` are labels or probabilities in [0, 1].  The paper takes the sum; the mean differs by a constant
     factor and makes learning rate and clipping independent of the batch size.
 
-    >>> float(weighted_bce(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]])).round(4))
+    >>> round(float(weighted_bce(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))), 4)
     0.6931
     """
     return _bce(logits, targets, positive_weight).mean()
@@ -44,17 +44,17 @@ def distillation_loss(
 ) -> Float[Array, ""]:
     """Eq. 2: α T² · soft loss + (1 - α) · hard loss, each a `weighted_bce`.
 
-    α in [0, 1] is one number or one for each event: 0 for events that the teacher doesn't know.
+    α in [0, 1] is one number, or one per event: 0 for events without teacher logits.
 
     Eq. 2 as printed lacks its minus sign and takes the logarithm of logits; both forms correct that.
 
-    - `paper` follows the rest to the letter: only the teacher is tempered, although T² stays, and w_c also
-      weights the soft loss, so that the optimum is not the teacher's probability.
+    - `paper` otherwise follows the equation to the letter: only the teacher is tempered, although T² stays,
+      and w_c also weights the soft loss, so that the optimum is not the teacher's probability.
     - `hinton` tempers both sides and leaves the soft loss unweighted (Hinton et al. 2015): at α = 1 the
       optimum is the teacher's logits, and T² keeps the size of the gradient.
 
     >>> z = jnp.zeros((1, 2))
-    >>> float(distillation_loss(z, z + 1, z, alpha=0.5, temperature=1.0).round(4))
+    >>> round(float(distillation_loss(z, z + 1, z, alpha=0.5, temperature=1.0)), 4)
     0.6931
     """
     soft_targets = jax.nn.sigmoid(teacher_logits / temperature)
@@ -94,7 +94,7 @@ def positive_weights(
 
 
 def ramp_up(progress: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """exp(-5 (1 - s/S)²) for `progress` s/S in [0, 1], 1 beyond: how learning rate and consistency rise."""
+    """exp(-5 (1 - s/S)²) for `progress` s/S in [0, 1], 1 beyond: for learning rate and consistency."""
     return jnp.exp(-5 * jnp.square(1 - jnp.clip(progress, 0, 1)))
 
 
@@ -132,7 +132,7 @@ def consistency_loss(logits: Logits, mean_teacher: Logits) -> Float[Array, ""]:
 def by_step(
     x: Float[Array, "batch frames event"], network: StepNetwork, steps: int
 ) -> Float[Array, "batch step stride event"]:
-    """The `stride` frames in the middle of the frames that each step reads."""
+    """The frames that each step stands for: `stride` frames in the middle of its receptive field."""
     first = (network.receptive_field - network.stride) // 2
     middle = x[:, first : first + steps * network.stride]
     return middle.reshape(x.shape[0], steps, network.stride, x.shape[-1])
@@ -160,8 +160,8 @@ def fuse(
 def fusion_weights(rule: str, precision: Float[np.ndarray, "teacher event"]) -> np.ndarray | None:
     """Weights of teachers for each event, [teacher, event], from their average precision on validation.
 
-    `precision`: its softmax over teachers; `best`: the best teacher alone; `uniform`: equal weights; `logits`:
-    None, for which `fuse` averages logits.  Fu et al. (2019) give no rule; these are our readings.
+    `precision` is its softmax over teachers; `best` the best teacher alone; `uniform` equal weights; `logits`
+    None, for which `fuse` averages logits.  Fu et al. (2019) give no rule; these are our interpretations.
     """
     if rule == "logits":
         return None

@@ -25,21 +25,21 @@ from qkd_jax.errors import InputError
 
 _MAX_CHARACTERS, _MAX_DOTS = 1 << 20, 2000
 _FORMAT = 1  # raise when the same settings give other scores
-_MARGIN = 1e-3  # our reading: the logit of an 8-bit tagger's 0 would be minus infinity
+_MARGIN = 1e-3  # our choice: 8-bit taggers give probabilities of 0, whose logit is minus infinity
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaggerConfig:
-    """A pretrained tagger that serves as a teacher, described in a TOML file; paths are relative to that file."""
+    """A pretrained tagger as a teacher, described in a TOML file; paths are relative to that file."""
 
     file: str
     """A model in .onnx or .tflite of a float32 waveform, [samples] or [1, samples]."""
     classes: str
     """Names of its classes in order: one name per line, or in a .csv the column `display_name`."""
     events: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
-    """For each event that it knows, the classes that mean it."""
+    """The classes of the tagger that stand for each event."""
     output: Literal["probabilities", "logits"] = "probabilities"
-    """What it gives for each class."""
+    """Meaning of its output for each class."""
     sample_rate: Rate = 16_000
     """Samples per second of its input; recordings at other rates are resampled."""
     window_seconds: Length | None = None
@@ -54,7 +54,7 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
     """Logits of `clips`, float32 [clips, events], from the tagger described in the TOML file at `path`.
 
     A class's score is its maximum over windows, an event's score the maximum over its classes.
-    Probabilities are clipped to [0.001, 0.999].  Events that the tagger doesn't know are NaN.  Scores are
+    Probabilities are clipped to [0.001, 0.999].  Events without classes of the tagger are NaN.  Scores are
     kept in `cache`.  Raises InputError if the file, the model, its class names or a recording can't be used.
     """
     config = read_tagger(path)
@@ -74,10 +74,10 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
         raise InputError(*list_bad(bad, len(clips)))
     scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
     for row, entry in zip(scores, entries):
-        (of_classes,) = read_entry(entry)
-        low, high = min(low, of_classes.min()), max(high, of_classes.max())
+        (class_scores,) = read_entry(entry)
+        low, high = min(low, class_scores.min()), max(high, class_scores.max())
         for event, chosen in columns.items():
-            row[list(events).index(event)] = of_classes[chosen].max()
+            row[list(events).index(event)] = class_scores[chosen].max()
     if config.output == "logits":
         return scores
     if low < -_MARGIN or high > 1 + _MARGIN:

@@ -38,7 +38,7 @@ def open_model(path: Path) -> tuple[int | None, Run]:
 
 
 def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
-    """Like `open_model`, or with a `layer` like `open_inner`, but without the trial: this process may crash."""
+    """`open_model`, or with a `layer` `open_inner`, without the trial: this process may crash."""
     _check(path)
     with naming(path, f"a model for {_RUNTIMES[path.suffix]}"):
         shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)

@@ -30,7 +30,7 @@ def make_predict_steps(model: Model) -> PredictSteps:
 
 
 def _on_all_devices(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndarray], Any]:
-    """`apply`, jitted, with rows sharded over all devices; its result is on each of them."""
+    """`apply`, compiled, with rows sharded over all devices; each device gets the whole result."""
     jitted = jax.jit(apply, out_shardings=on_each())
 
     def call(variables: Any, features: np.ndarray) -> Any:
@@ -69,8 +69,8 @@ def step_logits(
     """Logits of each clip, float32 [clips, events], and of its steps, [steps, events] each.
 
     A clip is cut into windows of `frames` frames whose steps follow one another.  The last window ends with
-    the clip, up to less than one step, and gives the remaining steps.  A shorter clip is `tiled`.  A clip's
-    own logits are the maximum over windows.  Raises InputError as `clip_logits` does.
+    the clip, up to less than one step, and gives the remaining steps.  A shorter clip is `tiled`.  The
+    logits of a clip are the maximum over windows.  Raises InputError as `clip_logits` does.
     """
     steps, stride = network.steps(frames), network.stride
     windows = (
@@ -97,9 +97,9 @@ def _predicted(
     starts: np.ndarray,
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Batches of `starts` (clip, first frame), and what `predict` gives for their windows.
+    """Batches of `starts` (clip, first frame), and the logits of their windows by `predict`.
 
-    The last batch is filled up with zeros, so that `predict` compiles once.
+    The last batch is padded with zeros, so that `predict` compiles once.
     """
     own = own_rows(whole_rows(batch_size))  # other processes read the other rows
     batches = range(0, len(starts), batch_size)

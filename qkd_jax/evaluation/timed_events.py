@@ -72,17 +72,17 @@ def evaluate_timed_events(
 ) -> tuple[dict[str, dict[str, float]], Rocs]:
     """Percent for each event and, under the key `average`, for all; and the curves of PSDS.
 
-    `truth`, `scores` and `durations` (seconds) belong to the same clips.  Scores are [steps, events], timed by
-    `clock`: probabilities, or logits with a `threshold` of 0.  They are smoothed over `median` steps.  The
-    first step extends to the start of the clip, the last to its end; steps and parts of annotations beyond
-    the clip are ignored.  Annotations of one event that overlap or touch are joined.
+    `truth`, `scores` and `durations` (seconds) belong to the same clips.  Scores are [steps, events], with
+    times by `clock`: probabilities, or logits with a `threshold` of 0.  They are smoothed over `median`
+    steps.  The first step extends to the start of the clip, the last to its end; steps and parts of
+    annotations beyond the clip are ignored.  Annotations of one event that overlap or touch are joined.
 
     - `psds1` and `psds2`, over all thresholds, as in DCASE's task 4: detections overlap annotations, and
-      annotations detections, by at least 0.7, or 0.1.  In `psds2` a false positive that overlaps another event
-      by at least 0.3 is a cross-trigger, weighted by 0.5; with a single event there is none.  The average is
-      the area under the mean of the events' curves minus their standard deviation, so it is not the mean of
-      the events' figures.
-    - `event_f1`: onsets within 0.2 s; offsets within 0.2 s or a fifth of the event's length, whichever is more.
+      annotations detections, by at least 0.7, or 0.1.  In `psds2` a false positive that overlaps another
+      event by at least 0.3 is a cross-trigger, weighted by 0.5; with a single event there is none.  The
+      average is the area under the mean of the events' curves minus their standard deviation, so it is not
+      the mean of the events' figures.
+    - `event_f1`: onsets within 0.2 s; offsets within 0.2 s or a fifth of the event's length, if that is more.
     - `segment_f1`: the presence of an event in segments of 1 s.
     - `intersection_f1`: overlaps of at least 0.5, as in DESED's baseline.
 

@@ -1,6 +1,6 @@
 """Runtimes in which a detector runs, each a module of this package; it is imported only when used.
 
-To add a runtime, add a module and a line to `_RUNTIMES`.  The module defines
+To add a runtime, add a module, a line to `_RUNTIMES`, and its name to `RuntimeName`.  The module defines
 
     open_stream(detector: Detector) -> Runtime
         `detector` on a stream.  From the input codes on, every runtime but LiteRT computes NumPy's codes.
@@ -27,13 +27,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from qkd_jax.config.fields import RuntimeName
 from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.stream import Runtime
 from qkd_jax.errors import InputError, naming
 from qkd_jax.runtimes.common import Exported
 from qkd_jax.system.isolation import try_apart
 
-RuntimeName = Literal["numpy", "jax", "onnx", "litert", "c"]
 FormatName = Literal["safetensors", "onnx", "litert", "c"]
 
 

@@ -296,7 +296,7 @@ def _flatbuffer(step: Callable[..., Any], inputs: dict[str, tuple[int, ...]], ou
     from jax import export
 
     parts = ("ir", "passmanager", "dialects.stablehlo", "_mlir_libs.converter_api_ext")
-    # Its dependencies contradict tyro's, and aren't needed here.
+    # Its dependencies contradict pydantic's, and aren't needed here.
     remedy = "pip install --no-deps litert-converter"
     ir, passes, stablehlo, converter = (
         optional(f"litert_converter.mlir.{part}", "LiteRT models", remedy) for part in parts

@@ -7,11 +7,9 @@ The processes compute together, and divide the reading of recordings among thems
 batch-norm, are over the whole batch, and the arithmetic of a row does not depend on its device.
 """
 
-import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qkd_jax.errors import InputError
+from qkd_jax.errors import InputError, naming
 from qkd_jax.system.interrupt import asked_to_stop
 
 Tree = TypeVar("Tree")
@@ -35,15 +33,14 @@ def join_processes() -> None:
     without such a configuration.
     """
     numbers = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-    try:
+    expected = (
+        "Slurm, Open MPI, Kubernetes or Cloud TPU, or JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES "
+        "and JAX_PROCESS_ID"
+    )
+    with naming("--distributed", expected):
         count, index = (None if number is None else int(number) for number in numbers)
         # A failed process and the others wait this long for each other.
         jax.distributed.initialize(num_processes=count, process_id=index, shutdown_timeout_seconds=60)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            "--distributed: expected Slurm, Open MPI, Kubernetes or Cloud TPU, or JAX_COORDINATOR_ADDRESS="
-            f"HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID: {str(error).splitlines()[0]}"
-        ) from None
     if jax.device_count() != jax.local_device_count() * jax.process_count():
         raise InputError(
             f"--distributed: expected as many devices in each of {jax.process_count()} processes, found "
@@ -61,7 +58,7 @@ def is_first() -> bool:
 def wait_for_all(where: object) -> None:
     """Wait until all processes have reached `where`; raises InputError if one has failed."""
     if jax.process_count() > 1:
-        with _naming_failed_process():
+        with naming("--distributed", "all other processes to be running"):
             multihost_utils.sync_global_devices(str(where))
 
 
@@ -69,18 +66,8 @@ def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process; all must call this.  Raises InputError if one has failed."""
     if jax.process_count() == 1:
         return flag
-    with _naming_failed_process():
+    with naming("--distributed", "all other processes to be running"):
         return bool(multihost_utils.process_allgather(np.array(flag)).any())
-
-
-@contextlib.contextmanager
-def _naming_failed_process() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:  # what JAX's transports raise
-        raise InputError(
-            f"--distributed: another process has failed or can't be reached: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def stop_all_if_asked() -> None:

@@ -132,25 +132,25 @@ def live_teacher(run: Run, name: str) -> Callable[[int, Batch], Batch]:
 
 
 def check_step_teachers(run: Run, name: str, train: Dataset) -> None:
-    """Raise InputError unless the steps of model `name`'s teachers lie on one grid."""
-    config, grids = run.config, set()
+    """Raise InputError unless the steps of model `name`'s teachers read and skip the same frames."""
+    config, step_sizes = run.config, set()
     for teacher in config.models[name].teachers:
         if not is_file(teacher):
             network: Any = config.models[teacher].network
-            grids.add((network.receptive_field, network.stride))
+            step_sizes.add((network.receptive_field, network.stride))
             continue
         logits = read_step_logits(Path(teacher), train.names, train.events)
         expected = (config.frames - logits.receptive_field) // logits.stride + 1
-        grids.add((logits.receptive_field, logits.stride))
+        step_sizes.add((logits.receptive_field, logits.stride))
         if (steps := logits.steps.shape[1]) != expected:
             raise InputError(
                 f"{teacher}: expected {expected} steps of {config.frames} frames, found {steps}: the logits "
                 "belong to other features or another clip length"
             )
-    if len(grids) > 1:
+    if len(step_sizes) > 1:
         raise InputError(
             f"models.{name}.teachers: expected teachers with equal receptive fields and strides, "
-            f"got {sorted(grids)}"
+            f"got {sorted(step_sizes)}"
         )
 
 
@@ -165,8 +165,11 @@ def step_targets(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets |
         fuse(np.stack(logits).astype(np.float32), weights, objective.temperature)
         for logits in ([each.steps for each in teachers], [each.clip for each in teachers])
     )
-    grid = teachers[0].receptive_field, teachers[0].stride
-    return StepTargets(steps, clip, step_of_frame(*grid, steps=steps.shape[1], frames=run.config.frames))
+    first = teachers[0]
+    of_frame = step_of_frame(
+        first.receptive_field, first.stride, steps=steps.shape[1], frames=run.config.frames
+    )
+    return StepTargets(steps, clip, of_frame)
 
 
 def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
@@ -186,8 +189,7 @@ def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits
                 "--data.clip-seconds: expected no recording longer than the input where models teach, "
                 f"got {config.data.clip_seconds:g}"
             )
-        grid = network.receptive_field, network.stride
-        kept = StepLogits(clip, np.stack(steps), precision, *grid)
+        kept = StepLogits(clip, np.stack(steps), precision, network.receptive_field, network.stride)
         write_step_logits(path, train.names, train.events, kept)
     return read_step_logits(path, train.names, train.events)
 

@@ -1,4 +1,4 @@
-"""The microphone, through a sounddevice that plays back what a test recorded."""
+"""The microphone, with a sounddevice made for the test."""
 
 import importlib
 import itertools
@@ -19,13 +19,13 @@ class PortAudioError(Exception):
 
 
 class Device:
-    """A device that counts its samples, and fails at a rate that it doesn't have."""
+    """A device whose samples count up, and which supports one rate."""
 
     def __init__(self, rate, channels, dtype):
         if rate != RATE:
             raise PortAudioError("Invalid sample rate")
         assert (channels, dtype) == (1, "float32")
-        self.heard, self.open = 0, False
+        self.count, self.open = 0, False
 
     def __enter__(self):
         self.open = True
@@ -36,8 +36,8 @@ class Device:
 
     def read(self, samples):
         assert self.open
-        begin, self.heard = self.heard, self.heard + samples
-        block = np.arange(begin, self.heard, dtype=np.float32)[:, None] / 2**15
+        begin, self.count = self.count, self.count + samples
+        block = np.arange(begin, self.count, dtype=np.float32)[:, None] / 2**15
         return block, begin == 2 * samples  # the third comes too late
 
 
@@ -48,17 +48,17 @@ def sounddevice(monkeypatch):
 
 
 @pytest.mark.usefixtures("sounddevice")
-def test_blocks_follow_one_another_and_lost_samples_are_said_once(capsys):
+def test_blocks_are_consecutive_and_lost_samples_are_reported_once(capsys):
     blocks = list(itertools.islice(microphone_blocks(RATE), 5))
     samples = np.concatenate(blocks)
     np.testing.assert_array_equal(samples, np.arange(len(samples), dtype=np.float32) / 2**15)
     assert samples.dtype == np.float32 and len(samples) == RATE // 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("samples were lost") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("samples were lost") == 1
 
 
 @pytest.mark.usefixtures("sounddevice")
-def test_a_device_that_cannot_is_named():
+def test_an_unsupported_rate_is_named():
     with pytest.raises(InputError, match=r"mic: expected a device that records 44100 .* Invalid sample rate"):
         next(microphone_blocks(44_100))
 

@@ -18,7 +18,7 @@ def sine(rate, channels):
 
 
 def amplitude_at(samples, pitch, rate):
-    """Amplitude of the sine of `pitch` Hz, away from the edges, where a resampler has no neighbours."""
+    """Amplitude of the sine of `pitch` Hz, away from the edges, where resampling is inexact."""
     inner = samples[rate // 10 : -rate // 10]
     return 2 * abs(np.mean(inner * np.exp(-2j * np.pi * pitch * np.arange(len(inner)) / rate)))
 
@@ -42,7 +42,7 @@ def test_any_file_becomes_mono_at_16_khz(tmp_path, suffix, rate, channels):
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100])
-def test_resampling_is_that_of_librosa(tmp_path, rate):
+def test_resampling_equals_librosas(tmp_path, rate):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (rate // 4, 2))
     soundfile.write(tmp_path / "noise.wav", noise, rate, subtype="FLOAT")
     expected = librosa.resample(noise.mean(axis=1), orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
@@ -58,7 +58,7 @@ def test_other_rates_can_be_asked_for(tmp_path):
 
 @pytest.mark.parametrize("content", [None, b"", b"not a recording\n" * 100], ids=["missing", "empty", "text"])
 @pytest.mark.parametrize("suffix", ["wav", "ogg", "raw"])
-def test_what_is_no_recording_is_named(tmp_path, content, suffix):
+def test_a_file_that_is_not_a_recording_is_named(tmp_path, content, suffix):
     path = tmp_path / f"broken.{suffix}"
     if content is not None:
         path.write_bytes(content)
@@ -105,7 +105,7 @@ def test_a_recording_that_is_cut_off_is_named(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize("length", [0, 0x7FFFFFFF, 0xFFFFFFFF], ids=["0", "2 GB", "4 GB"])
-def test_a_length_that_a_pipe_could_not_know_is_no_fault(tmp_path, length):
+def test_placeholder_lengths_of_pipes_are_accepted(tmp_path, length):
     path = tmp_path / "piped.wav"
     soundfile.write(path, noise(1), 16_000, subtype="PCM_16")
     content = bytearray(path.read_bytes())
@@ -115,7 +115,7 @@ def test_a_length_that_a_pipe_could_not_know_is_no_fault(tmp_path, length):
     path.write_bytes(content)
     if length:
         assert len(read_audio(path)) == 16_000
-    else:  # libsndfile takes it at its word
+    else:  # libsndfile believes it
         with pytest.raises(InputError, match=r"piped\.wav: expected samples, found none"):
             read_audio(path)
 
@@ -140,7 +140,7 @@ def test_a_silent_recording_is_named(tmp_path, value):
 
 
 @pytest.mark.parametrize("rate", [1, 249])
-def test_rates_from_which_seconds_would_become_hours_are_refused(tmp_path, rate):
+def test_very_low_rates_are_refused(tmp_path, rate):
     path = tmp_path / "odd.wav"
     soundfile.write(path, noise(0.1), 16_000, subtype="PCM_16")
     content = path.read_bytes()
@@ -153,7 +153,7 @@ def test_a_header_of_many_samples_takes_no_memory(tmp_path):
     path = tmp_path / "long.flac"
     soundfile.write(path, np.stack([noise(0.1)] * 8, axis=1), 192_000)
     content = bytearray(path.read_bytes())
-    # The stream's rate to 655350 Hz, its samples to 2^36 - 1.
+    # A header with 655350 Hz and 2^36 - 1 samples.
     rate_channels_bits = int.from_bytes(content[18:21], "big")
     content[18:21] = ((655_350 << 4) | (rate_channels_bits & 0xF)).to_bytes(3, "big")
     content[21] |= 0xF

@@ -33,7 +33,7 @@ def shift(value, by):
     return math.floor(Fraction(value, 2**by) + Fraction(1, 2))
 
 
-def cut(value, low, high):
+def clamp(value, low, high):
     return min(max(value, low), high)
 
 
@@ -45,7 +45,7 @@ def exact_sigmoid(i):
 
 
 def sigmoid(z):
-    return round(exact_sigmoid(cut(z, -4095, 4095)))
+    return round(exact_sigmoid(clamp(z, -4095, 4095)))
 
 
 def tanh(z):
@@ -65,7 +65,7 @@ def convolve(conv, x, stride, bits):
             if 0 <= 2 * band + side - 1 < bands
             for channel, value in enumerate(x[step * stride + tap][2 * band + side - 1])
         )
-        return cut(shift(rescaled(acc, multiplier[output]) + bias[output], 8), 0, 2**bits - 1)
+        return clamp(shift(rescaled(acc, multiplier[output]) + bias[output], 8), 0, 2**bits - 1)
 
     steps = range((len(x) - 3) // stride + 1)
     halved = range(math.ceil(bands / 2))
@@ -91,11 +91,11 @@ def lstm_step(layer, h, c, x, bits):
             for squash, k in zip((sigmoid, sigmoid, tanh, sigmoid), range(unit, 4 * hidden, hidden))
         )
         c_new = shift(f * c[unit], 15) + shift(i * candidate, 30 - exponent)
-        c_new = cut(c_new, -(2**15), 2**15 - 1)
+        c_new = clamp(c_new, -(2**15), 2**15 - 1)
         rescaled_c = shift(c_new, exponent - 9) if exponent > 9 else c_new * 2 ** (9 - exponent)
         new_c.append(c_new)
         new_h.append(
-            cut(shift(o * tanh(rescaled_c), 30 - (bits - 1)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+            clamp(shift(o * tanh(rescaled_c), 30 - (bits - 1)), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         )
     return new_h, new_c
 
@@ -265,7 +265,7 @@ def test_inputs_are_rounded_half_to_even_and_clipped(activations):
     log_mel = np.float32([wanted]) * 4 / 8 - 6
     codes = input_codes(detector, log_mel)
     assert codes.dtype == np.int32
-    expected = [cut(round(value), -half, half - 1) for value in wanted]
+    expected = [clamp(round(value), -half, half - 1) for value in wanted]
     np.testing.assert_array_equal(codes, [expected])
     assert expected[:4] == [0, min(2, half - 1), 0, -2]
 

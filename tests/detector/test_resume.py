@@ -165,9 +165,9 @@ def changed(data, arrays=(), **numbers):
 @pytest.mark.parametrize(
     ("numbers", "arrays", "message"),
     [
-        ({"steps": -1}, {}, "steps: Input should be greater than or equal to 0, got -1"),
-        ({"steps": 1 << 60}, {}, "steps: Input should be less than"),
-        ({"steps": 1.5}, {}, "steps: Input should be a valid integer"),
+        ({"steps": -1}, {}, "steps: expected at least 0, got -1"),
+        ({"steps": 1 << 60}, {}, "steps: expected at most"),
+        ({"steps": 1.5}, {}, "steps: expected a whole number"),
         ({"steps": 0}, {}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
         ({"steps": 3}, {}, r"(first|last): expected values that a stream can leave"),
         ({"unread": 10**9}, {}, "unread, skip: expected fewer than 400 samples"),

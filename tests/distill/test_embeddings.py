@@ -94,7 +94,7 @@ def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
         ((1, 1000), "layer = 7", r"tagger\.toml: layer: expected text, got 7"),
         ((1, 1000), 'layer = "absolut/"', r"layer: expected a tensor that .* maybe 'absolute"),
         ((1, 1000), 'layer = "loudest"\nwindow_seconds = 1.0', r"takes 1000 samples, got 16000"),
-        ((1, "samples"), 'layer = "loudest"', r"window_seconds: expected a length, since .* takes any, found none"),
+        ((1, "samples"), 'layer = "loudest"', r"window_seconds: expected a length, since .* takes any, f"),
         ((2, 1000), 'layer = "loudest"', r"one float32 waveform, .* found inputs .*float.* \[2, 1000\]"),
     ],
 )  # fmt: skip

@@ -89,7 +89,7 @@ def test_integer_lstms_have_a_multiplier_and_a_bias_per_column(bits, pooling):
     weights = [9 * 1 * 4, 9 * 4 * 6, (8 + 16 * 6) * 32]
     heads = 2 if pooling == "attention" else 1
     packed = sum(math.ceil(size * bits / 8) for size in weights) + heads * 8 * 3
-    # Convolutions have those of batch-norm; the few of output layers don't count; the LSTM has two multipliers.
+    # Convolutions have those of batch-norm, the LSTM two; the few multipliers of output layers don't count.
     assert row["bytes"] == packed + 4 * (2 * (4 + 6) + 3 * 32 + heads * 3)
     # A device computes the same products as the float network.
     assert row["multiply_adds"] == cost(LSTMConfig(**shape))[0]["multiply_adds"]

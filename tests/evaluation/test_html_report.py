@@ -275,10 +275,10 @@ def test_points_lie_at_their_bytes_and_errors(tmp_path):
     x, y = np.array([(float(x), float(y)) for x, y, _ in uses]).T
     sizes = np.log10([count for count, _, _ in MODELS.values()])
     eers = [model["metrics"]["average"]["eer"] for model in arguments["results"]["models"].values()]
-    for found, expected, sign in ((x, sizes, 1), (y, eers, -1)):  # SVG's y grows downwards
-        slope, start = np.polyfit(expected, found, 1)
+    for drawn_at, expected, sign in ((x, sizes, 1), (y, eers, -1)):  # SVG's y grows downwards
+        slope, start = np.polyfit(expected, drawn_at, 1)
         assert sign * slope > 0
-        np.testing.assert_allclose(slope * np.array(expected) + start, found, atol=0.01)
+        np.testing.assert_allclose(slope * np.array(expected) + start, drawn_at, atol=0.01)
     assert all(f">{name}</text>" in svg for name in MODELS)
 
 
@@ -427,9 +427,9 @@ def test_nothing_is_wider_than_the_screen(tmp_path, report, width):
         "</script>"
     )
     dom, _ = browse(tmp_path, outer, "--dump-dom", "--window-size=1400,900", "--allow-file-access-from-files")
-    found = json.loads(re.search(r"<p>(.*?)</p>", dom)[1])
-    assert found["clientWidth"] == found["scrollWidth"] == width
-    assert found["table"] > 100
+    sizes = json.loads(re.search(r"<p>(.*?)</p>", dom)[1])
+    assert sizes["clientWidth"] == sizes["scrollWidth"] == width
+    assert sizes["table"] > 100
 
 
 @needs_browser

@@ -74,14 +74,14 @@ def test_only_the_order_of_scores_counts(clips):
 @given(scored_clips())
 @settings(max_examples=50, deadline=None)
 def test_errors_change_sides_at_the_threshold(clips):
-    """Above it there are at least as many misses as false alarms; with the score just below it, at most."""
+    """Above it, misses are at least as frequent as false alarms; from the score just below it, at most."""
     targets, scores = clips
     threshold = eer_threshold(targets, scores)
     assert np.isfinite(threshold)
-    found = scores > threshold + 1e-9
-    assert (~found[targets == 1]).mean() >= found[targets == 0].mean()
-    found = scores >= scores[scores <= threshold + 1e-9].max()
-    assert (~found[targets == 1]).mean() <= found[targets == 0].mean()
+    positive = scores > threshold + 1e-9
+    assert (~positive[targets == 1]).mean() >= positive[targets == 0].mean()
+    positive = scores >= scores[scores <= threshold + 1e-9].max()
+    assert (~positive[targets == 1]).mean() <= positive[targets == 0].mean()
 
 
 @given(scored_clips(), st.floats(0.1, 9), st.floats(-9, 9))
@@ -116,7 +116,7 @@ def test_eer_by_hand(targets, scores, expected):
 def test_a_table_of_events_and_their_plain_mean():
     targets = np.array([[0, 0], [0, 1], [0, 1], [1, 1]])
     scores = np.array([[0.1, 0.4], [0.2, 0.3], [0.3, 0.2], [0.4, 0.1]])
-    # Of unequal frequency, so that a mean weighted by clips would differ.
+    # The events have different frequencies, so that a mean weighted by clips would differ.
     assert evaluate(targets, scores, ("bell", "knock")) == {
         "bell": {"auc": 100, "eer": 0},
         "knock": {"auc": 0, "eer": 100},

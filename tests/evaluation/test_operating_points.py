@@ -1,4 +1,4 @@
-"""Thresholds and what they lead to, counted by hand."""
+"""Thresholds and their errors, counted by hand."""
 
 import numpy as np
 import pytest
@@ -17,22 +17,22 @@ def test_each_point_by_hand():
     peaks = np.array([5.0, 4, 3, -1, 4.5, 2, 1, 0, -2, -3])[:, None]
     targets = np.array([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
     points = operating_points(targets, peaks, ["dog"], 1.0)
-    found = {point: float(logit(of["dog"])) for point, of in points.items()}
-    # 3 of 4 found and 1 of 6 taken, between 2 and 3; one false alarm an hour would be 0.6 of a clip.
-    assert found == pytest.approx({"eer": found["eer"], "f1": 2.5, "60/h": -3.5, "10/h": -3.5})
-    assert 1 < found["eer"] <= 3
+    logits = {point: float(logit(per_event["dog"])) for point, per_event in points.items()}
+    # F1 is best with 3 of 4 hits and 1 of 6 false alarms, between 2 and 3; 1/h would allow 0.6 of a clip.
+    assert logits == pytest.approx({"eer": logits["eer"], "f1": 2.5, "60/h": -3.5, "10/h": -3.5})
+    assert 1 < logits["eer"] <= 3
 
     points = operating_points(targets, peaks, ["dog"], 10.0)
-    found = {point: float(logit(of["dog"])) for point, of in points.items()}
-    # 6 clips in 6 hours, all without the event, are at most one an hour.
-    assert found["1/h"] == pytest.approx(-3.5)
+    logits = {point: float(logit(per_event["dog"])) for point, per_event in points.items()}
+    # All 6 clips without the event are one per hour in their 6 hours.
+    assert logits["1/h"] == pytest.approx(-3.5)
     points = operating_points(targets, peaks, ["dog"], 2.0)
-    assert logit(points["1/h"]["dog"]) == pytest.approx((2 + 3) / 2)  # one of those in 1.2 hours: that at 4.5
+    assert logit(points["1/h"]["dog"]) == pytest.approx((2 + 3) / 2)  # one in 1.2 hours: that at 4.5
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 200))
-def test_false_alarms_keep_to_their_budget_and_no_lower_threshold_does(seed, hours):
+def test_false_alarms_keep_to_their_budget_and_with_a_lower_threshold_do_not(seed, hours):
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, 2, (60, 2)).astype(np.float32)
     targets[:2] = [[0, 1], [1, 0]]
@@ -56,5 +56,5 @@ def test_a_point_that_not_every_event_has_is_left_out():
     targets = np.zeros((20, 2), np.float32)
     targets[:10, 0], targets[:19, 1] = 1, 1
     points = operating_points(targets, np.random.default_rng(0).normal(size=(20, 2)), ["a", "b"], 2.0)
-    assert "1/h" not in points  # of b there is a tenth of an hour without it
-    assert all(set(chosen) == {"a", "b"} for chosen in points.values())
+    assert "1/h" not in points  # a tenth of an hour is without b
+    assert points and all(set(thresholds) == {"a", "b"} for thresholds in points.values())

@@ -62,7 +62,7 @@ def test_predict_is_the_model_in_evaluation():
     model = build_model(LSTMConfig(hidden_size=4), 2)
     features = jax.random.normal(jax.random.key(0), (4, FRAMES, 2))
     variables = jax.jit(model.init)(jax.random.key(1), features)
-    expected = model.apply(variables, features)
+    expected = jax.jit(model.apply)(variables, features)
     steps = jax.jit(partial(model.apply, method="step_logits"))(variables, features).steps
     features = np.asarray(features)
     predict, predict_steps = make_predict(model), make_predict_steps(model)

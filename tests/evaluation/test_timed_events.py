@@ -104,7 +104,7 @@ def direct_segment_f1(detected, truth, event):
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_all_figures_equal_those_of_direct_counts(seed):
-    """Scores follow the truth, confuse events and tie often; annotations overlap, touch, or exceed the clip."""
+    """Scores follow the truth, confuse events, and tie often; annotations overlap, touch, or exceed clips."""
     rng = np.random.default_rng(seed)
     lengths = {
         "a": 60,

@@ -278,9 +278,9 @@ def test_very_large_logits_have_a_gradient(logit):
 
 def test_a_call_returns_logits_of_clips_and_the_embedding_changes_nothing_else():
     apply, variables = model(TINY)
-    found = apply(variables, FEATURES)
+    logits = apply(variables, FEATURES)
     module = build_model(TINY, EVENTS)
-    np.testing.assert_allclose(jax.jit(module.apply)(variables, FEATURES), found.clip, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, FEATURES), logits.clip, rtol=0, atol=1e-6)
     own, guided = (
         jax.eval_shape(build_model(TINY, EVENTS, size).init, jax.random.key(0), FEATURES)["params"]
         for size in (0, EMBEDDING)
@@ -342,7 +342,7 @@ def training(config):
     @jax.jit
     def run(variables, features, key):
         def loss(params):
-            found, updated = module.apply(
+            logits, updated = module.apply(
                 {**variables, "params": params},
                 features,
                 train=True,
@@ -350,7 +350,7 @@ def training(config):
                 rngs={"dropout": key},
                 method="step_logits",
             )
-            return sum((z**2).sum() + (z**3).sum() for z in found), (found, updated["batch_stats"])
+            return sum((z**2).sum() + (z**3).sum() for z in logits), (logits, updated["batch_stats"])
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
@@ -379,7 +379,7 @@ def test_training_drops_values_behind_blocks_and_around_the_gru():
 
     @functools.partial(jax.jit, static_argnames="train")
     def dropped(variables, features, key, train=True):
-        found, captured = module.apply(
+        logits, captured = module.apply(
             variables,
             features,
             train=train,
@@ -387,7 +387,7 @@ def test_training_drops_values_behind_blocks_and_around_the_gru():
             rngs={"dropout": key},
             capture_intermediates=lambda module, _: type(module).__name__ == "_Dropout",
         )
-        return found, jax.tree.leaves(captured["intermediates"])
+        return logits, jax.tree.leaves(captured["intermediates"])
 
     logits, values = dropped(variables, features, key(1))
     # By name: around the GRU, then behind the blocks, before their pools.

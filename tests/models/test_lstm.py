@@ -19,6 +19,7 @@ FLOAT, PAPER8 = QuantConfig(), QuantConfig.paper(8)
 CHANNEL4 = QuantConfig(weights=4, activations=4, gates=4, cell=16, ranges="channel")
 
 fast_scan = jax.jit(lstm_scan, static_argnames="quant")
+fast_conv = jax.jit(conv_frames, static_argnames=("strides", "x_bits", "w_bits", "per_channel"))
 
 
 @functools.cache
@@ -109,7 +110,7 @@ def front(variables, quant, *, train):
     for index, strides in enumerate([(2, 2), (1, 2)]):
         bits = {"x_bits": quant.activations, "w_bits": quant.weights}
         per_channel = quant.ranges == "channel"
-        y = conv_frames(params[f"w{index}"], x, strides=strides, **bits, per_channel=per_channel)
+        y = fast_conv(params[f"w{index}"], x, strides=strides, **bits, per_channel=per_channel)
         y, name = np.float64(y), f"BatchNorm_{index}"
         norm, running = (jax.tree.map(np.float64, tree[name]) for tree in (params, statistics))
         now = {"mean": y.mean(axis=(0, 1, 2)), "var": y.var(axis=(0, 1, 2))}

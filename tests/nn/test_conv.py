@@ -11,6 +11,10 @@ from qkd_jax.nn.conv import conv_frames
 from tests.oracles import recovered
 
 oracle = functools.partial(recovered, near=1e-4)
+# Compiled whole, which is faster here than operation by operation.
+fast_conv = jax.jit(
+    conv_frames, static_argnames=("strides", "pad_time", "groups", "x_bits", "w_bits", "per_channel")
+)
 
 STRIDES = [(1, 2), (2, 2)]
 ON_FLOATS, ON_CODES = {}, {"x_bits": 4, "w_bits": 4, "per_channel": True}
@@ -70,14 +74,14 @@ def test_time_is_padded_by_zeros_that_are_not_quantized(quant):
         w_hat, x_hat = oracle(w, 4, (0, 1, 2)), oracle(x, 4, (2, 3))
     padded = np.pad(x_hat, ((0, 0), (1, 1), (0, 0), (0, 0)))
     expected, _, _ = sums(w_hat, padded, np.zeros((2, 12, 5, 4)), (1, 1))
-    got = conv_frames(jnp.asarray(w), jnp.asarray(x), pad_time=True, **quant)
+    got = fast_conv(jnp.asarray(w), jnp.asarray(x), pad_time=True, **quant)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
 def test_groups_of_channels_share_only_their_range(quant):
     w, x = kernel()[:, :, :1, :3], frames()
-    got = conv_frames(jnp.asarray(w), jnp.asarray(x), groups=3, **quant)
+    got = fast_conv(jnp.asarray(w), jnp.asarray(x), groups=3, **quant)
     # The same as one kernel for all channels, with zeros outside the groups.
     whole = np.zeros((3, 3, 3, 3), np.float32)
     whole[:, :, range(3), range(3)] = oracle(w, 4, (0, 1, 2))[:, :, 0] if quant else w[:, :, 0]
@@ -89,20 +93,20 @@ def test_groups_of_channels_share_only_their_range(quant):
 @pytest.mark.parametrize("strides", STRIDES)
 def test_a_stream_may_be_cut_anywhere(strides, quant):
     w, x, stride = jnp.asarray(kernel()), jnp.asarray(frames()), strides[0]
-    whole = conv_frames(w, x, strides=strides, **quant)
+    whole = fast_conv(w, x, strides=strides, **quant)
     for cut in (2, 6):
         # The last step before the cut needs frames after it.
         before, after = x[:, : cut + 3 - stride], x[:, cut:]
-        pieces = [conv_frames(w, piece, strides=strides, **quant) for piece in (before, after)]
+        pieces = [fast_conv(w, piece, strides=strides, **quant) for piece in (before, after)]
         np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("quant", [ON_FLOATS, ON_CODES], ids=["float", "4 bits"])
 def test_other_clips_of_a_batch_change_no_bit(quant):
     w, x = jnp.asarray(kernel()), jnp.asarray(frames())
-    expected = conv_frames(w, x, strides=(2, 2), **quant)
+    expected = fast_conv(w, x, strides=(2, 2), **quant)
     for mate in (np.nan, 1e30, 0.0):
-        got = conv_frames(w, x.at[0].set(mate), strides=(2, 2), **quant)
+        got = fast_conv(w, x.at[0].set(mate), strides=(2, 2), **quant)
         np.testing.assert_array_equal(got[1], expected[1])
         assert not np.array_equal(got[0], expected[0])
 
@@ -129,12 +133,14 @@ def test_the_path_for_single_channels_equals_xlas_convolution(channels, outputs,
     def fast(w, x):
         return conv_frames(w, x, pad_time=pad_time, groups=channels)
 
-    expected, pullback = jax.vjp(plain, w, x)
-    got, fast_pullback = jax.vjp(fast, w, x)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    dy = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
-    for one, other in zip(fast_pullback(dy), pullback(dy)):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(f, w, x, dy):
+        y, pullback = jax.vjp(f, w, x)
+        return y, *pullback(dy)
+
+    dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, w, x).shape), jnp.float32)
+    for got, expected in zip(both(fast, w, x, dy), both(plain, w, x, dy), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.config import EventConfig, FeatureConfig
+from qkd_jax.config.fields import RuntimeName
 from qkd_jax.detector import reference
 from qkd_jax.detector.stream import push, start
 from qkd_jax.errors import InputError
-from qkd_jax.runtimes import RuntimeName, onnx, open_stream, write
+from qkd_jax.runtimes import _RUNTIMES, onnx, open_stream, write
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 
 SAMPLES = 8000
@@ -144,7 +145,7 @@ def test_missing_tools_are_named(monkeypatch):
 
 
 def test_every_runtime_is_tested_here():
-    assert set(get_args(RuntimeName)) == {*EXACT, "litert"}
+    assert {*get_args(RuntimeName)} == {*_RUNTIMES} == {*EXACT, "litert"}
 
 
 def test_the_step_file_of_onnx_is_a_stream(tmp_path):

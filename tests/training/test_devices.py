@@ -94,5 +94,6 @@ def test_the_failure_of_another_process_is_reported_in_one_line(monkeypatch, err
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("qkd_jax.system.devices.multihost_utils.process_allgather", gone)
     monkeypatch.setattr("qkd_jax.system.devices.multihost_utils.sync_global_devices", gone)
-    with pytest.raises(InputError, match=r"--distributed: another process has failed .*closed by peer\Z"):
+    message = r"--distributed: expected all other processes to be running: .*closed by peer\Z"
+    with pytest.raises(InputError, match=message):
         ask()

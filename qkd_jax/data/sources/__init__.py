@@ -1,4 +1,7 @@
-"""From data settings to clips: a source is a function; its line in `SOURCES` is all that adding one takes."""
+"""Sources of clips: for each class of data settings the function that reads it.
+
+A new source is such a function, its settings in `config.data`, and a line in `SOURCES`.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -73,7 +73,7 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
 
 def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
     """The path, relative to `root`, of a recording for each id that has one."""
-    found: dict[str, str] = {}
+    recordings: dict[str, str] = {}
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         # A link to a parent folder would make the walk endless.
@@ -89,8 +89,8 @@ def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
             ytid = _ytid(stem, ytids)
             if ytid is not None and extension.lower() in AUDIO:
                 name = (relative / file).as_posix()
-                found[ytid] = min(name, found.get(ytid, name))
-    return found
+                recordings[ytid] = min(name, recordings.get(ytid, name))
+    return recordings
 
 
 def _ytid(stem: str, ytids: Container[str]) -> str | None:

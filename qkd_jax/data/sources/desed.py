@@ -84,15 +84,15 @@ def read_desed(config: DESEDData) -> list[Clip]:
     root = data_root(config, "DESED, or train, valid and test with audio and strong.tsv")
     published = (root / "metadata").is_dir()
     parts = _PUBLISHED if published else _PLAIN
-    found = [part for part in parts if _is_there(root, part)]
+    present = [part for part in parts if _is_there(root, part)]
     for split in ("train", "valid"):
-        if split not in {part.split for part in found}:
+        if split not in {part.split for part in present}:
             tables = [part.strong or part.weak for part in parts if part.split == split]
             wanted = " or ".join(filter(None, tables)) + ("" if published else ", or DESED's metadata,")
             raise InputError(f"--data.root: expected {wanted} with audio in {root}, found none")
-    if absent := [part.audio for part in parts if part not in found]:
+    if absent := [part.audio for part in parts if part not in present]:
         print(f"desed: folder or table is missing in {root} for {', '.join(absent)}", flush=True)
-    return _with_fewer_labels([clip for part in found for clip in _read_part(root, part)], config)
+    return _with_fewer_labels([clip for part in present for clip in _read_part(root, part)], config)
 
 
 def _is_there(root: Path, part: _Part) -> bool:
@@ -126,13 +126,13 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
     else:
         others = [] if labelled else [path.name for path in _recordings(root / folder)]
     for file in sorted({*labels, *others}):
-        held = labels.get(file, frozenset())
+        events = labels.get(file, frozenset())
         # A clip without events needs no times.
-        strong = part.strong is not None and (file in timed or not held)
+        strong = part.strong is not None and (file in timed or not events)
         yield Clip(
             name=f"{folder}/{file}",
             root=root,
-            labels=held,
+            labels=events,
             group=f"{folder}/{file}",
             split=part.split,
             annotations=tuple(timed.get(file, ())) if strong else None,
@@ -148,7 +148,7 @@ def _read_strong(path: Path) -> dict[str, list[Annotation]]:
     """The annotations of each recording in the table."""
     annotations: dict[str, list[Annotation]] = {}
     for where, file, row in _rows(path, "onset", "offset", "event_label", once=False):
-        held, event = annotations.setdefault(file, []), row["event_label"]
+        of_file, event = annotations.setdefault(file, []), row["event_label"]
         if not (row["onset"] or row["offset"] or event):
             continue
         onset, offset = (_seconds(row[column], f"{where}: {column}") for column in ("onset", "offset"))
@@ -156,7 +156,7 @@ def _read_strong(path: Path) -> dict[str, list[Annotation]]:
             raise InputError(f"{where}: offset: expected more than the onset, {onset:g}, got {offset:g}")
         if not event:
             raise InputError(f"{where}: event_label: expected an event, got {event!r}")
-        held.append(Annotation(event, onset, offset))
+        of_file.append(Annotation(event, onset, offset))
     return annotations
 
 
