@@ -1,28 +1,26 @@
-"""How fast a detector is in each runtime, how many bytes its files have, and how soon detect.py speaks.
+"""How fast a detector is in each runtime, and how many bytes its files take.
 
-python -m benchmarks.runtimes [--model FILE.safetensors …] [--rounds 15] [--out docs/results/runtimes.md]
+    python -m benchmarks.runtimes [--model FILE.safetensors …] [--rounds 15] [--page]
 
-Without a model the detectors are untrained ones of the paper's size and of preset `small`: what a step
-costs doesn't depend on what was learned.  All runtimes hear the same noise on one thread, in turns, so that
-a busy machine slows them all.
+Without a model, untrained detectors of the paper's size and of preset `small` are measured: the cost of a
+step doesn't depend on training.  All runtimes process the same noise on one thread, in turns, so that other
+load slows them all.  `--page` fills the marked parts of docs/results/runtimes.md.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# One thread for NumPy and for JAX, of which each asks when it is loaded.
+# One thread for NumPy and for JAX, set before either is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,106 +28,88 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soundfile
-from pydantic.dataclasses import dataclass
 
-from benchmarks.text import DASH, markdown
-from qkd_jax.audio import log_mel as logmel
-from qkd_jax.commands.cli import load_preset, override, run_command
-from qkd_jax.config import DataConfig, FeatureConfig, LSTMConfig, QuantConfig, RunConfig
-from qkd_jax.config.fields import Count
-from qkd_jax.detector import file as artefact
+from benchmarks.common import DASH, EVENTS, RESULTS, argument_parser, fill, markdown, processor, versions
+from qkd_jax.audio.log_mel import log_mel
+from qkd_jax.commands.cli import load_preset, run_command
+from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
+from qkd_jax.detector import file
 from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 from qkd_jax.models.build import build_model
 from qkd_jax.models.common import with_norm
 from qkd_jax.models.lstm_integer import calibrate, to_detector
-from qkd_jax.runtimes import c, litert, onnx
-from qkd_jax.runtimes.exported import open_exported
+from qkd_jax.runtimes import open_clip, write
 from qkd_jax.runtimes.jax import to_jax
-from qkd_jax.system.files import whole_file
+from qkd_jax.runtimes.onnx_graph import clip_model, sizes, step_model
 
 SECONDS = 10
-STARTS = 5
-CLOSE = 0.02  # of the largest; front ends differ in a float's last bit, which at times turns an input's code
-ROOT = Path(__file__).parents[1]
-EVENTS = ("dog", "baby_cry", "gunshot")
-NUMPY, JAX, ONNX, LITERT, C = "NumPy", "JAX", "ONNX Runtime", "LiteRT", "C"
-SUFFIXES = {NUMPY: ".safetensors", ONNX: ".onnx", LITERT: ".tflite", C: ".h"}
-PACKAGES = {NUMPY: "numpy", JAX: "jax", ONNX: "onnxruntime", LITERT: "ai-edge-litert"}
+CLOSE = (
+    0.02  # relative to the largest; front ends differ in a float's last bit, which can turn an input's code
+)
+NUMPY, JAX, LITERT = "NumPy", "JAX", "LiteRT"
+FORMATS = {
+    NUMPY: ("safetensors", ".safetensors"),
+    "ONNX Runtime": ("onnx", ".onnx"),
+    LITERT: ("litert", ".tflite"),
+    "C": ("c", ".h"),
+}
 
 ClipLogits = Callable[[np.ndarray], np.ndarray]
-"""A waveform float32 [samples] to logits float32 [events]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to measure, and where to say it."""
-
-    model: tuple[str, ...] = ()
-    """Detectors, as export.py writes them; untrained ones by default."""
-    rounds: Count = 15
-    """How often each runtime hears the clip."""
-    out: str | None = None
-    """The page to write."""
+"""A function of a waveform float32 [samples] to logits float32 [events]."""
 
 
 class Times(NamedTuple):
-    """Seconds of each round, of the processor and on the clock, and how far logits are from NumPy's."""
+    """Seconds of each round, of CPU and wall-clock time, and the difference of the logits from NumPy's."""
 
     cpu: list[float]
     wall: list[float]
     difference: float
 
 
-def untrained(student: LSTMConfig, features: FeatureConfig = FeatureConfig()) -> Detector:
-    """The detector that `student` is before training, its units calibrated on noise."""
-    data = DataConfig(events=EVENTS, clip_seconds=float(SECONDS))
-    config = RunConfig(features=features, data=data)
-    log_mel = logmel.log_mel(jnp.asarray(noise(features.sample_rate))[None], features)
-    variables = dict(jax.jit(build_model(student, len(EVENTS)).init)(jax.random.key(0), log_mel))
-    variables = with_norm(variables, log_mel.mean(axis=(0, 1)), log_mel.std(axis=(0, 1)))
-    exponents = calibrate(student, variables, [log_mel])
-    return to_detector(config, student, variables | {"exponents": exponents})
+def untrained(network: LSTMConfig, features: FeatureConfig = FeatureConfig()) -> Detector:
+    """The detector of an untrained `network`, calibrated on noise."""
+    energies = log_mel(jnp.asarray(noise(features.sample_rate))[None], features)
+    variables = dict(jax.jit(build_model(network, len(EVENTS)).init)(jax.random.key(0), energies))
+    variables = with_norm(variables, energies.mean(axis=(0, 1)), energies.std(axis=(0, 1)))
+    variables |= {"exponents": calibrate(network, variables, [energies])}
+    return to_detector(network, variables, features=features, events=EVENTS, clip_seconds=float(SECONDS))
 
 
 def noise(sample_rate: int) -> np.ndarray:
-    """SECONDS of noise whose loudness changes five times a second, float32 [samples]."""
+    """SECONDS of noise whose level changes five times per second, float32 [samples]."""
     rng = np.random.default_rng(0)
-    loudness = 10 ** rng.uniform(-3, -0.5, 5 * SECONDS)  # of one loudness, logits stay near 0
-    return (rng.normal(0, 1, SECONDS * sample_rate) * loudness.repeat(sample_rate // 5)).astype(np.float32)
+    level = 10 ** rng.uniform(-3, -0.5, 5 * SECONDS)  # with a constant level, logits stay near 0
+    return (rng.normal(0, 1, SECONDS * sample_rate) * level.repeat(sample_rate // 5)).astype(np.float32)
 
 
 def written(detector: Detector, folder: Path) -> dict[str, Path]:
-    """The file for each runtime but JAX, which needs none; no LiteRT's if nothing here can write that."""
-    files = {runtime: folder / f"detector{suffix}" for runtime, suffix in SUFFIXES.items()}
-    artefact.save(detector, files[NUMPY])
-    onnx.save(onnx.clip_model(detector), files[ONNX])
-    files[C].write_text(c.to_c(detector))
-    if importlib.util.find_spec("litert_converter"):
-        files[LITERT].write_bytes(litert.to_litert(detector))
-    else:
-        del files[LITERT]
+    """The file for each runtime except JAX, which needs none, and LiteRT without its converter."""
+    files = {}
+    for runtime, (form, suffix) in FORMATS.items():
+        if runtime != LITERT or importlib.util.find_spec("litert_converter"):
+            files[runtime] = folder / f"detector{suffix}"
+            write(form, detector, files[runtime])  # type: ignore[arg-type]
     return files
 
 
 def in_jax(detector: Detector) -> ClipLogits:
-    """The detector in JAX, front end and all, as one program."""
+    """The detector in JAX, including the front end, as one program."""
     logits = to_jax(detector)
-    compiled = jax.jit(lambda waveform: logits(logmel.log_mel(waveform, detector.features)[None])[0])
+    compiled = jax.jit(lambda waveform: logits(log_mel(waveform, detector.features)[None])[0])
     return lambda waveform: np.asarray(compiled(waveform))
 
 
 def timed(runtimes: Mapping[str, ClipLogits], waveform: np.ndarray, rounds: int) -> dict[str, Times]:
-    """Let `runtimes` hear `waveform` in turns.
+    """Run `runtimes` on `waveform` in turns.
 
-    Raises InputError if logits of any but LiteRT's, whose rounding is its own, aren't those of NumPy.
+    Raises InputError if logits differ from NumPy's, except LiteRT's, which has its own rounding.
     """
     expected, times = runtimes[NUMPY](waveform), {}
-    for name, clip_logits in runtimes.items():  # compiles, too
+    for name, clip_logits in runtimes.items():  # also compiles
         off = float(abs(clip_logits(waveform) - expected).max())
         if name != LITERT and not off <= CLOSE * abs(expected).max():
-            raise InputError(f"{name}: expected NumPy's logits, found them off by {off:.2g}")
+            raise InputError(f"{name}: expected NumPy's logits, found a difference of {off:.2g}")
         times[name] = Times([], [], off)
     for _ in range(rounds):
         for name, clip_logits in runtimes.items():
@@ -141,144 +121,92 @@ def timed(runtimes: Mapping[str, ClipLogits], waveform: np.ndarray, rounds: int)
 
 
 def time_rows(detector: str, times: Mapping[str, Times]) -> list[list[str]]:
-    """The rows of `detector` in the table of times."""
+    """The rows of a detector in the table of times."""
     rows = []
-    for runtime in (NUMPY, JAX, ONNX, LITERT, C):
+    for runtime in (NUMPY, JAX, *(name for name in FORMATS if name != NUMPY)):
         if runtime not in times:
             rows.append([detector, runtime, *[DASH] * 5])
             continue
         cpu, wall, difference = times[runtime]
         low, middle, high = np.percentile(cpu, [25, 50, 75]) * 1e3
-        spread, clock = f"{low:.1f} to {high:.1f}", f"{np.median(wall) * 1e3:.1f}"
+        quartiles, clock = f"{low:.1f} to {high:.1f}", f"{np.median(wall) * 1e3:.1f}"
         off = f"{difference:.1g}" if difference else "0"
-        rows.append(
-            [detector, runtime, f"{middle:.1f}", spread, clock, f"{SECONDS * 1e3 / middle:,.0f}", off]
-        )
+        real_time = f"{SECONDS * 1e3 / middle:,.0f}"
+        rows.append([detector, runtime, f"{middle:.1f}", quartiles, clock, real_time, off])
     return rows
 
 
 def byte_row(name: str, detector: Detector, files: Mapping[str, Path]) -> list[str]:
-    """The row of `detector` in the table of bytes."""
-    sizes = onnx.sizes(onnx.clip_model(detector))
-    step = sum(onnx.sizes(onnx.step_model(detector)).values())
+    """The row of a detector in the table of bytes."""
+    parts = sizes(clip_model(detector))
+    step = sum(sizes(step_model(detector)).values())
+    header = files["C"].read_text()
+    memory = [re.search(rf"\b{kind}: (\d+) bytes", header) for kind in ("Flash", "RAM")]
+    whole = [files[NUMPY].stat().st_size, files["ONNX Runtime"].stat().st_size]
+    numbers = [*whole, parts["front_end"], parts["graph"], parts["weights"], step]
     tflite = f"{files[LITERT].stat().st_size:,}" if LITERT in files else DASH
-    numbers = [files[ONNX].stat().st_size, sizes["front_end"], sizes["graph"], sizes["weights"], step]
-    memory = c_memory(files[C].read_text())
     return [
         name,
-        f"{files[NUMPY].stat().st_size:,}",
         *(f"{number:,}" for number in numbers),
         tflite,
-        *(f"{number:,}" for number in memory),
+        *(f"{int(match[1]):,}" if match else DASH for match in memory),
     ]
 
 
-def c_memory(header: str) -> tuple[int, int]:
-    """Bytes of flash and of RAM, as the text of a C header says them."""
-    flash, ram = (re.search(rf"\b{kind}: (\d+) bytes", header) for kind in ("Flash", "RAM"))
-    assert flash and ram
-    return int(flash[1]), int(ram[1])
+def detectors(models: list[Path]) -> dict[str, Detector]:
+    """The detectors in the files `models`, or untrained ones, by their names in the tables.
 
-
-def seconds_to_start(model: Path, sample_rate: int) -> list[float]:
-    """How long after its start detect.py says its first line: the libraries and the model are then loaded."""
-    recording = model.with_name("noise.wav")
-    soundfile.write(recording, noise(sample_rate), sample_rate)
-    command, seconds = [sys.executable, str(ROOT / "detect.py"), str(model), str(recording)], []
-    for _ in range(STARTS):
-        begun = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            line = process.stdout.readline()
-            seconds.append(time.perf_counter() - begun)
-            process.stdout.read()
-        if process.returncode or not line:
-            raise InputError(f"detect.py: expected a table, it ended with status {process.returncode}")
-    return seconds
-
-
-def detectors(models: Sequence[str]) -> dict[str, Detector]:
-    """Those in the files `models`, or untrained ones, by what the tables call them.
-
-    Raises InputError for files of the same name, and if `artefact.load` does.
+    Raises InputError for files of the same name.
     """
     if models:
-        found = {Path(model).stem: artefact.load(model) for model in models}
-        if len(found) < len(models):
-            raise InputError(f"--model: expected files of different names, got {', '.join(models)}")
-        return found
-    paper = {f"256 units, {bits} bits": LSTMConfig(quant=QuantConfig.integer(bits)) for bits in (8, 4)}
-    small = load_preset("small", ROOT / "configs").students["distilled-4"]
-    return {name: untrained(student) for name, student in (paper | {"small, 4 bits": small}).items()}
+        loaded = {model.stem: file.load(model) for model in models}
+        if len(loaded) < len(models):
+            names = ", ".join(map(str, models))
+            raise InputError(f"--model: expected files of different names, got {names}")
+        return loaded
+    networks = {f"256 units, {bits} bits": LSTMConfig(quant=QuantConfig.integer(bits)) for bits in (8, 4)}
+    networks["small, 4 bits"] = load_preset("small").models["distilled-4"].network  # type: ignore[assignment]
+    return {name: untrained(network) for name, network in networks.items()}
 
 
 def machine() -> str:
-    """What was measured on, in words."""
+    """The machine, libraries and compiler."""
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    versions = [f"{name} {_version(package)}" for name, package in PACKAGES.items()]
-    processor = platform.processor() or platform.machine()
-    system = f"{platform.system()} on {processor} ({os.cpu_count()} CPUs)"
-    return f"{system}, Python {platform.python_version()}, {', '.join(versions)}, {said.splitlines()[0]}"
+    output = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    libraries = versions("numpy", "jax", "onnxruntime", "ai-edge-litert")
+    return f"{processor()}; Python {platform.python_version()}, {libraries}, {output.splitlines()[0]}."
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return DASH
-
-
-def tables(measured: Mapping[str, Detector], rounds: int) -> str:
-    """The tables of what is `measured`."""
-    times, sizes, starts = [], [], []
+def parts(measured: Mapping[str, Detector], rounds: int) -> dict[str, str]:
+    """The marked parts of the page."""
+    times, bytes_ = [], []
     for name, detector in measured.items():
-        waveform = noise(detector.features.sample_rate)
         with tempfile.TemporaryDirectory() as folder:
             files = written(detector, Path(folder))
-            runtimes = {runtime: open_exported(path).clip_logits for runtime, path in files.items()}
+            runtimes = {runtime: open_clip(path).clip_logits for runtime, path in files.items()}
+            waveform = noise(detector.features.sample_rate)
             times += time_rows(name, timed(runtimes | {JAX: in_jax(detector)}, waveform, rounds))
-            sizes.append(byte_row(name, detector, files))
-            started = seconds_to_start(files[NUMPY], detector.features.sample_rate)
-            starts.append([name, f"{statistics.median(started):.2f}", f"{min(started):.2f}"])
-    cells = ["CPU ms", "quartiles", "wall ms", "times real time", "off NumPy's logits by"]
-    onnx_cells = [".onnx", "its front end", "its graph", "its weights", "-step.onnx"]
-    parts = [
-        f"""## Time
-
-Of a clip of {SECONDS} s, from samples to logits. CPU time is the process's: the median of {rounds} rounds,
-and their quartiles; on a machine that does other work, too, it says more than the time on the clock (wall).
-Real time is counted by it. LiteRT's model is of one step: its front end is NumPy's, the loop Python's.""",
-        markdown(["detector", "runtime", *cells], times),
-        """## Bytes
-
-Of whole files; the parts of the .onnx for clips are those of `onnx.sizes`. Flash is a C header's constants,
-beside the code, RAM its state.""",
-        markdown(["detector", ".safetensors", *onnx_cells, ".tflite", "C: flash", "C: RAM"], sizes),
-        f"""## Start
-
-From the start of `python detect.py MODEL FILE` to its first line, the table's head, when libraries and model
-are loaded: seconds on the clock, of {STARTS} starts.""",
-        markdown(["detector", "median", "least"], starts),
-    ]
-    return "\n\n".join(parts)
+            bytes_.append(byte_row(name, detector, files))
+    columns = ["CPU ms", "quartiles", "wall ms", "times real time", "off NumPy's logits by"]
+    onnx = [".onnx", "its front end", "its graph", "its weights", "-step.onnx"]
+    return {
+        "machine": f"{rounds} rounds on {machine()}",
+        "time": markdown(["detector", "runtime", *columns], times),
+        "bytes": markdown(["detector", ".safetensors", *onnx, ".tflite", "C: flash", "C: RAM"], bytes_),
+    }
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, and print the page; write it, too, if asked."""
-    settings = override(Settings(), arguments, prog="python -m benchmarks.runtimes", description=__doc__)
-    which = "Detectors as exported" if settings.model else "Untrained detectors"
-    text = f"""# A detector in each runtime
-
-Written by `python -m benchmarks.runtimes`: edits would be lost. {which}, on one thread, the runtimes
-in turns, on noise. {machine()}.
-
-{tables(detectors(settings.model), settings.rounds)}
-"""
-    print(text, end="")
-    if settings.out:
-        with whole_file(Path(settings.out), "w") as file:
-            file.write(text)
+    """Measure, and print the tables or fill the page."""
+    parser = argument_parser("python -m benchmarks.runtimes", __doc__)
+    parser.add_argument("--model", nargs="+", type=Path, default=[], help="exported detectors")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each runtime processes the clip")
+    parser.add_argument("--page", action="store_true", help="fill the page")
+    options = parser.parse_args(arguments)
+    tables = parts(detectors(options.model), options.rounds)
+    print("\n\n".join(tables.values()))
+    if options.page:
+        fill(RESULTS / "runtimes.md", tables)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What reads models, foreign ones and exported detectors, and models for it."""
+"""Readers of models, foreign ones and exported detectors, and models for them."""
 
 import dataclasses
 import functools
@@ -16,62 +16,50 @@ from benchmarks.reliability import mutate, mutate_binary
 from benchmarks.reliability.fuzz_targets import EVENTS, Target, noise, texts
 from qkd_jax.config import LSTMConfig
 from qkd_jax.data.clips import Clip
-from qkd_jax.detector import events
-from qkd_jax.detector import file as artefact
-from qkd_jax.detector import resume as kept
+from qkd_jax.detector import events, file, resume
 from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.stream import in_numpy
 from qkd_jax.distill import tagger
 from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
 from qkd_jax.errors import InputError
-from qkd_jax.runtimes import c, c_run, litert
-from qkd_jax.runtimes import onnx as deploy_onnx
-from qkd_jax.runtimes.exported import open_exported
-from qkd_jax.runtimes.exported import open_untried as open_untried_detector
-from tests.artefacts import mutated as mutated_artefact
+from qkd_jax.runtimes import c, c_header, litert, onnx_graph, open_clip, open_unguarded, write
+from tests.artefacts import mutated as mutated_detector
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
 from tests.waveform_models import write_loudness
 
-# Foreign teachers
-
-
-def _make_onnx(folder: Path) -> None:
-    for index, shape in enumerate(((1, 1000), ("samples",))):
-        (folder / str(index)).mkdir(parents=True)
-        write_loudness(folder / f"{index}/model.onnx", shape, [0.2, 0.5])
-    (folder / "2").mkdir()
-    model = deploy_onnx.clip_model(dataclasses.replace(random_detector(FRONT, mels=8), clip_seconds=0.4))
-    (folder / "2/model.onnx").write_bytes(model.SerializeToString())
-
-
-def _make_litert(folder: Path) -> None:
-    for index, shape in enumerate(((1, 1000), (1, "samples"))):
-        (folder / str(index)).mkdir(parents=True)
-        write_loudness(folder / f"{index}/model.tflite", shape, [0.2, 0.5])
-
-
-def _run_model(run: Callable[..., Any], folder: Path) -> None:
-    for path in folder.iterdir():
-        run(path)
-
-
-def _run_layer(run: Callable[..., Any], folder: Path) -> None:
-    run(folder / "model.tflite", "absolute/codes")
-
-
-_TAGGER = {
+TAGGER = {
     "tagger.toml": 'file = "model.onnx"\nclasses = "classes.csv"\noutput = "logits"\nsample_rate = 8000\n'
     'window_seconds = 0.125\nhop_seconds = 0.0625\n[events]\nbell = ["Bell", "Chime"]\nknock = ["Knock"]\n',
     "classes.csv": "index,mid,display_name\n0,/m/1,Bell\n1,/m/2,Knock\n2,/m/3,Chime\n",
 }
-_PLAIN_TAGGER = {
-    "tagger.toml": _TAGGER["tagger.toml"].replace("classes.csv", "classes.txt"),
+PLAIN_TAGGER = {
+    "tagger.toml": TAGGER["tagger.toml"].replace("classes.csv", "classes.txt"),
     "classes.txt": "Bell\nKnock\nChime\n",
 }
 
 
+def _make_foreign(suffix: str, folder: Path) -> None:
+    for index, shape in enumerate(((1, 1000), ("samples",) if suffix == ".onnx" else (1, "samples"))):
+        (folder / str(index)).mkdir(parents=True)
+        write_loudness(folder / f"{index}/model{suffix}", shape, [0.2, 0.5])
+    if suffix == ".onnx":
+        (folder / "2").mkdir()
+        model = onnx_graph.clip_model(_detector(FRONT))
+        (folder / "2/model.onnx").write_bytes(model.SerializeToString())
+
+
+def _each(run: Callable[..., Any], *arguments: Any) -> Callable[[Path], None]:
+    """A function that calls `run` on each file of a folder."""
+
+    def read(folder: Path) -> None:
+        for path in sorted(folder.iterdir()):
+            run(path, *arguments)
+
+    return read
+
+
 def _read_tagger(folder: Path) -> None:
-    """With a model of ours, opened without being tried each time."""
+    """Read a tagger's settings and apply it, with our model, opened without a trial each time."""
     tagger.open_model = open_untried
     recording = folder / "a.wav"
     soundfile.write(recording, noise(4000), 16_000)
@@ -80,139 +68,100 @@ def _read_tagger(folder: Path) -> None:
     tagger.tagger_logits(folder / "tagger.toml", [clip], EVENTS, folder / "cache")
 
 
-# Exported detectors, and the checksums that belong to them
+def _detector(network: LSTMConfig) -> Detector:
+    return dataclasses.replace(random_detector(network, mels=8), clip_seconds=0.4)
 
 
-def _detector(student: LSTMConfig) -> Detector:
-    return dataclasses.replace(random_detector(student, mels=8), clip_seconds=0.4)
+def _make_exported(form: Any, suffix: str, folder: Path) -> None:
+    for index, network in enumerate((PLAIN, FRONT, DEEP)):
+        path = folder / f"{index}/detector{suffix}"
+        path.parent.mkdir(parents=True)
+        write(form, _detector(network), path)
+        for step in path.parent.glob("*-step.onnx"):  # not a clip form
+            step.unlink()
 
 
-def _make_exported(suffix: str, write: Callable[[Detector, Path], Any], folder: Path) -> None:
-    for index, student in enumerate((PLAIN, FRONT, DEEP)):
-        (folder / str(index)).mkdir(parents=True)
-        write(_detector(student), folder / f"{index}/detector{suffix}")
+def _run_exported(path: Path) -> None:
+    exported = open_unguarded(path)
+    exported.clip_logits(noise(round(exported.clip_seconds * exported.features.sample_rate)))
 
 
-def _read_exported(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        exported = open_untried_detector(path)
-        exported.clip_logits(noise(round(exported.clip_seconds * exported.features.sample_rate)))
-
-
-def _read_header(folder: Path) -> None:
-    """Up to the compiler, which would take a second."""
+def _read_header(path: Path) -> None:
+    """Read a header up to the compiler, which would take a second."""
     os.environ["CC"] = "false"
-    for path in sorted(folder.iterdir()):
-        try:
-            c_run.compile_c(path)
-        except InputError as error:
-            if "false failed" not in str(error):
-                raise
+    try:
+        c.compile_c(path.read_bytes(), path)
+    except InputError as error:
+        if "false failed" not in str(error):
+            raise
 
 
 def _make_states(folder: Path) -> None:
-    _make_exported(".safetensors", artefact.save, folder)
+    _make_exported("safetensors", ".safetensors", folder)
     for path in folder.glob("*/detector.safetensors"):
-        detector = artefact.load(path)
-        runtime = in_numpy(detector)
-        rule = events.rule_of(detector)
-        heard, _ = events.hear(runtime, rule, events.begin(runtime, rule), noise(8000))
-        kept.save(path.with_name("kept.state"), kept.owner(path, "numpy", detector.detection), heard)
+        detector = file.load(path)
+        runtime, rule = in_numpy(detector), events.event_rule(detector)
+        state, _ = events.process(runtime, rule, events.begin(runtime, rule), noise(8000))
+        resume.save(path.with_name("kept.state"), resume.owner(path, "numpy", detector.event_config), state)
 
 
 def _read_state(folder: Path) -> None:
-    """And go on with it."""
+    """Read a state and continue from it."""
     path = folder / "detector.safetensors"
-    detector = artefact.load(path)
-    runtime = in_numpy(detector)
-    of = kept.owner(path, "numpy", detector.detection)
-    heard = kept.load(folder / "kept.state", of, runtime)
-    events.hear(runtime, events.rule_of(detector), heard, noise(4000))
+    detector = file.load(path)
+    runtime, owner = in_numpy(detector), resume.owner(path, "numpy", detector.event_config)
+    state = resume.load(folder / "kept.state", owner, runtime)
+    events.process(runtime, events.event_rule(detector), state, noise(4000))
 
 
 def _sealed_onnx(rng: random.Random, data: bytes) -> bytes:
-    content = mutate_binary.onnx(rng, data[: -len(deploy_onnx._checksum(b""))])
-    return content + deploy_onnx._checksum(content)
+    content = mutate_binary.onnx(rng, data[: -len(onnx_graph.checksum(b""))])
+    return content + onnx_graph.checksum(content)
 
 
 def _sealed_litert(rng: random.Random, data: bytes) -> bytes:
-    """What lies behind the model says other things of it."""
+    """Change the description behind the model."""
     begin = data.index(b"PK\x03\x04")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        said = archive.read(litert._FILE)
-    file = io.BytesIO(data[:begin])
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(zipfile.ZipInfo(litert._FILE), mutate.json_text(rng, said))
+        description = archive.read(litert._FILE)
+    changed = io.BytesIO(data[:begin])
+    with zipfile.ZipFile(changed, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(litert._FILE), mutate.json_text(rng, description))
         archive.comment = bytes(litert._DIGITS)
-    content = file.getvalue()[: -litert._DIGITS]
+    content = changed.getvalue()[: -litert._DIGITS]
     return content + litert._digest(content)
 
 
 def _sealed_header(rng: random.Random, data: bytes) -> bytes:
-    """The header's second line says other things of it."""
-    _, said, rest = data.split(b"\n", 2)
-    rest = b"// " + mutate.json_text(rng, said.removeprefix(b"// ")).replace(b"\n", b"") + b"\n" + rest
-    return c.checksum_line(rest).encode() + rest
+    """Change the description in the header's second line."""
+    _, line, rest = data.split(b"\n", 2)
+    rest = b"// " + mutate.json_text(rng, line.removeprefix(b"// ")).replace(b"\n", b"") + b"\n" + rest
+    return c_header.checksum_line(rest).encode() + rest
 
 
+def _sealed_archive(rng: random.Random, data: bytes) -> bytes:
+    return mutated_detector(rng, [data])
+
+
+def _exported(
+    form: str, suffix: str, mutator: mutate.Mutator, *, read: Any = _run_exported, guard: bool = False
+) -> Target:
+    make = functools.partial(_make_exported, form, suffix)
+    return Target(
+        f"exported {suffix}", make, _each(read), ((suffix, mutator),), _each(open_clip) if guard else None
+    )
+
+
+_ONNX, _LITERT = (functools.partial(_make_foreign, suffix) for suffix in (".onnx", ".tflite"))
+_LAYER = "absolute/codes"
 MODELS = (
-    Target("tagger", texts(_TAGGER, _PLAIN_TAGGER), _read_tagger),
-    Target(
-        "ONNX teacher",
-        _make_onnx,
-        functools.partial(_run_model, run_once),
-        guard=functools.partial(_run_model, open_model),
-    ),
-    Target(
-        "LiteRT teacher",
-        _make_litert,
-        functools.partial(_run_model, run_once),
-        guard=functools.partial(_run_model, open_model),
-    ),
-    Target(
-        "LiteRT layer",
-        _make_litert,
-        functools.partial(_run_layer, run_once),
-        guard=functools.partial(_run_layer, open_inner),
-    ),
-    Target(
-        "exported .onnx",
-        functools.partial(
-            _make_exported,
-            ".onnx",
-            lambda detector, path: deploy_onnx.save(deploy_onnx.clip_model(detector), path),
-        ),
-        _read_exported,
-        ((".onnx", _sealed_onnx),),
-        functools.partial(_run_model, open_exported),
-    ),
-    Target(
-        "exported .tflite",
-        functools.partial(
-            _make_exported,
-            ".tflite",
-            lambda detector, path: path.write_bytes(litert.to_litert(detector)),
-        ),
-        _read_exported,
-        ((".tflite", _sealed_litert),),
-        functools.partial(_run_model, open_exported),
-    ),
-    Target(
-        "exported .h",
-        functools.partial(_make_exported, ".h", lambda detector, path: path.write_text(c.to_c(detector))),
-        _read_header,
-        ((".h", _sealed_header),),
-    ),
-    Target(
-        "artefact",
-        functools.partial(_make_exported, ".safetensors", artefact.save),
-        _read_exported,
-        ((".safetensors", lambda rng, data: mutated_artefact(rng, [data])),),
-    ),
-    Target(
-        "state",
-        _make_states,
-        _read_state,
-        ((".state", lambda rng, data: mutated_artefact(rng, [data])),),
-    ),
+    Target("tagger", texts(TAGGER, PLAIN_TAGGER), _read_tagger),
+    Target("ONNX teacher", _ONNX, _each(run_once), guard=_each(open_model)),
+    Target("LiteRT teacher", _LITERT, _each(run_once), guard=_each(open_model)),
+    Target("LiteRT layer", _LITERT, _each(run_once, _LAYER), guard=_each(open_inner, _LAYER)),
+    _exported("onnx", ".onnx", _sealed_onnx, guard=True),
+    _exported("litert", ".tflite", _sealed_litert, guard=True),
+    _exported("c", ".h", _sealed_header, read=_read_header),
+    _exported("safetensors", ".safetensors", _sealed_archive),
+    Target("state", _make_states, _read_state, ((".state", _sealed_archive),)),
 )

@@ -1,6 +1,6 @@
-"""Damage to files, drawn from a seeded generator: to any bytes, and to what tables and trees say.
+"""Damage to files, drawn from a seeded generator: to any bytes, and to the content of tables and trees.
 
-A mutator is a function (rng, bytes) -> bytes; it raises what it likes where there is nothing for it to do.
+A mutator is a function (rng, bytes) -> bytes; it raises any exception if there is nothing to change.
 """
 
 import csv
@@ -50,11 +50,11 @@ _NUMBERS = (
     (1 << 31) - 1,
     (1 << 32) - 1,
 )
-_KEYS = ("x", "lstm.9.w_h", "front.0.w", "a\nb", "student", "models")
+_KEYS = ("x", "lstm.9.w_h", "front.0.w", "a\nb", "network", "models")
 
 
 def mutated(rng: random.Random, inputs: list[Files], mutators: Sequence[tuple[str, Mutator]]) -> Files:
-    """One of the `inputs` with one to three faults, most by those of `mutators` that are for its suffix."""
+    """One of the `inputs` with one to three faults, most of them by the `mutators` for its suffix."""
     files = dict(rng.choice(inputs))
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         name, kind = rng.choice(sorted(files)), rng.randrange(10)
@@ -93,14 +93,14 @@ def any_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def rare_number(rng: random.Random, size: int) -> bytes:
-    """A number that is often forgotten, in `size` bytes."""
+    """A number that code often forgets, in `size` bytes."""
     return (rng.choice(_NUMBERS) & ((1 << 8 * size) - 1)).to_bytes(
         size, "big" if rng.randrange(2) else "little"
     )
 
 
 def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Some of `data`, which isn't empty, replaced."""
+    """`data`, which isn't empty, with some bytes replaced."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
         changed[rng.randrange(len(changed))] = rng.choice((0, 255, 128, rng.randrange(256)))
@@ -116,7 +116,7 @@ def places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate_tree(rng: random.Random, tree: Any) -> None:
-    """Change one place of `tree`, of dictionaries and lists."""
+    """Change one place of `tree`, which consists of dictionaries and lists."""
     container, key = rng.choice(list(places(tree)))
     kind = rng.randrange(6)
     if kind == 0:
@@ -134,13 +134,13 @@ def mutate_tree(rng: random.Random, tree: Any) -> None:
 
 
 def bomb(rng: random.Random) -> str:
-    """Much of little: brackets, quotes, objects."""
+    """A long repetition of brackets, quotes or objects."""
     many = rng.choice(("[", '{"a":', "[1,", '"', "{}", '{"a":{"dtype":"U8","shape":[0],', "a.", "9", "\\"))
     return many * rng.randrange(1, 200_000 // len(many))
 
 
 def json_text(rng: random.Random, data: bytes) -> bytes:
-    """A place of the tree, or a bomb in place of a value."""
+    """Change a place of the tree, or put a bomb in place of a value."""
     if rng.randrange(10) == 0:
         return spliced(rng, data, bomb(rng))
     tree = [json.loads(data)]
@@ -149,7 +149,7 @@ def json_text(rng: random.Random, data: bytes) -> bytes:
 
 
 def json_lines(rng: random.Random, data: bytes) -> bytes:
-    """As `json_text`, of one line; or lines doubled, swapped, joined."""
+    """Change one line as `json_text` does, or double, swap or join lines."""
     lines = data.split(b"\n")
     index, other = rng.randrange(len(lines)), rng.randrange(len(lines))
     if rng.randrange(4):
@@ -160,7 +160,7 @@ def json_lines(rng: random.Random, data: bytes) -> bytes:
 
 
 def toml(rng: random.Random, data: bytes) -> bytes:
-    """As `json_text`, of a TOML file."""
+    """Change a TOML file as `json_text` does."""
     if rng.randrange(10) == 0:
         return spliced(rng, data, bomb(rng))
     tree = tomllib.loads(data.decode())
@@ -177,14 +177,14 @@ def _toml(value: Any) -> str:
 
 
 def spliced(rng: random.Random, data: bytes, text: str) -> bytes:
-    """`data` with `text` for what follows one of its signs."""
+    """`data` with `text` in place of what follows one of its delimiters."""
     signs = [index for index, byte in enumerate(data) if byte in b':=[,"\n']
     start = rng.choice(signs) + 1
     return data[:start] + text.encode() + data[min(len(data), start + rng.randrange(20)) :]
 
 
 def table(rng: random.Random, data: bytes) -> bytes:
-    """A cell, a row or a column of comma- or tab-separated text."""
+    """Change a cell, a row or a column of comma- or tab-separated text."""
     delimiter = "\t" if b"\t" in data else ","
     rows = list(csv.reader(io.StringIO(data.decode()), delimiter=delimiter))
     row = rng.choice(rows)

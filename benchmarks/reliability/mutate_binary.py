@@ -1,4 +1,4 @@
-"""Damage to arrays, archives, recordings and models, whose lengths and sums then fit again."""
+"""Damage to arrays, archives, recordings and models, with lengths and checksums corrected afterwards."""
 
 import ast
 import io
@@ -24,28 +24,27 @@ from benchmarks.reliability.mutate import (
 
 
 def npy(rng: random.Random, data: bytes) -> bytes:
-    """A header of NumPy's that lies, or an array of other numbers."""
+    """Make the header of a NumPy file lie, or change a number of its array."""
     length = int.from_bytes(data[8:10], "little")
     header, body = ast.literal_eval(data[10 : 10 + length].decode()), data[10 + length :]
     kind = rng.randrange(6)
     if kind == 0:
-        header["descr"] = rng.choice(
-            (
-                "<f8",
-                ">f4",
-                "|O",
-                "<U9",
-                "|b1",
-                "<i4",
-                "<c8",
-                "|V0",
-                "<f2",
-                "<U0",
-                "<M8[ns]",
-                [("x", "<f4")],
-                7,
-            )
+        kinds = (
+            "<f8",
+            ">f4",
+            "|O",
+            "<U9",
+            "|b1",
+            "<i4",
+            "<c8",
+            "|V0",
+            "<f2",
+            "<U0",
+            "<M8[ns]",
+            [("x", "<f4")],
+            7,
         )
+        header["descr"] = rng.choice(kinds)
     elif kind == 1:
         header["fortran_order"] = rng.choice((True, 1, None))
     elif kind == 2:
@@ -67,7 +66,7 @@ def npy(rng: random.Random, data: bytes) -> bytes:
 
 
 def zip_members(rng: random.Random, data: bytes) -> bytes:
-    """An archive with a member changed, dropped, doubled, renamed or blown up; its sums are right."""
+    """Change, drop, double, rename or inflate a member of an archive, whose checksums are then right."""
     members = _members(data)
     names = sorted(members)
     name = rng.choice(names)
@@ -101,13 +100,13 @@ def _zipped(members: Files) -> bytes:
 
 
 def head(rng: random.Random, data: bytes) -> bytes:
-    """A rare number in the first 100 bytes, where recordings say their rate, channels and length."""
+    """Put a rare number in the first 100 bytes, where recordings have their rate, channels and length."""
     start, number = rng.randrange(min(100, len(data))), rare_number(rng, rng.choice((1, 2, 3, 4, 8)))
     return data[:start] + number + data[start + len(number) :]
 
 
 def ogg(rng: random.Random, data: bytes) -> bytes:
-    """A page of an Ogg file with other bytes in it, and the sum that belongs to them."""
+    """Change bytes of a page of an Ogg file, and correct its checksum."""
     pages = [b"OggS" + page for page in data.split(b"OggS")[1:]]
     index = rng.randrange(len(pages))
     page = bytearray((head if rng.randrange(2) else mutate_bytes)(rng, pages[index]))
@@ -118,14 +117,14 @@ def ogg(rng: random.Random, data: bytes) -> bytes:
 
 
 def _ogg_sum(page: bytes | bytearray) -> int:
-    # zlib's polynomial, but from the highest bit on, and without its complements.
+    # zlib's polynomial, but starting at the highest bit, and without its complements.
     mirrored = bytes(int(f"{byte:08b}"[::-1], 2) for byte in page)
     found = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{found:032b}"[::-1], 2)
 
 
 def onnx(rng: random.Random, data: bytes) -> bytes:
-    """A field of an ONNX model, somewhere in its tree, set, cleared, or doubled."""
+    """Set, clear or double a field somewhere in the tree of an ONNX model."""
     from onnx import ModelProto
 
     model = ModelProto.FromString(data)
@@ -162,7 +161,7 @@ def _fields(message: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def tflite(rng: random.Random, data: bytes) -> bytes:
-    """A field of a LiteRT model, somewhere in its tree, set, cleared, or doubled."""
+    """Set, clear or double a field somewhere in the tree of a LiteRT model."""
     from ai_edge_litert import schema_py_generated as schema
     from flatbuffers import Builder
 
@@ -186,7 +185,7 @@ def tflite(rng: random.Random, data: bytes) -> bytes:
     builder = Builder()
     try:
         builder.Finish(model.Pack(builder), b"TFL3")
-    except Exception as error:  # what the format can't say
+    except Exception as error:  # what the format can't express
         raise ValueError(str(error)) from None
     return bytes(builder.Output())
 
@@ -214,4 +213,4 @@ MUTATORS: tuple[tuple[str, Mutator], ...] = (
     (".onnx", onnx),
     (".tflite", tflite),
 )
-"""What is made for files whose names end so."""
+"""By suffix of the file, the mutators for it."""

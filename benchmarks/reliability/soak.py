@@ -1,12 +1,12 @@
-"""A day of sound through detect.py in each runtime: memory, drift, and restarts from a saved state.
+"""A day of sound through the detect command in each runtime: memory, drift, and restarts from a saved state.
 
-python -m benchmarks.reliability.soak [--model FILE.safetensors] [--hours 24] [--runtime c …] [--out FOLDER]
+    python -m benchmarks.reliability.soak [--model FILE.safetensors] [--hours 24] [--runtimes c …]
 
-An hour of synthetic mixtures (clips as the demo makes them, with pauses) is heard again and again, piped to
-detect.py as fast as it takes it; at the end its first seconds come once more, so that all is over that began.
-As the hour repeats, so must its events from the second on, to the last bit of their peaks.  Then the day is
-heard in pieces, each by a process of its own that goes on from the state of the one before: they are cut at
-odd samples, by the end of the pipe and by SIGTERM in its midst, and must say what was said without a break.
+An hour of synthetic mixtures (the demo's clips, with pauses) is piped to the detect command again and again,
+as fast as it reads; at the end come its first seconds once more, so that every event is over.  As the hour
+repeats, so must its events from the second hour on, to the last bit of their peaks.  Then the day is piped in
+pieces to processes that each resume from the state of the one before: they are cut at odd samples, by the end
+of the pipe and by SIGTERM in the middle, and must print the same lines as one process.
 """
 
 import hashlib
@@ -27,48 +27,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic.dataclasses import dataclass
 
-from benchmarks.speed.turns import processor, versions
-from benchmarks.text import markdown
-from qkd_jax.commands.cli import override, run_command
-from qkd_jax.config.fields import Count, Positive, RuntimeName
+from benchmarks.common import RESULTS, ROOT, argument_parser, markdown, processor, versions, write_json
+from qkd_jax.commands.cli import run_command
+from qkd_jax.config import Clock, step_clock, step_samples
 from qkd_jax.data.sources.demo import make_clip
-from qkd_jax.detector import file as artefact
-from qkd_jax.detector import stream
+from qkd_jax.detector import file
 from qkd_jax.errors import InputError
-from qkd_jax.system.files import whole_file
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "runs/demo/distilled-4/distilled-4.safetensors"
+MODEL = ROOT / "runs/demo/distilled-4.safetensors"
+RUNTIMES = ("numpy", "c", "jax", "litert", "onnx")
 PACKAGES = ("numpy", "jax", "onnxruntime", "ai-edge-litert", "litert-converter")
 PIECES = 6
 AFTER = 10
 """Seconds of sound after the last hour."""
 MOST_GROWTH = 4096
-"""kB that a process may hold more than after the first hour; two bytes a step would be as many in a day."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to stream, and where to keep the tally."""
-
-    model: str = str(MODEL)
-    """The detector; that of preset demo, of 4 bits, is trained if it is not there."""
-    hours: Positive = 24.0
-    """Of sound."""
-    block: Count = 3600
-    """Seconds after which the sound repeats: the hour, in a shorter test less."""
-    runtime: tuple[RuntimeName, ...] = ("numpy", "c", "jax", "litert", "onnx")
-    """Which, in this order."""
-    seed: int = 0
-    """Of the sound, and of where it is cut."""
-    out: str = str(ROOT / "docs/results/reliability")
-    """Folder of the tally."""
+"""kB that a process may grow after the first hour; two bytes per step would be as many in a day."""
 
 
 class Found(NamedTuple):
-    """An event: its first and last step, and its peak, as it was said."""
+    """An event: its first and last step, and its peak as printed."""
 
     event: str
     first: int
@@ -77,13 +55,13 @@ class Found(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """A block of 16-bit samples that repeats, of so many steps, and the bytes that are heard in all."""
+    """A block of 16-bit samples that repeats, its number of steps, and the number of bytes in all."""
 
     block: bytes
     steps: int
     length: int
 
-    def span(self, begin: int, end: int) -> Iterator[bytes]:
+    def part(self, begin: int, end: int) -> Iterator[bytes]:
         """The bytes from `begin` to `end`, a block at a time."""
         while begin < end:
             at = begin % len(self.block)
@@ -92,14 +70,8 @@ class Sound(NamedTuple):
             begin += len(piece)
 
 
-def train() -> None:
-    """Train preset demo, and export its student of 4 bits."""
-    for command in (["train.py"], ["export.py", str(MODEL.parent)]):
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-
-
 def mixture(seconds: int, rate: int, seed: int) -> bytes:
-    """Clips of 2 to 6 s that the demo makes, with up to 8 s of faint noise between them: 16-bit samples."""
+    """The demo's clips of 2 to 6 s, with up to 8 s of faint noise between them: 16-bit samples."""
     rng, parts, left = np.random.default_rng(seed), [], seconds * rate
     while left > 0:
         clip, _ = make_clip(rng, rate, rng.uniform(2, 6))
@@ -110,12 +82,12 @@ def mixture(seconds: int, rate: int, seed: int) -> bytes:
     return np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
 
-def heard(
+def printed(
     command: Sequence[str], parts: Sequence[Iterable[bytes]], watch: Callable[[int], None] = lambda pid: None
 ) -> list[str]:
-    """What `command` says of `parts` in one pipe: each but the last is heard by a process that SIGTERM ends.
+    """The lines that `command` prints for `parts` in one pipe; SIGTERM ends the process of each but the last.
 
-    After each piece of a part, `watch` is told the process.  Raises InputError if one ends otherwise.
+    After each piece of a part, `watch` gets the process id.  Raises InputError if a process ends otherwise.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -123,7 +95,7 @@ def heard(
     with os.fdopen(write, "wb") as pipe, os.fdopen(read, "rb") as source, tempfile.TemporaryFile() as errors:
         for number, part in enumerate(parts, 1):
             with subprocess.Popen(
-                command, stdin=source, stdout=subprocess.PIPE, stderr=errors, text=True
+                command, stdin=source, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             ) as process:
                 listener = threading.Thread(target=lines.extend, args=[process.stdout])
                 listener.start()
@@ -138,88 +110,83 @@ def heard(
             expected = 0 if number == len(parts) else 130
             if process.returncode != expected:
                 errors.seek(0)
-                said = errors.read().decode().strip().splitlines()[-1:]
+                last = errors.read().decode().strip().splitlines()[-1:]
                 raise InputError(
-                    f"{' '.join(command)}: expected status {expected}, got {process.returncode}: {said}"
+                    f"{' '.join(command)}: expected status {expected}, got {process.returncode}: {last}"
                 )
     return lines
 
 
 def _write(pipe: int, data: bytes, process: subprocess.Popen) -> None:
-    """Write to a pipe that doesn't block, as long as there is someone to read."""
+    """Write to a pipe that doesn't block, as long as the process runs."""
     left = memoryview(data)
     while left and process.poll() is None:
         if select.select([], [pipe], [], 1)[1]:
             left = left[os.write(pipe, left) :]
 
 
-def by_block(lines: Sequence[str], clock: stream.Clock, sound: Sound) -> list[list[Found]]:
-    """The events of each whole block, those that end in it, by steps since its begin."""
+def by_block(lines: Sequence[str], clock: Clock, sound: Sound) -> list[list[Found]]:
+    """The events that end in each whole block, in steps since its beginning."""
     begin, blocks = clock.first - clock.step / 2, sound.length // len(sound.block)
     found: list[list[Found]] = [[] for _ in range(blocks)]
-    for said in map(json.loads, lines):
-        # Times are said to a thousandth, steps are some hundredths.
-        first, end = (round((said[time] - begin) / clock.step) for time in ("onset", "offset"))
+    for line in map(json.loads, lines):
+        # Times are printed to a thousandth of a second, and steps are some hundredths long.
+        first, end = (round((line[time] - begin) / clock.step) for time in ("onset", "offset"))
         block = (end - 1) // sound.steps
         if block < blocks:
             moved = block * sound.steps
-            found[block].append(Found(said["event"], first - moved, end - 1 - moved, said["peak"]))
+            found[block].append(Found(line["event"], first - moved, end - 1 - moved, line["peak"]))
     return found
 
 
 def undisturbed(command: Sequence[str], sound: Sound) -> tuple[list[str], dict[str, Any]]:
-    """What is said of all the sound, and what it took."""
+    """The lines of a single process, and its time and memory."""
     memory: list[int] = []
 
     def watch(pid: int) -> None:
-        found = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        assert found
-        memory.append(int(found[1]))
+        match = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        assert match
+        memory.append(int(match[1]))
 
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    lines = heard(command, [sound.span(0, sound.length)], watch)
+    lines = printed(command, [sound.part(0, sound.length)], watch)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return lines, {
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu, 1),
-        "memory_kB": memory[:-1],  # after each hour; the last is of the seconds after
-    }
+    # After each hour; the last value belongs to the seconds after.
+    return lines, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "memory_kB": memory[:-1]}
 
 
 def in_pieces(command: Sequence[str], sound: Sound, seed: int) -> tuple[list[str], int]:
-    """What is said of it by processes that go on from a state, and how many they are."""
+    """The lines of processes that each resume from a state, and the number of processes."""
     rng, lines, processes = random.Random(seed), [], 0
     cuts = sorted(2 * rng.randrange(1, sound.length // 2, 2) for _ in range(PIECES - 1))
     with tempfile.TemporaryDirectory() as folder:
-        going_on = [*command, "--state", str(Path(folder, "state"))]
+        resuming = [*command, "--state", str(Path(folder, "state"))]
         for number, (begin, end) in enumerate(zip([0, *cuts], [*cuts, sound.length])):
             stop = 2 * rng.randrange(begin // 2, end // 2)
             parts = [(begin, stop), (stop, end)] if number % 2 else [(begin, end)]
-            lines += heard(going_on, [sound.span(*part) for part in parts])
+            lines += printed(resuming, [sound.part(*part) for part in parts])
             processes += len(parts)
     return lines, processes
 
 
-def apart(found: Sequence[Found], expected: Sequence[Found]) -> dict[str, int]:
-    """How many events are the same, how many `expected` meet none of their kind, and how many `found` do."""
+def compared(found: Sequence[Found], expected: Sequence[Found]) -> dict[str, int]:
+    """How many events are the same, and how many of either side overlap none of their class on the other."""
 
-    def missed(some: Sequence[Found], by: Sequence[Found]) -> int:
+    def alone(some: Sequence[Found], others: Sequence[Found]) -> int:
         return sum(
-            not any(a.event == b.event and a.first <= b.last and b.first <= a.last for b in by) for a in some
+            not any(a.event == b.event and a.first <= b.last and b.first <= a.last for b in others)
+            for a in some
         )
 
-    return {
-        "same": len(set(found) & set(expected)),
-        "missed": missed(expected, found),
-        "more": missed(found, expected),
-    }
+    same = len(set(found) & set(expected))
+    return {"same": same, "missed": alone(expected, found), "more": alone(found, expected)}
 
 
 def soaked(
-    command: Sequence[str], clock: stream.Clock, sound: Sound, expected: Sequence[Found], seed: int
+    command: Sequence[str], clock: Clock, sound: Sound, expected: Sequence[Found], seed: int
 ) -> dict[str, Any]:
-    """What a runtime's `command` makes of the day; raises InputError if that is not as it should be."""
+    """The figures of a runtime's `command`; raises InputError for drift, growth, or other lines in pieces."""
     lines, tally = undisturbed(command, sound)
     blocks = by_block(lines, clock, sound)
     first, second = blocks[:2]
@@ -229,12 +196,14 @@ def soaked(
             raise InputError(f"hour {number}: expected the events of hour 2, found others: {odd}")
     growth = tally["memory_kB"][-1] - tally["memory_kB"][0]
     if growth > MOST_GROWTH:
-        raise InputError(f"expected memory to stay, found it grown by {growth} kB after the first hour")
+        raise InputError(f"expected constant memory, found growth by {growth} kB after the first hour")
     again, processes = in_pieces(command, sound, seed)
-    # What was not yet over at the end, a state carries on.
+    # Events still open at the end stay in the state, and are not printed.
     if not again or again != lines[: len(again)] or len(by_block(lines[len(again) :], clock, sound)[-1]):
         at = next((i for i, pair in enumerate(zip(again, lines)) if pair[0] != pair[1]), len(again))
-        raise InputError(f"in pieces: expected the {len(lines)} lines of one, found another as number {at}")
+        raise InputError(
+            f"in pieces: expected the {len(lines)} lines of one process, found another line {at}"
+        )
     return tally | {
         "times_real_time": round(len(blocks) * sound.steps * clock.step / tally["cpu_seconds"]),
         "events": len(lines),
@@ -242,94 +211,81 @@ def soaked(
         "other_in_first_block": len(set(first) ^ set(second)),
         "blocks_alike": len(blocks) - 1,
         "processes": processes,
-        "beside_numpy": apart(second, expected),
+        "beside_numpy": compared(second, expected),
     }
 
 
 def table(tally: dict[str, Any]) -> str:
-    """The figures as a page shows them."""
+    """The figures as a table."""
     rows = []
-    for name, found in tally["runtimes"].items():
-        beside, memory = found["beside_numpy"], (found["memory_kB"][0], found["memory_kB"][-1])
-        rows.append(
-            [
-                name,
-                f"{found['cpu_seconds']:,.0f}",
-                f"{found['times_real_time']:,}",
-                *(f"{kilobytes / 1024:.1f}" for kilobytes in memory),
-                f"{memory[1] - memory[0]:+,}",
-                f"{found['events']:,}",
-                f"{found['events_in_block']} × {found['blocks_alike']}",
-                f"{found['processes']}",
-                f"{beside['same']}, {beside['missed']}, {beside['more']}",
-            ]
-        )
-    head = [
-        "runtime",
-        "CPU s",
-        "times real time",
-        "MB after hour 1",
-        "at the end",
-        "kB more",
-        "events",
-        "an hour, alike",
-        "processes",
-        "same as NumPy's, missed, more",
-    ]
-    return markdown(head, rows)
+    for name, of in tally["runtimes"].items():
+        beside, memory = of["beside_numpy"], (of["memory_kB"][0], of["memory_kB"][-1])
+        figures = [f"{of['cpu_seconds']:,.0f}", f"{of['times_real_time']:,}"]
+        figures += [*(f"{kilobytes / 1024:.1f}" for kilobytes in memory), f"{memory[1] - memory[0]:+,}"]
+        figures += [
+            f"{of['events']:,}",
+            f"{of['events_in_block']} × {of['blocks_alike']}",
+            str(of["processes"]),
+        ]
+        rows.append([name, *figures, f"{beside['same']}, {beside['missed']}, {beside['more']}"])
+    header = ["runtime", "CPU s", "times real time", "MB after hour 1", "at the end", "kB more", "events"]
+    header += ["per hour, alike", "processes", "same as NumPy's, missed, more"]
+    return markdown(header, rows)
 
 
 def main(arguments: list[str]) -> None:
     """Soak each runtime, and keep the tally after each."""
-    prog = "python -m benchmarks.reliability.soak"
-    settings = override(Settings(), arguments, prog=prog, description=__doc__)
-    if settings.model == str(MODEL) and not MODEL.is_file():
-        train()
-    detector, path = artefact.load(settings.model), Path(settings.out) / "soak.json"
-    rate, clock = detector.features.sample_rate, stream.clock(detector.features, detector.student)
-    _, hop = stream.reach(detector.features, detector.student)
-    blocks = max(round(settings.hours * 3600 / settings.block), 3)
-    if settings.block * rate % hop:
-        raise InputError(f"block: expected whole steps of {hop} samples, got {settings.block * rate} samples")
-    block = mixture(settings.block, rate, settings.seed)
-    sound = Sound(block, settings.block * rate // hop, len(block) * blocks + 2 * rate * AFTER)
+    parser = argument_parser("python -m benchmarks.reliability.soak", __doc__)
+    add = parser.add_argument
+    add("--model", type=Path, default=MODEL, help="detector; the demo's at 4 bits, trained if it isn't there")
+    add("--hours", type=float, default=24.0, help="hours of sound")
+    add("--block", type=int, default=3600, help="seconds after which the sound repeats: the hour")
+    add("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="which, in this order")
+    add("--seed", type=int, default=0, help="seed of the sound, and of where it is cut")
+    add("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
+    options = parser.parse_args(arguments)
+    if options.model == MODEL and not MODEL.is_file():
+        for step in (["train"], ["export", f"{MODEL.parent}/{MODEL.stem}"]):
+            subprocess.run([sys.executable, "-m", "qkd_jax", *step], cwd=ROOT, check=True)
+    detector, path = file.load(options.model), options.out / "soak.json"
+    features, network = detector.features, detector.network
+    rate, clock = features.sample_rate, step_clock(features, network)
+    _, hop = step_samples(features, network)
+    blocks = max(round(options.hours * 3600 / options.block), 3)
+    if options.block * rate % hop:
+        samples = options.block * rate
+        raise InputError(f"--block: expected whole steps of {hop} samples, got {samples} samples")
+    block = mixture(options.block, rate, options.seed)
+    sound = Sound(block, options.block * rate // hop, len(block) * blocks + 2 * rate * AFTER)
 
     def command(runtime: str) -> list[str]:
-        return [
-            sys.executable,
-            str(ROOT / "detect.py"),
-            settings.model,
-            "-",
-            "--format",
-            "json",
-            "--runtime",
-            runtime,
-        ]
+        model = str(options.model.absolute())
+        detect = [sys.executable, "-m", "qkd_jax", "detect", model, "-"]
+        return [*detect, "--format", "json", "--runtime", runtime]
 
     same = {
-        "model": hashlib.sha256(Path(settings.model).read_bytes()).hexdigest(),
-        "hours": blocks * settings.block / 3600,
-        "block": settings.block,
-        "seed": settings.seed,
+        "model": hashlib.sha256(options.model.read_bytes()).hexdigest(),
+        "hours": blocks * options.block / 3600,
+        "block": options.block,
+        "seed": options.seed,
     }
     tally: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if {key: tally.get(key) for key in same} != same:
         tally = same | {"runtimes": {}}
-    left = [runtime for runtime in settings.runtime if runtime not in tally["runtimes"]]
+    left = [runtime for runtime in options.runtimes if runtime not in tally["runtimes"]]
     expected: list[Found] = []
     if left:
         short = sound._replace(length=2 * len(block) + 2 * rate * AFTER)
-        expected = by_block(heard(command("numpy"), [short.span(0, short.length)]), clock, short)[1]
+        expected = by_block(printed(command("numpy"), [short.part(0, short.length)]), clock, short)[1]
     for runtime in left:
         try:
-            found = soaked(command(runtime), clock, sound, expected, settings.seed)
+            figures = soaked(command(runtime), clock, sound, expected, options.seed)
         except InputError as error:
             raise InputError(f"{runtime}: {error}") from None
-        tally["runtimes"][runtime] = found
+        tally["runtimes"][runtime] = figures
         tally |= {"machine": processor(), "versions": versions(*PACKAGES)}
-        with whole_file(path, "w") as file:
-            file.write(json.dumps(tally, indent=1) + "\n")
-        print(f"{runtime}: done in {found['seconds']:.0f} s, and again in pieces", flush=True)
+        write_json(path, tally)
+        print(f"{runtime}: done in {figures['seconds']:.0f} s, and again in pieces", flush=True)
     print(table(tally))
 
 

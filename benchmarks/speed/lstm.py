@@ -1,4 +1,4 @@
-"""A train step of the float LSTM: its outputs, and the gradient in its parameters."""
+"""A train step of the LSTM, in float beside other implementations, and with every operand quantized."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -10,24 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.speed.limit import lstm_work, shares
-from benchmarks.speed.parts import waited
-from benchmarks.speed.turns import Call, Row, agree, in_turns
+from benchmarks.speed.measure import Call, Row, agree, arithmetic, bandwidth, in_turns, late, waited
+from qkd_jax.config import QuantConfig
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 from qkd_jax.nn.lstm_cell import Layer
 
-QUESTION = "A train step of the float LSTM"
-ABOUT = """The mean square of all outputs and its gradient in the parameters: 64 sequences of 998 steps,
-64 inputs, 256 units, float32. Peers have our weights, their gates in an order of their own; losses and
-gradients in the weights are compared."""
-PACKAGES = ("flax", "torch")
-SHAPE, UNITS = (64, 998, 64), 256
+FLOAT = QuantConfig()
+SHAPE, SHORT, HIDDEN_SIZE = (64, 998, 64), (64, 100, 64), 256
 CLOSE = 2e-3
-"""Orders of summation, and on a GPU products of TF32, over all the steps."""
+"""Orders of summation, and on a GPU products of TF32, over all steps."""
+SCHEMES: dict[str, Callable[[int], QuantConfig]] = {
+    "paper": QuantConfig.paper,
+    "paper, ranges by unit": QuantConfig.per_channel,
+    "integer": QuantConfig.integer,
+}
+BITS = (8, 4)
+TIES = {8: 0.02, 4: 0.1}
+"""What roundings that another order of summation flips do to a gradient."""
 
 
 class Step(NamedTuple):
-    """What is timed, and how to read the loss and the gradient of w from what it returns."""
+    """What is timed, and how to read the loss and the gradient of w from its result."""
 
     call: Call
     read: Callable[[Any], tuple[Any, Any]]
@@ -38,9 +41,9 @@ def noise(shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
 
 
-def parameters(inputs: int, units: int) -> Layer:
-    """Those of one layer with short memories."""
-    return lstm_init(jax.random.key(0), inputs, units, steps=50)[0]
+def parameters(inputs: int, hidden_size: int) -> Layer:
+    """The parameters of one layer with a short memory."""
+    return lstm_init(jax.random.key(0), inputs, hidden_size, steps=50)[0]
 
 
 def jitted(loss: Callable[[Any, jax.Array], jax.Array], params: Any, x: np.ndarray) -> Call:
@@ -48,17 +51,18 @@ def jitted(loss: Callable[[Any, jax.Array], jax.Array], params: Any, x: np.ndarr
     return partial(waited, jax.jit(jax.value_and_grad(loss)), params, jnp.asarray(x))
 
 
-def ours(layer: Layer, x: np.ndarray, **settings: Any) -> Step:
-    """`lstm_scan` with its own derivative."""
+def ours(layer: Layer, x: np.ndarray, quant: QuantConfig = FLOAT) -> Step:
+    """`lstm_scan` with its own derivative; in the integer-only scheme inputs have 1/16 as scale at 8 bits."""
+    exponents = {"exponents": jnp.array([quant.activations - 4, 12])} if quant.scheme == "integer" else {}
 
-    def loss(layer: Layer, x: jax.Array) -> jax.Array:
-        return jnp.mean(lstm_scan((layer,), x, **settings)[0] ** 2)
+    def loss(floats: Layer, x: jax.Array) -> jax.Array:
+        return jnp.mean(lstm_scan((floats | exponents,), x, quant=quant)[0] ** 2)
 
-    return Step(jitted(loss, layer, x), lambda found: (found[0], found[1]["w"]))
+    return Step(jitted(loss, layer, x), lambda result: (result[0], result[1]["w"]))
 
 
 def plain_scan(layer: Layer, x: np.ndarray) -> Step:
-    """What one writes without further thought: JAX differentiates a scan over the steps."""
+    """The straightforward implementation: JAX differentiates a scan over the steps."""
 
     def loss(layer: Layer, x: jax.Array) -> jax.Array:
         def step(state: Any, x_t: jax.Array) -> Any:
@@ -71,138 +75,248 @@ def plain_scan(layer: Layer, x: np.ndarray) -> Step:
         zeros = jnp.zeros((len(x), layer["b"].size // 4))
         return jnp.mean(jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))[1] ** 2)
 
-    return Step(jitted(loss, layer, x), lambda found: (found[0], found[1]["w"]))
+    return Step(jitted(loss, layer, x), lambda result: (result[0], result[1]["w"]))
 
 
 def flax_rnn(layer: Layer, x: np.ndarray) -> Step:
-    """`flax.linen.RNN` over an OptimizedLSTMCell."""
-    model = nn.RNN(nn.OptimizedLSTMCell(layer["b"].size // 4))
+    """`flax.linen.RNN` over an OptimizedLSTMCell, which has a matrix of h and one of x per gate."""
+    hidden_size = layer["b"].size // 4
+    model, cell = nn.RNN(nn.OptimizedLSTMCell(hidden_size)), {}
+    for gate, w, b in zip("figo", jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4)):
+        cell[f"h{gate}"], cell[f"i{gate}"] = (
+            {"kernel": w[:hidden_size], "bias": b},
+            {"kernel": w[hidden_size:]},
+        )
 
     def loss(cell: Any, x: jax.Array) -> jax.Array:
         hs: Any = model.apply({"params": {"cell": cell}}, x)
         return jnp.mean(hs**2)
 
-    def read(found: Any) -> tuple[Any, Any]:
-        grads = found[1]
+    def read(result: Any) -> tuple[Any, Any]:
+        grads = result[1]
         gates = [jnp.concatenate([grads[f"{part}{gate}"]["kernel"] for part in "hi"]) for gate in "figo"]
-        return found[0], jnp.concatenate(gates, axis=1)
+        return result[0], jnp.concatenate(gates, axis=1)
 
-    return Step(jitted(loss, flax_cell(layer), x), read)
-
-
-def flax_cell(layer: Layer) -> dict[str, dict[str, jax.Array]]:
-    """The parameters of a cell of Flax, a matrix of h and one of x for each gate."""
-    units = layer["b"].size // 4
-    cell: dict[str, dict[str, jax.Array]] = {}
-    for gate, w, b in zip("figo", jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4)):
-        cell[f"h{gate}"], cell[f"i{gate}"] = {"kernel": w[:units], "bias": b}, {"kernel": w[units:]}
-    return cell
+    return Step(jitted(loss, cell, x), read)
 
 
 def cudnn(layer: Layer, x: np.ndarray) -> Step:
-    """cuDNN's, as `jax.experimental.rnn` calls it; on a GPU alone."""
+    """The LSTM of cuDNN, as `jax.experimental.rnn` calls it; only on a GPU."""
     from jax.experimental import rnn
 
-    (batch, steps, inputs), units = x.shape, layer["b"].size // 4
-    w, b = to_torch(layer)
+    (batch, steps, inputs), hidden_size = x.shape, layer["b"].size // 4
+    w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
     # cuDNN's flat weights: the inputs' matrices, the recurrent ones, then two biases.
-    flat = jnp.concatenate([w[units:].T.ravel(), w[:units].T.ravel(), b, jnp.zeros_like(b)])
-    lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, units))
+    flat = jnp.concatenate([w[hidden_size:].T.ravel(), w[:hidden_size].T.ravel(), b, jnp.zeros_like(b)])
+    lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, hidden_size))
 
     def loss(flat: jax.Array, x: jax.Array) -> jax.Array:
         hs, *_ = rnn.lstm(
-            x, zeros, zeros, flat, lengths, inputs, units, num_layers=1, dropout=0.0, bidirectional=False
+            x,
+            zeros,
+            zeros,
+            flat,
+            lengths,
+            inputs,
+            hidden_size,
+            num_layers=1,
+            dropout=0.0,
+            bidirectional=False,
         )
         return jnp.mean(hs**2)
 
-    def read(found: Any) -> tuple[Any, Any]:
-        of_x, of_h, _ = jnp.split(found[1], [4 * units * inputs, 4 * units * (inputs + units)])
-        of_w = jnp.concatenate([of_h.reshape(4 * units, units), of_x.reshape(4 * units, inputs)], axis=1)
-        return found[0], from_torch(of_w.T)
+    def read(result: Any) -> tuple[Any, Any]:
+        of_x, of_h, _ = jnp.split(
+            result[1], [4 * hidden_size * inputs, 4 * hidden_size * (inputs + hidden_size)]
+        )
+        of_w = jnp.concatenate(
+            [of_h.reshape(4 * hidden_size, hidden_size), of_x.reshape(4 * hidden_size, inputs)], axis=1
+        )
+        return result[0], _torch_gates(of_w.T)
 
     return Step(jitted(loss, flat, x), read)
 
 
 def torch_lstm(layer: Layer, x: np.ndarray) -> Step:
-    """`torch.nn.LSTM`, which on a GPU is cuDNN's."""
+    """`torch.nn.LSTM`, which is cuDNN's on a GPU."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    units = layer["b"].size // 4
-    model = torch.nn.LSTM(x.shape[2], units, batch_first=True).to(device)
-    w, b = to_torch(layer)
-    found = {"weight_ih_l0": w[units:].T, "weight_hh_l0": w[:units].T, "bias_ih_l0": b, "bias_hh_l0": 0 * b}
-    model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in found.items()})
+    device = torch_device()
+    hidden_size = layer["b"].size // 4
+    model = torch.nn.LSTM(x.shape[2], hidden_size, batch_first=True).to(device)
+    w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
+    state = {
+        "weight_ih_l0": w[hidden_size:].T,
+        "weight_hh_l0": w[:hidden_size].T,
+        "bias_ih_l0": b,
+        "bias_hh_l0": 0 * b,
+    }
+    model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
     on_device = torch.tensor(x, device=device)
     weights = list(model.parameters())
 
     def call() -> Any:
         loss = (model(on_device)[0] ** 2).mean()
-        grads = torch.autograd.grad(loss, weights)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return loss, grads
+        return torch_waited(loss, torch.autograd.grad(loss, weights))
 
     def read(result: Any) -> tuple[Any, Any]:
         loss, (of_x, of_h, *_) = result
-        return loss.item(), from_torch(np.concatenate([of_h.cpu().numpy(), of_x.cpu().numpy()], axis=1).T)
+        return loss.item(), _torch_gates(np.concatenate([of_h.cpu().numpy(), of_x.cpu().numpy()], axis=1).T)
 
     return Step(call, read)
 
 
-def to_torch(layer: Layer) -> tuple[jax.Array, jax.Array]:
-    """Matrix and bias, their gates in the order i, f, c, o of torch and cuDNN."""
-    return _swapped(layer["w"]), _swapped(layer["b"])
+def torch_loop(layer: Layer, x: np.ndarray, bits: int) -> Step:
+    """The paper's scheme in torch as one would write it: fake-quantized operands, a loop over the steps."""
+    import torch
+
+    device = torch_device()
+
+    def fake_quant(value: Any, bits: int) -> Any:
+        low, high = value.detach().aminmax(dim=-1, keepdim=True)
+        scale = (high - low) / (2**bits - 1)
+        scale = torch.where(scale > 0, scale, 1.0)
+        rounded = torch.round((value.detach() - low) / scale) * scale + low
+        return value + (rounded - value.detach())
+
+    w, b = (torch.tensor(np.array(layer[name]), device=device, requires_grad=True) for name in "wb")
+    steps = torch.tensor(np.array(x), device=device).unbind(1)
+    hidden_size = b.numel() // 4
+
+    def call() -> Any:
+        # One range for the matrix of each gate.
+        w_hat = torch.cat(
+            [fake_quant(gate.reshape(-1), bits).view_as(gate) for gate in w.split(hidden_size, 1)], 1
+        )
+        h = c = torch.zeros(len(x), hidden_size, device=device)
+        hs = []
+        for x_t in steps:
+            z = fake_quant(torch.cat([h, x_t], 1), bits) @ w_hat + b
+            f, i, candidate, o = z.split(hidden_size, 1)
+            f, i, o = (fake_quant(torch.sigmoid(gate), bits) for gate in (f, i, o))
+            c = f * fake_quant(c, 16) + i * fake_quant(torch.tanh(candidate), bits)
+            h = o * fake_quant(torch.tanh(c), bits)
+            hs.append(h)
+        loss = (torch.stack(hs, 1) ** 2).mean()
+        return torch_waited(loss, torch.autograd.grad(loss, (w, b)))
+
+    return Step(call, lambda result: (result[0].item(), result[1][0].cpu().numpy()))
 
 
-def from_torch(w: Any) -> jax.Array:
-    """A matrix of torch's or cuDNN's gates in the order f, i, c, o."""
-    return _swapped(w)
+def torch_is_here() -> bool:
+    """Whether torch is installed, with a GPU if JAX uses one."""
+    if not importlib.util.find_spec("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available() or jax.default_backend() != "gpu"
 
 
-def _swapped(array: Any) -> jax.Array:
+def torch_device() -> str:
+    """The kind of device that JAX uses, as torch names it."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def torch_waited(*results: Any) -> Any:
+    """`results`, once torch has computed them."""
+    import torch
+
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+    return results
+
+
+def _torch_gates(array: Any) -> jax.Array:
+    """An array whose gates f, i, c, o become i, f, c, o, the order of torch and cuDNN, or the reverse."""
     one, other, *rest = jnp.split(jnp.asarray(array), 4, axis=-1)
     return jnp.concatenate([other, one, *rest], axis=-1)
 
 
-def speed(shape: tuple[int, int, int], units: int, seconds: Sequence[float]) -> str:
-    """Clips a second, and what share of the device that is."""
+def work(batch: int, steps: int, inputs: int, hidden_size: int) -> tuple[float, float]:
+    """Operations of a train step's products (forward, backward, weights), and the bytes that it must move.
+
+    Inputs are read twice, h is written and read, and so are the six slopes of each unit.
+    """
+    operations = 2 * batch * steps * 4 * hidden_size * (2 * (inputs + hidden_size) + hidden_size)
+    return operations, 4 * batch * steps * (2 * inputs + 2 * hidden_size + 12 * hidden_size)
+
+
+def speed(shape: tuple[int, int, int], hidden_size: int, seconds: Sequence[float]) -> str:
+    """Clips per second, and the share of the device's peak arithmetic and bandwidth."""
     middle = float(np.median(seconds))
-    return f"{shape[0] / middle:.0f} clips a second; {shares(*lstm_work(*shape, units), middle)}"
+    operations, moved = work(*shape, hidden_size)
+    shares = operations / middle / arithmetic(), moved / middle / bandwidth()
+    return "{:.0f} clips/s; {:.0%} of the device's arithmetic, {:.0%} of its bandwidth".format(
+        shape[0] / middle, *shares
+    )
 
 
-def steps(layer: Layer, x: np.ndarray) -> dict[str, Step]:
-    """Ours, and the peers that are here."""
-    found = {"ours": ours(layer, x), "a plain scan": plain_scan(layer, x), "flax RNN": flax_rnn(layer, x)}
-    if jax.default_backend() == "gpu":
-        found["cuDNN by jax.experimental.rnn"] = cudnn(layer, x)
-    if importlib.util.find_spec("torch"):
-        found["torch nn.LSTM"] = torch_lstm(layer, x)
-    return found
-
-
-def rows(rounds: int, shape: tuple[int, int, int] = SHAPE, units: int = UNITS) -> Iterator[Row]:
-    """Ours beside each peer."""
-    x, layer = noise(shape), parameters(shape[2], units)
-    ways = steps(layer, x)
-    loss, grad = ways["ours"].read(ways["ours"].call())
+def float_rows(
+    rounds: int, shape: tuple[int, int, int] = SHAPE, hidden_size: int = HIDDEN_SIZE
+) -> Iterator[Row]:
+    """Our float step beside each peer."""
+    x, layer, gpu = noise(shape), parameters(shape[2], hidden_size), jax.default_backend() == "gpu"
+    makers = {"ours": ours, "a plain scan": plain_scan, "flax RNN": flax_rnn}
+    makers |= {"cuDNN by jax.experimental.rnn": cudnn} if gpu else {}
+    makers |= {"torch nn.LSTM": torch_lstm} if torch_is_here() else {}
+    steps = {name: make(layer, x) for name, make in makers.items()}
+    loss, grad = steps["ours"].read(steps["ours"].call())
     off = {}
-    for name, way in ways.items():
-        their_loss, their_grad = way.read(way.call())
+    for name, step in steps.items():
+        their_loss, their_grad = step.read(step.call())
         agree(name, [loss], [their_loss], CLOSE)
         off[name] = agree(name, grad, their_grad, CLOSE)
-    seconds = in_turns({name: way.call for name, way in ways.items()}, rounds)
-    gpu = jax.default_backend() == "gpu"
+    seconds = in_turns({name: step.call for name, step in steps.items()}, rounds)
     mine = seconds.pop("ours")
     for name, theirs in seconds.items():
-        fast = "cuDNN" in name or "torch" in name
         yield Row(
-            what="{} × {} × {}, {} units".format(*shape, units),
+            what="{} × {} × {}, {} units".format(*shape, hidden_size),
             ours="lstm_scan",
             peer=name,
             seconds=mine,
             peer_seconds=theirs,
             off=off[name],
-            at_least=(1 / 1.2 if gpu else 1.0) if fast else None,
-            note=speed(shape, units, mine),
+            at_least=(1 / 1.2 if gpu else 1.0) if "cuDNN" in name or "torch" in name else None,
+            note=speed(shape, hidden_size, mine),
+        )
+
+
+def quantized_rows(
+    rounds: int,
+    shape: tuple[int, int, int] = SHAPE,
+    short: tuple[int, int, int] = SHORT,
+    hidden_size: int = HIDDEN_SIZE,
+) -> Iterator[Row]:
+    """Our step in each scheme beside our float step, and the paper's scheme beside a loop in torch."""
+    x, layer = noise(shape), parameters(shape[2], hidden_size)
+    calls = {"float": ours(layer, x).call}
+    for scheme, make in SCHEMES.items():
+        calls |= {f"{scheme}, {bits} bits": ours(layer, x, make(bits)).call for bits in BITS}
+    seconds = in_turns(calls, rounds)
+    for name in (name for name in calls if name != "float"):
+        yield Row(
+            what="{} × {} × {}, {} units".format(*shape, hidden_size),
+            ours=name,
+            peer="our float step",
+            seconds=seconds[name],
+            peer_seconds=seconds["float"],
+            at_least=1 / 1.1,
+            note=speed(shape, hidden_size, seconds[name]),
+        )
+    if not torch_is_here() or late():
+        return
+    x = noise(short)
+    for bits in BITS:
+        mine, loop = ours(layer, x, QuantConfig.paper(bits)), torch_loop(layer, x, bits)
+        (loss, grad), (their_loss, their_grad) = mine.read(mine.call()), loop.read(loop.call())
+        agree("torch loop: loss", [loss], [their_loss], TIES[bits])
+        off = agree("torch loop: gradient", grad, their_grad, TIES[bits])
+        seconds = in_turns({"ours": mine.call, "loop": loop.call}, min(rounds, 3))
+        yield Row(
+            what="{} × {} × {}, {} units".format(*short, hidden_size),
+            ours=f"paper, {bits} bits",
+            peer="a loop in torch",
+            seconds=seconds["ours"],
+            peer_seconds=seconds["loop"],
+            off=off,
         )

@@ -1,61 +1,56 @@
-"""A train step of the teacher, DenseNet-63: its logits, and the gradient in all its parameters."""
+"""A train step of the teacher, DenseNet-63, beside torch; and what distillation adds to a student's step."""
 
 import copy
 import dataclasses
-import importlib.util
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
 
-from benchmarks.speed.limit import arithmetic
-from benchmarks.speed.parts import parts, waited
-from benchmarks.speed.turns import Call, Row, agree, in_turns
-from qkd_jax.config import RunConfig, TeacherConfig
+from benchmarks.common import EVENTS as _EVENTS
+from benchmarks.speed.lstm import torch_device, torch_is_here, torch_waited
+from benchmarks.speed.measure import Call, Row, agree, arithmetic, in_turns, late, waited
+from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import weighted_bce
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.models.build import build_model
+from qkd_jax.run_folder.state import TrainState, init_state, make_optimizer
+from qkd_jax.training.clips import make_loss
+from qkd_jax.training.step import make_train_step
 
-QUESTION = "A train step of the teacher, DenseNet-63"
-ABOUT = """Weighted binary cross-entropy by the batch's statistics, and its gradient in all parameters:
-batch 16, 998 x 64 features, no optimizer and no TF32 on either side. Torch's modules have our weights,
-padding and batch-norm. Logits and gradients are compared; in bfloat16, whose roundings move the gradients of
-noise by half on either side, those of the last layer alone."""
-PACKAGES = ("torch",)
-CONFIG = RunConfig()
-SHAPE = (16, CONFIG.frames, CONFIG.features.n_mels)
-TEACHER = CONFIG.teacher
-EVENTS = 3
-ON_GPU = jax.default_backend() == "gpu"
+TEACHER, STUDENT = DenseNetConfig(), LSTMConfig(quant=QuantConfig.paper(8))
+EVENTS = len(_EVENTS)
+SHAPE, STUDENT_SHAPE = (16, 998, 64), (64, 998, 64)
 HOWS = ("torch", "torch channels last", "torch.compile channels last")
 CLOSE_LOGITS = {"float32": 1e-4, "bfloat16": 0.1}
 CLOSE_GRADS = {"float32": 1e-2, "bfloat16": 0.1}
 """Another order of summation switches a few ReLUs, and with them gradients of the layers below."""
+CLOSE = 1e-3
+"""One rounding at a tie, if two programs differ in a last bit."""
 
 
 class Batch(NamedTuple):
-    """What a step learns from."""
+    """A batch: `features` [batch, frames, mels], `labels` 0 or 1 [batch, events], `weight` [events]."""
 
     features: jax.Array
-    """Float32 [batch, frames, mels]."""
     labels: jax.Array
-    """0 or 1, float32 [batch, events]."""
     weight: jax.Array
-    """Of positive labels, float32 [events]."""
 
 
 def noise(shape: tuple[int, int, int]) -> Batch:
-    """Features of `shape`, and labels of chance."""
+    """Features of `shape`, random labels, and weights of positive labels."""
     rng = np.random.default_rng(0)
     features, labels = rng.normal(0, 1, shape), rng.integers(0, 2, (shape[0], EVENTS))
     return Batch(*(jnp.asarray(each, jnp.float32) for each in (features, labels, np.linspace(1, 3, EVENTS))))
 
 
-def ours(config: TeacherConfig, variables: Any, batch: Batch) -> Call:
+def ours(config: DenseNetConfig, variables: Any, batch: Batch) -> Call:
     """A step to (logits, gradient, statistics), as `make_train_step` differentiates it."""
     model = build_model(config, EVENTS)
 
@@ -73,16 +68,7 @@ def ours(config: TeacherConfig, variables: Any, batch: Batch) -> Call:
     return partial(waited, step, variables, batch)
 
 
-def torch_is_here() -> bool:
-    """Whether torch is installed, and computes on a GPU if JAX does."""
-    if not importlib.util.find_spec("torch"):
-        return False
-    import torch
-
-    return torch.cuda.is_available() or not ON_GPU
-
-
-def torch_densenet(config: TeacherConfig, params: Any, shape: tuple[int, int, int]) -> Any:
+def torch_densenet(config: DenseNetConfig, params: Any, shape: tuple[int, int, int]) -> Any:
     """`qkd_jax.models.densenet` as one writes it in torch, for features of `shape`, with our `params`."""
     import torch
     from torch import nn
@@ -135,7 +121,7 @@ def torch_densenet(config: TeacherConfig, params: Any, shape: tuple[int, int, in
 
 
 def in_torch_order(tree: Any, network: Any) -> Iterator[np.ndarray]:
-    """The leaves of `tree`, our parameters or gradients, in order and shape as `network.parameters()`."""
+    """The leaves of `tree`, our parameters or gradients, in the order and shape of `network.parameters()`."""
     from torch import nn
 
     seen: Counter[str] = Counter()
@@ -146,7 +132,7 @@ def in_torch_order(tree: Any, network: Any) -> Iterator[np.ndarray]:
         kind = "BatchNorm" if isinstance(module, nn.BatchNorm2d) else kind
         layer = tree[f"{kind}_{seen[kind]}"]
         seen[kind] += 1
-        # Ours ends in [inputs, outputs], torch's begins with [outputs, inputs].
+        # Our kernels end in [inputs, outputs], torch's begin with [outputs, inputs].
         weight = layer["scale"] if kind == "BatchNorm" else np.moveaxis(layer["kernel"], (-1, -2), (0, 1))
         for parameter, value in zip(own, (weight, layer.get("bias"))):
             yield np.asarray(value).reshape(tuple(parameter.shape))
@@ -156,10 +142,10 @@ def torch_step(network: Any, batch: Batch, how: str) -> Call:
     """A step of a copy of `network` to (logits, gradients), on JAX's kind of device, by one of HOWS."""
     import torch
 
-    # Ours multiplies float32 as such, and XLA looks for what is fastest too.
+    # We multiply float32 without TF32, and XLA searches for the fastest algorithm too.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
-    device = "cuda" if ON_GPU else "cpu"
+    device = torch_device()
     layout = torch.channels_last if "channels last" in how else torch.contiguous_format
     model = copy.deepcopy(network).to(device, memory_format=layout)
     parameters = list(model.parameters())
@@ -169,16 +155,13 @@ def torch_step(network: Any, batch: Batch, how: str) -> Call:
     def call() -> Any:
         logits = model(features)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
-        grads = torch.autograd.grad(loss, parameters)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return logits, grads
+        return torch_waited(logits, torch.autograd.grad(loss, parameters))
 
     return call
 
 
 def off(how: str, dtype: str, network: Any, mine: Any, theirs: Any) -> float:
-    """How far `theirs`, found by torch, is off `mine`; raises InputError if that is too far."""
+    """The difference of torch's results `theirs` from `mine`; raises InputError if it is too large."""
     ours, others = list(in_torch_order(mine[1], network)), [each.cpu().numpy() for each in theirs[1]]
     layers = slice(-2, None) if dtype == "bfloat16" else slice(None)
     one, other = (np.concatenate([each.ravel() for each in grads[layers]]) for grads in (ours, others))
@@ -186,58 +169,116 @@ def off(how: str, dtype: str, network: Any, mine: Any, theirs: Any) -> float:
     return max(logits, agree(f"{how}: gradients", one, other, CLOSE_GRADS[dtype]))
 
 
-def speed(
-    config: TeacherConfig, variables: Any, shape: tuple[int, int, int], seconds: Sequence[float]
-) -> str:
-    """Clips a second, and what share that is of the device's arithmetic: forward, and twice that back."""
-    clip = 2 * model_cost(build_model(config, EVENTS), variables, shape[1:])["multiply_adds"]
-    a_second = shape[0] / float(np.median(seconds))
-    share = 3 * clip * a_second / arithmetic(config.compute_dtype)
-    return f"{a_second:.2g} clips a second; {share:.0%} of the device's arithmetic"
-
-
-def rows(
+def teacher_rows(
     rounds: int,
     shape: tuple[int, int, int] = SHAPE,
-    config: TeacherConfig = TEACHER,
+    config: DenseNetConfig = TEACHER,
     hows: tuple[str, ...] = HOWS,
 ) -> Iterator[Row]:
-    """Ours beside torch's, in float32, and on a GPU in bfloat16."""
+    """Our step beside torch's, in float32, and on a GPU also in bfloat16."""
     batch = noise(shape)
-    for dtype in ("float32", "bfloat16") if ON_GPU else ("float32",):
+    for dtype in ("float32", "bfloat16") if jax.default_backend() == "gpu" else ("float32",):
+        if dtype == "bfloat16" and late():
+            return
         typed = dataclasses.replace(config, compute_dtype=dtype)
-        variables = jax.jit(build_model(typed, EVENTS).init)(jax.random.key(0), batch.features[:1])
+        model = build_model(typed, EVENTS)
+        variables = jax.jit(model.init)(jax.random.key(0), batch.features[:1])
         calls, offs = {"ours": ours(typed, variables, batch)}, {}
         if torch_is_here():
-            network, found = torch_densenet(typed, variables["params"], shape), calls["ours"]()
-            for how in hows:
+            network, mine = torch_densenet(typed, variables["params"], shape), calls["ours"]()
+            for how in (how for how in hows if not late()):
                 call = torch_step(network, batch, how)
                 try:
                     theirs = call()
                 except RuntimeError as error:
                     if "compile" not in how:
                         raise
-                    # For want of a C++ compiler, or of Triton.
+                    # There is no C++ compiler, or no Triton.
                     print(f"{how}: left out: {error}", flush=True)
                     continue
-                calls[how], offs[how] = call, off(how, dtype, network, found, theirs)
+                calls[how], offs[how] = call, off(how, dtype, network, mine, theirs)
         seconds = in_turns(calls, rounds)
-        mine = seconds.pop("ours")
+        own = seconds.pop("ours")
+        per_second = shape[0] / float(np.median(own))
+        # Backward takes twice the operations of forward.
+        operations = 3 * 2 * model_cost(model, variables, shape[1:])["multiply_adds"]
+        share = operations * per_second / arithmetic(typed.compute_dtype)
         peers: list[str | None] = [*seconds] or [None]
         for peer in peers:
             yield Row(
                 what="{} x {} x {}, {}".format(*shape, dtype),
                 ours="DenseNet",
                 peer=peer,
-                seconds=mine,
+                seconds=own,
                 peer_seconds=seconds[peer] if peer else (),
                 off=offs[peer] if peer else None,
                 at_least=1.0 if peer else None,
-                note=speed(typed, variables, shape, mine),
+                note=f"{per_second:.2g} clips/s; {share:.0%} of the device's arithmetic",
             )
+
+
+def training(step: Any, state: TrainState, batch: dict[str, jax.Array], teacher: Any = None) -> Call:
+    """One `step` on `batch` per call, from a copy of `state`; each call frees the result of the one before.
+
+    A `teacher`, a function of features to logits, is applied live, in a program of its own as in a run.
+    """
+    state = jax.tree.map(jnp.copy, state)
+
+    def call() -> TrainState:
+        nonlocal state
+        logits = {"teacher_logits": teacher(batch["features"])} if teacher else {}
+        state, _ = step(state, batch | logits)
+        return jax.block_until_ready(state)
+
+    return call
+
+
+def gradient(first: TrainState) -> np.ndarray:
+    """A tenth of the gradient of the first step, flat: Adam's first moment after it."""
+    return np.array(ravel_pytree(optax.tree.get(first.opt_state, "mu"))[0])
+
+
+def distillation_rows(
+    rounds: int,
+    shape: tuple[int, int, int] = STUDENT_SHAPE,
+    student: LSTMConfig = STUDENT,
+    teacher: DenseNetConfig = TEACHER,
+) -> Iterator[Row]:
+    """A student's step with cached logits, beside one without distillation and one with a live teacher."""
+    features, labels, weight = noise(shape)
+    batch, mels, recipe = {"features": features, "labels": labels}, shape[2], ClipRecipe()
+    model, optimizer = build_model(student, EVENTS), make_optimizer(recipe, 3e-3, 1000)
+    state = init_state(model, optimizer, shape[1:], (np.zeros(mels), np.ones(mels)), seed=0)
+    every = np.ones(EVENTS, bool)
+    known, unknown, alone = (
+        make_train_step(model, optimizer, make_loss(recipe, weight, events))
+        for events in (every, ~every, None)
+    )
+    network = build_model(teacher, EVENTS)
+    variables = jax.jit(network.init)(jax.random.key(1), features[:1])
+    live = partial(jax.jit(network.apply), variables)
+    cached = batch | {"teacher_logits": live(features)}
+    calls = {
+        "cached logits": training(known, state, cached),
+        "without distillation": training(alone, state, batch),
+        "a live teacher": training(known, state, batch, live),
+    }
+    grads = {name: gradient(call()) for name, call in calls.items()}
+    of_unknown = gradient(training(unknown, state, cached)())
+    offs = {
+        "without distillation": agree("no event known", of_unknown, grads["without distillation"], CLOSE),
+        "a live teacher": agree("a live teacher", grads["cached logits"], grads["a live teacher"], CLOSE),
+    }
+    seconds = in_turns(calls, rounds)
+    mine = seconds.pop("cached logits")
+    for name, theirs in seconds.items():
         yield Row(
-            what="{} x {} x {}, {}".format(*shape, dtype),
-            ours="DenseNet, its operations",
+            what="{} x {} x {}, {} units".format(*shape, student.hidden_size),
+            ours="cached logits",
+            peer=name,
             seconds=mine,
-            note=parts(calls["ours"]),
+            peer_seconds=theirs,
+            off=offs[name],
+            at_least=1 / 1.05 if name == "without distillation" else None,
+            note=f"{shape[0] / np.median(mine):.2g} clips/s",
         )

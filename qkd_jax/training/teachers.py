@@ -100,6 +100,15 @@ def _model_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     return read_logits(path, train.names, train.events)
 
 
+def teaching_file(run: Run, name: str, data: dict[str, Dataset]) -> Path:
+    """The logits of model `name` on the training clips, a file that models of other runs can learn from."""
+    if run.config.timed:
+        _step_logits(run, name, data)
+    else:
+        _model_logits(run, name, data["train"])
+    return run.model_folder(name) / "teaching.npz"
+
+
 def live_teacher(run: Run, name: str) -> Callable[[int, Batch], Batch]:
     """The function (update, batch) -> augmented batch, with the same augmentation for each model of the run.
 

@@ -1,4 +1,4 @@
-"""The harness tells how a reader ends, and every reader reads or refuses some dozens of damaged files."""
+"""The harness tells how a reader ends, and every reader reads or refuses dozens of damaged files."""
 
 import json
 import os
@@ -10,31 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FEW = 40
-TARGETS = {
-    "recordings",
-    "compressed",
-    "manifest",
-    "audioset",
-    "esc50",
-    "desed",
-    "logits",
-    "step logits",
-    "features",
-}
-TARGETS |= {"run arrays", "checkpoints", "clip list", "log", "config", "tagger", "artefact", "state"}
-TARGETS |= {
-    "ONNX teacher",
-    "LiteRT teacher",
-    "LiteRT layer",
-    "exported .onnx",
-    "exported .tflite",
-    "exported .h",
-}
+TARGETS = {"recordings", "compressed", "manifest", "audioset", "esc50", "desed", "logits", "step logits"}
+TARGETS |= {"features", "run arrays", "checkpoints", "clip list", "log", "config", "tagger", "state"}
+TARGETS |= {"ONNX teacher", "LiteRT teacher", "LiteRT layer"}
+TARGETS |= {"exported .onnx", "exported .tflite", "exported .h", "exported .safetensors"}
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is bounded on Linux")
 
 
 def run(tmp_path, *command):
-    """What Python says, in a process without threads, which may be forked."""
+    """The output of Python in a process without threads, which may be forked."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,
@@ -59,6 +43,7 @@ def test_every_reader_reads_or_refuses_what_is_damaged(tmp_path):
 
 HARNESS = """
 import json, os, signal, sys, time
+from pathlib import Path
 from benchmarks.reliability import fuzz
 from benchmarks.reliability.fuzz_targets import Target
 from qkd_jax.errors import InputError
@@ -95,7 +80,7 @@ for name, (fate, guard) in FATES.items():
             fate(folder)
 
     target = Target(name, make, read, guard=guard)
-    tally = fuzz.fuzz(target, fuzz.Settings(inputs=3, keep="kept"))
+    tally = fuzz.fuzz(target, 3, keep=Path("kept"))
     found[name] = [tally.inputs, dict(tally.ends), tally.faults]
 found["kept"] = sorted(os.listdir("kept"))
 files = [{"a.csv": b"x,y\\n1,2\\n", "b.json": b'{"a": 1}'}]

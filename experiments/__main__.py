@@ -1,0 +1,94 @@
+"""Run an experiment: train the cells that have no results yet, and write its page.
+
+    python -m experiments EXPERIMENT DATA [--cells NAME …] [--seeds 0 …] [--taggers DIR] [--runs DIR]
+    python -m experiments EXPERIMENT --page
+
+A cell takes 75 minutes at most on one core of a server, and leaves figures and float16 logits in
+docs/results/EXPERIMENT/cells, to be committed.  Cells whose results are there are skipped, and an
+interrupted one resumes.  The page is made from the results alone.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from benchmarks.common import RESULTS, ROOT, argument_parser, fill
+from experiments import paper, past, readings, sed
+from experiments.cells import Cell, Place
+from experiments.driver import chosen, run_cell
+from qkd_jax.commands.cli import run_command
+
+
+class Experiment(NamedTuple):
+    """Cells by seed, seeds, the marked parts of the page, and results without training."""
+
+    cells: Callable[[int], list[Cell]]
+    parts: Callable[[Path], dict[str, str]]
+    seeds: tuple[int, ...] = (0,)
+    measured: Mapping[str, Callable[[Place, list[Cell]], None]] = MappingProxyType({})
+
+
+EXPERIMENTS = {
+    "paper": Experiment(paper.cells, paper.parts, measured={"yamnet": paper.score_yamnet}),
+    "past": Experiment(past.cells, past.parts),
+    "sed": Experiment(sed.cells, sed.parts, measured={"fusion": sed.score_fusion}),
+    "readings": Experiment(readings.cells, readings.parts),
+    # At the papers' sizes, for a GPU; neither has run.
+    "paper-full": Experiment(partial(paper.cells, full=True), paper.parts, (0, 1, 2)),
+    "sed-full": Experiment(partial(sed.cells, full=True), sed.parts, (0, 1, 2)),
+}
+
+
+def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
+    """Train the cells `names` that lack results, all by default, and measure what needs no training."""
+    experiment = EXPERIMENTS[name]
+    cells = [cell for seed in seeds or experiment.seeds for cell in experiment.cells(seed)]
+    trained = [each for each in names if each not in experiment.measured]
+    for cell in chosen(cells, trained) if trained or not names else []:
+        print(f"{cell.name}-{cell.part}", flush=True)
+        run_cell(cell, place, cells)
+    for measured, measure in experiment.measured.items():
+        if (not names or measured in names) and not place.path(measured).is_file():
+            measure(place, cells)
+
+
+def write_page(name: str, results: Path = RESULTS) -> None:
+    """Fill the marked parts of RESULTS/NAME.md from the results in RESULTS/NAME/cells."""
+    fill(results / f"{name}.md", EXPERIMENTS[name].parts(results / name))
+    print(f"{results / name}.md has the tables")
+
+
+def main(arguments: list[str]) -> None:
+    """Train, or write the page."""
+    parser = argument_parser("python -m experiments", __doc__)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("data", nargs="?", type=Path, help="folder of the recordings: the standard set")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--cells", nargs="+", default=[], help="which cells; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="which seeds")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; runs/EXPERIMENT by default")
+    parser.add_argument(
+        "--taggers", type=Path, default=ROOT / "experiments", help="folder of yamnet.toml beside its models"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results and pages")
+    options = parser.parse_args(arguments)
+    if not options.page:
+        if options.data is None:
+            parser.error("DATA: expected the folder of the recordings")
+        place = Place(
+            options.data,
+            (options.runs or Path("runs", options.experiment)).absolute(),
+            options.results / options.experiment / "cells",
+            options.taggers,
+            f"python -m experiments {shlex.join(arguments)}",
+        )
+        run(options.experiment, place, options.cells, options.seeds)
+    write_page(options.experiment, options.results)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
