@@ -6,5 +6,5 @@ To add an experiment, write a module with
     parts(folder) -> dict          the marked parts of its page, from the results in folder/cells
 
 add a line to `EXPERIMENTS` in __main__.py, and write docs/results/NAME.md with a pair of comments,
-`<!-- begin PART -->` and `<!-- end PART -->`, for each part.  `cells.read_results` reads what the driver kept.
+`<!-- begin PART -->` and `<!-- end PART -->`, for each part.  `read_results` reads what the driver kept.
 """
