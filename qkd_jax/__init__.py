@@ -6,7 +6,7 @@ The public names are those of `__all__`.  Each is imported at its first use, so 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "QTensor": "quant.qtensor",

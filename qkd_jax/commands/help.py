@@ -32,7 +32,7 @@ class Section(NamedTuple):
 def short_help(config: Any, prog: str, description: str | None = None) -> str:
     """One line per setting in `config`, of at most 100 columns; settings of models once, for all models."""
     lines = _usage(prog, description)
-    lines.append("The values are the present ones; of a|b the first is.  --help-all explains each in full.")
+    lines.append("Values shown are the current ones (of a|b, the first).  --help-all explains every setting.")
     merged = _merged(_sections(config))
     line = _line if any(section.names for section in merged) else _lines
     for section in merged:

@@ -1,12 +1,14 @@
 """Train the models of a preset, or resume: train [PRESET] [--teacher FILE …] [--section.field value …]"""
 
+from typing import TYPE_CHECKING
+
 from qkd_jax.commands.cli import load_preset, override
 from qkd_jax.commands.override import take, with_teachers
 from qkd_jax.config import RunConfig
-from qkd_jax.run_folder.folder import open_run
-from qkd_jax.run_folder.run import Run
 from qkd_jax.system.interrupt import stop_requests
-from qkd_jax.training.run import check_config, train_models
+
+if TYPE_CHECKING:
+    from qkd_jax.run_folder.run import Run
 
 
 def main(arguments: list[str], prog: str) -> None:
@@ -26,13 +28,16 @@ def main(arguments: list[str], prog: str) -> None:
     train(config)
 
 
-def train(config: RunConfig) -> Run:
+def train(config: RunConfig) -> "Run":
     """Train the models of `config` in order, or resume where they stopped, then score them on the test split.
 
     The folder of the returned run holds everything (see `qkd_jax.run_folder.run`); `run.results` has the
     figures.  Raises InputError, and KeyboardInterrupt when asked to stop: the same call then resumes.
     """
+    # Imported here, since JAX takes seconds and --help needs none of it.
     from qkd_jax.commands.evaluate import score
+    from qkd_jax.run_folder.folder import open_run
+    from qkd_jax.training.run import check_config, train_models
 
     check_config(config)
     with stop_requests(), open_run(config) as run:

@@ -224,7 +224,7 @@ def test_batches_are_mixed_as_often_as_set():
         configs = [AugmentConfig(mixup=1.0, mixup_share=share) for share in shares]
         return [augment(key, jnp.asarray(features), jnp.asarray(labels), config) for config in configs]
 
-    results = draw(jax.random.split(jax.random.key(9), 300))
+    results = jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(9), 300)))
     for share, (mixed_features, mixed_labels) in zip(shares, results, strict=True):
         plain = (mixed_features == features).all(axis=(1, 2, 3))
         np.testing.assert_array_equal((mixed_labels == labels).all(axis=(1, 2)), plain)
