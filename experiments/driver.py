@@ -41,7 +41,7 @@ def run_cell(cell: Cell, place: Place, cells: Sequence[Cell]) -> None:
 def train(cell: Cell, config: RunConfig) -> Run:
     """The finished run of a cell; what an interrupted one has left is not trained again."""
     folder = Path(config.runs) / config.name
-    if (folder / "report.html").is_file():
+    if (folder / "report.html").is_file() and config.models.keys() <= load_run(folder).config.models.keys():
         return load_run(folder)
     with cell.within():
         return qkd_jax.train(config)
@@ -116,7 +116,7 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
             batch=[recipe.strong, recipe.weak, recipe.unlabelled]
             if isinstance(recipe, EventRecipe)
             else None,
-            teachers=[Path(teacher).name for teacher in config.models[model].teachers],
+            teachers=[Path(teacher).name for teacher in cell.config.models[model].teachers],
             seconds=seconds,
             command=place.command,
             seed=recipe.seed,

@@ -42,10 +42,10 @@ class Question(NamedTuple):
 
 
 QUESTIONS = {
-    "lstm": Question("lstm", "float_rows", ("flax", "torch"), quick=60),
-    "quantized": Question("lstm", "quantized_rows", ("flax", "torch"), quick=80),
-    "teacher": Question("teacher", "teacher_rows", ("torch",), quick=120),
-    "distillation": Question("teacher", "distillation_rows", ("flax", "optax"), quick=80),
+    "lstm": Question("lstm", "float_rows", ("flax", "torch"), quick=80),
+    "quantized": Question("lstm", "quantized_rows", ("flax", "torch"), quick=90),
+    "teacher": Question("teacher", "teacher_rows", ("torch",), quick=110),
+    "distillation": Question("teacher", "distillation_rows", ("flax", "optax"), quick=70),
     "log_mel": Question("features", "hour_rows", ("librosa", "kaldi-native-fbank"), one_core=True),
     "files": Question("features", "file_rows", ("librosa", "soundfile")),
     "single": Question(

@@ -91,7 +91,7 @@ def test_each_result_has_its_figures_and_logits(place):
         assert result.metrics["average"]["auc"] == pytest.approx(metrics["average"]["auc"], abs=1)
         assert (result.bytes, result.parameters, result.epochs) == (size, weights + others, 1)
         assert (result.training_clips, result.seed, result.command) == (16, 0, "the command")
-        assert result.teachers == ["teaching.npz"] and result.best_epoch == 1
+        assert result.teachers == ["big-seed0.npz"] and result.best_epoch == 1
         assert result.machine and "jax" in result.versions
     assert results["small"].seconds > 0
 
