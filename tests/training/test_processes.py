@@ -19,12 +19,12 @@ from qkd_jax.commands.cli import run_command
 from qkd_jax.config import RunConfig, from_json
 from qkd_jax.system.devices import join_processes
 
-def main(arguments, prog):
+def main(arguments):
     from qkd_jax import train
     join_processes()
     train(from_json(RunConfig, Path(arguments[0]).read_text(), arguments[0]))
 
-sys.exit(run_command(main, sys.argv[1:], "train"))
+sys.exit(run_command(main, sys.argv[1:]))
 """
 
 

@@ -53,11 +53,11 @@ elif trap and trap[0].startswith("qkd_jax."):
 else:
     progress.track = track
 
-def main(arguments, prog):
+def main(arguments):
     from qkd_jax import train
     train(from_json(RunConfig, Path(settings).read_text(), settings))
 
-sys.exit(run_command(main, [], "train"))
+sys.exit(run_command(main, []))
 """
 KILL = int(signal.SIGKILL)
 
