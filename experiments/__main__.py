@@ -1,6 +1,6 @@
 """Run an experiment: train the cells that have no results yet, and write its page.
 
-    python -m experiments EXPERIMENT DATA [--cells NAME …] [--seeds 0 …] [--taggers DIR] [--runs DIR]
+    python -m experiments EXPERIMENT [DATA] [--cells NAME …] [--seeds 0 …] [--taggers DIR] [--runs DIR]
     python -m experiments EXPERIMENT --page
 
 A cell takes 75 minutes at most on one core of a server, and leaves figures and float16 logits in
@@ -11,13 +11,12 @@ interrupted one resumes.  The page is made from the results alone.
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS, ROOT, argument_parser, fill
-from experiments import paper, past, readings, sed
+from experiments import demo, paper, past, readings, sed
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
@@ -33,13 +32,11 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
+    "demo": Experiment(demo.cells, demo.parts, demo.SEEDS),
     "paper": Experiment(paper.cells, paper.parts, measured={"yamnet": paper.score_yamnet}),
     "past": Experiment(past.cells, past.parts),
     "sed": Experiment(sed.cells, sed.parts, measured={"fusion": sed.score_fusion}),
     "readings": Experiment(readings.cells, readings.parts),
-    # At the papers' sizes, for a GPU; neither has run.
-    "paper-full": Experiment(partial(paper.cells, full=True), paper.parts, (0, 1, 2)),
-    "sed-full": Experiment(partial(sed.cells, full=True), sed.parts, (0, 1, 2)),
 }
 
 
@@ -58,15 +55,18 @@ def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
 
 def write_page(name: str, results: Path = RESULTS) -> None:
     """Fill the marked parts of RESULTS/NAME.md from the results in RESULTS/NAME/cells."""
-    fill(results / f"{name}.md", EXPERIMENTS[name].parts(results / name))
-    print(f"{results / name}.md has the tables")
+    pages = [results / f"{name}.md", *([ROOT / "README.md"] if name == "demo" and results == RESULTS else [])]
+    parts = EXPERIMENTS[name].parts(results / name)
+    for page in pages:
+        fill(page, parts)
+        print(f"{page} has the tables")
 
 
 def main(arguments: list[str]) -> None:
     """Train, or write the page."""
     parser = argument_parser("python -m experiments", __doc__)
     parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("data", nargs="?", type=Path, help="folder of the recordings: the standard set")
+    parser.add_argument("data", nargs="?", type=Path, help="folder of the recordings; the demo has none")
     parser.add_argument("--page", action="store_true", help="only write the page")
     parser.add_argument("--cells", nargs="+", default=[], help="which cells; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="which seeds")
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results and pages")
     options = parser.parse_args(arguments)
     if not options.page:
-        if options.data is None:
+        if options.data is None and options.experiment != "demo":
             parser.error("DATA: expected the folder of the recordings")
         place = Place(
             options.data,

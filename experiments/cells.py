@@ -77,8 +77,8 @@ class Result:
 class Place:
     """Where an experiment reads and writes, and the command that runs it."""
 
-    data: Path
-    """Folder of the recordings."""
+    data: Path | None
+    """Folder of the recordings; the demo needs none."""
     runs: Path
     """Folder of the runs, which may be deleted once their cells are done."""
     cells: Path

@@ -1,8 +1,8 @@
 """Recall and false alarms per hour of a detector on unbounded audio, by the length of its history.
 
-    python -m experiments.detection DATA FILE.safetensors [--split test] [--scenes N] [--out FILE.json]
+    python -m experiments.detection DATA FILE.safetensors [--scenes N]
 
-The scenes of a split, in random order, form one recording of some hours, which is streamed through the
+The test scenes, in random order, form one recording of some hours, which is streamed through the
 detector as by the detect command.  An event counts as found if a detection of its class comes within half a
 second of it; a detection that comes near none is a false alarm.  For each `history_seconds` the thresholds
 find a given share of each event: the setting with the fewest false alarms is the best.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import argument_parser, markdown, write_json
+from benchmarks.common import argument_parser, markdown
 from qkd_jax.audio.reading import read_audio
 from qkd_jax.commands.cli import run_command
 from qkd_jax.data.tables import read_table
@@ -106,14 +106,12 @@ def main(arguments: list[str]) -> None:
     """Stream the scenes once per history, and print the tables."""
     parser = argument_parser("python -m experiments.detection", __doc__)
     parser.add_argument(
-        "data", type=Path, help="folder of the standard set, with SPLIT/strong.tsv and SPLIT/audio"
+        "data", type=Path, help="folder of the standard set, with test/strong.tsv and test/audio"
     )
     parser.add_argument("model", type=Path, help="exported detector")
-    parser.add_argument("--split", default="test", help="which scenes")
-    parser.add_argument("--scenes", type=int, help="how many of them; all by default")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--scenes", type=int, help="how many test scenes; all by default")
     options = parser.parse_args(arguments)
-    detector, folder = file.load(options.model), options.data / options.split
+    detector, folder = file.load(options.model), options.data / "test"
     files = sorted((folder / "audio").glob("*.flac"))
     order = np.random.default_rng(0).permutation(len(files))[: options.scenes]
     names, rate = [files[index].name for index in order], detector.features.sample_rate
@@ -138,30 +136,22 @@ def main(arguments: list[str]) -> None:
         by_history.append((history, [at_recall(detector, logits, references, recall) for recall in RECALLS]))
         print(f"history {history or 'all'}: done", flush=True)
 
-    kinds = detector.events
-
-    def per_hour(scores: Scores) -> list[str]:
-        each = [scores[event][1] / hours for event in kinds]
-        return [f"{np.mean(each):.1f}", *(f"{rate:.1f}" for rate in each)]
-
-    counts = ", ".join(f"{len(references[event])} {event}" for event in kinds)
-    print(f"\n{hours:.2f} hours with {counts}; {speed:.0f} times real time")
-    print("\nFalse alarms per hour at equal recall:\n")
-    rows = [
-        [f"{history:g} s" if history else "all", f"{recall:.0%}", *per_hour(scores)]
-        for history, every in by_history
-        for recall, scores in zip(RECALLS, every)
-    ]
-    print(markdown(["history", "recall", "average", *kinds], rows))
-    print("\nAt the operating points, recall and false alarms per hour:\n")
+    kinds, rows = detector.events, []
+    for history, every in by_history:
+        for recall, scores in zip(RECALLS, every):
+            rates = [scores[event][1] / hours for event in kinds]
+            row = [f"{history:g} s" if history else "all", f"{recall:.0%}", f"{np.mean(rates):.1f}"]
+            rows.append([*row, *(f"{rate:.1f}" for rate in rates)])
     points = [
         [point, *(f"{scores[event][0]:.0%}, {scores[event][1] / hours:.1f}" for event in kinds)]
         for point, scores in by_point
     ]
+    counts = ", ".join(f"{len(references[event])} {event}" for event in kinds)
+    print(f"\n{hours:.2f} hours with {counts}; {speed:.0f} times real time")
+    print("\nFalse alarms per hour at equal recall:\n")
+    print(markdown(["history", "recall", "average", *kinds], rows))
+    print("\nAt the operating points, recall and false alarms per hour:\n")
     print(markdown(["point", *kinds], points))
-    if options.out:
-        figures = {"hours": hours, "times_real_time": speed, "history": by_history, "points": by_point}
-        write_json(options.out, figures)
 
 
 if __name__ == "__main__":

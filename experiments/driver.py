@@ -58,7 +58,7 @@ def resolved(cell: Cell, results: Sequence[str], place: Place, cells: Sequence[C
             needed[name] = _with_paths(model, place, cells)
     models = dict(reversed(needed.items()))
     config = dataclasses.replace(cell.config, runs=str(place.runs), models=models)
-    return with_data(config, root=str(place.data.absolute()))
+    return with_data(config, root=str(place.data.absolute())) if place.data else config
 
 
 def _with_paths(model: ModelConfig, place: Place, cells: Sequence[Cell]) -> ModelConfig:
@@ -95,31 +95,26 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
         model, network = cell.quantized.get(name, (name, None))
         with np.load(run.model_folder(model) / "logits-test.npz") as archive:
             names, logits = archive["names"].tolist(), archive["logits"]
-        figures: dict[str, Any] = scored[model]
+        figures: dict[str, Any] = dict(scored[model])
         if network is not None:
-            test = load_split(config, run.clips, "test", run.cache)
+            test, batch = load_split(config, run.clips, "test", run.cache), config.recipe.batch_size
             flax_model, variables = build_model(network, len(events)), run.best_variables(model)
-            predict, names = make_predict(flax_model), test.names
-            logits = clip_logits(predict, variables, test, config.frames, config.recipe.batch_size)
+            logits, names = (
+                clip_logits(make_predict(flax_model), variables, test, config.frames, batch),
+                test.names,
+            )
             metrics = evaluate(test.targets, logits, events)
             figures = {"metrics": metrics, **model_cost(flax_model, variables, run.shape, network.quant)}
-        epochs = read_epochs(run.model_folder(model))
-        key = "psds" if config.timed else "auc"
+        epochs, key = read_epochs(run.model_folder(model)), "psds" if config.timed else "auc"
         best = max(epochs, key=lambda record: (record["valid"][key], record["epoch"]))
-        recipe = config.recipe
+        figures |= {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs)}
+        figures |= {"seconds": seconds, "command": place.command, "seed": config.recipe.seed}
+        if isinstance(config.recipe, EventRecipe):
+            figures["batch"] = [config.recipe.strong, config.recipe.weak, config.recipe.unlabelled]
         result = Result(
             **figures,
-            valid=best["valid"],
-            best_epoch=best["epoch"],
-            epochs=len(epochs),
             training_clips=sum(clip.split == "train" for clip in run.clips),
-            batch=[recipe.strong, recipe.weak, recipe.unlabelled]
-            if isinstance(recipe, EventRecipe)
-            else None,
             teachers=[Path(teacher).name for teacher in cell.config.models[model].teachers],
-            seconds=seconds,
-            command=place.command,
-            seed=recipe.seed,
             machine=processor(),
             versions=versions(*PACKAGES),
         )

@@ -8,19 +8,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import DASH, EVENTS, RESULTS, markdown, spread
+from experiments import bootstrap
+from experiments.bootstrap import Finding, change
 from experiments.cells import Cell, Place, Result, Results, read_results, write_result
-from experiments.findings import Finding, change, findings_table
 from experiments.plots import plot_det, plot_sizes
-from experiments.scenes import eer_draws, read_scenes, read_test_logits, validation
-from qkd_jax.config import (
-    ClipRecipe,
-    DenseNetConfig,
-    LSTMConfig,
-    ManifestData,
-    ModelConfig,
-    QuantConfig,
-    RunConfig,
-)
+from qkd_jax.config import ClipRecipe, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
 from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import targets
 from qkd_jax.distill.tagger import read_tagger, tagger_logits
@@ -35,37 +27,29 @@ _QUANTIZED = {"-8": QuantConfig.paper(8), "-4": QuantConfig.paper(4)}
 _FINER = {"-16": QuantConfig.paper(16), "-integer-4": QuantConfig.integer(4)}
 
 
-def cells(seed: int, *, full: bool = False) -> list[Cell]:
-    """The runs of one seed: the small size learns from committed logits, `full` trains its own teacher.
+def cells(seed: int) -> list[Cell]:
+    """The runs of one seed, whose students learn from committed logits.
 
     Quantized students start from the float one: on validation that beat quantizing from the start.
     """
-    epochs = 30 if full else 12
-    teacher = f"teacher-seed{seed}.npz" if full else str(TEACHER_LOGITS)
+    teacher = str(TEACHER_LOGITS)
 
     def cell(name: str, models: dict[str, ModelConfig], **fields: Any) -> Cell:
-        recipe, data = ClipRecipe(seed=seed, epochs=epochs), ManifestData(events=EVENTS)
+        recipe, data = ClipRecipe(seed=seed, epochs=12), ManifestData(events=EVENTS)
         config = RunConfig(name=f"{name}-seed{seed}", data=data, recipe=recipe, models=models)
         return Cell(name, config, f"seed{seed}", **fields)
 
     def plain(name: str, network: LSTMConfig) -> Cell:
         return cell(name, {name: ModelConfig(network=network)})
 
-    def distilled(
-        size: int, more: Mapping[str, QuantConfig], teachers: tuple[str, ...] = (teacher,)
-    ) -> dict[str, ModelConfig]:
+    def distilled(size: int, more: Mapping[str, QuantConfig]) -> dict[str, ModelConfig]:
         name = f"distilled-{size}"
-        student = ModelConfig(network=LSTMConfig(hidden_size=size), teachers=teachers)
-        further = {
-            f"{name}{suffix}": dataclasses.replace(
-                student,
-                network=LSTMConfig(hidden_size=size, quant=quant),
-                start=name,
-                learning_rate=1e-3,
-            )
+        student = ModelConfig(network=LSTMConfig(hidden_size=size), teachers=(teacher,))
+        on = dataclasses.replace(student, start=name, learning_rate=1e-3)
+        return {name: student} | {
+            f"{name}{suffix}": dataclasses.replace(on, network=LSTMConfig(hidden_size=size, quant=quant))
             for suffix, quant in more.items()
         }
-        return {name: student, **further}
 
     def whole(size: int) -> Cell:
         name = f"distilled-{size}"
@@ -75,24 +59,19 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
         }
         return cell(name, distilled(size, _QUANTIZED), quantized=after)
 
-    def learning_from(name: str, *teachers: str) -> Cell:
-        return cell(name, {name: ModelConfig(network=LSTMConfig(), teachers=teachers)})
+    def alone(name: str, *teachers: str, layers: int = 1) -> Cell:
+        return cell(name, {name: ModelConfig(network=LSTMConfig(layers=layers), teachers=teachers)})
 
-    own = ModelConfig(network=DenseNetConfig(), learning_rate=1e-3)
+    # Finer ones in cells of their own, since a cell takes 75 minutes at most: the float student trains again.
+    integer, unkept = {"-integer-8": QuantConfig.integer(8)}, ("distilled-256",)
     return [
-        *([cell("teacher", {"teacher": own}, teaches=True)] if full else []),
-        plain("plain-256", LSTMConfig()),
+        alone("plain-256"),
         *(whole(size) for size in SIZES),
-        # In cells of their own, since a cell takes 75 minutes at most: the float student trains again.
-        cell("distilled-256-finer", distilled(256, _FINER), unkept=("distilled-256",)),
-        cell(
-            "distilled-256-integer-8",
-            distilled(256, {"-integer-8": QuantConfig.integer(8)}),
-            unkept=("distilled-256",),
-        ),
-        learning_from("distilled-256-yamnet", "yamnet.toml"),
-        learning_from("distilled-256-both", teacher, "yamnet.toml"),
-        plain("plain-3x256", LSTMConfig(layers=3)),
+        cell("distilled-256-finer", distilled(256, _FINER), unkept=unkept),
+        cell("distilled-256-integer-8", distilled(256, integer), unkept=unkept),
+        alone("distilled-256-yamnet", "yamnet.toml"),
+        alone("distilled-256-both", teacher, "yamnet.toml"),
+        alone("plain-3x256", layers=3),
     ]
 
 
@@ -115,6 +94,8 @@ def score_yamnet(place: Place, cells: Sequence[Cell]) -> None:
 # Our columns beside the paper's figures: AUC / EER in percent.
 COLUMNS = ("average", *EVENTS)
 FLOAT = ("95.41 / 11.16", "93.65 / 14.07", "95.81 / 10.21", "96.78 / 9.19")
+EIGHT = ("94.67 / 11.68", "92.99 / 14.61", "95.00 / 10.19", "96.03 / 10.23")
+FOUR = ("94.28 / 12.53", "92.84 / 14.72", "94.35 / 12.56", "95.65 / 10.31")
 TABLE_1 = {
     "teacher": ("DenseNet-63", ("97.14 / 8.03", "95.68 / 11.11", "97.80 / 6.56", "97.93 / 6.41")),
     "plain-3x256": ("LSTM, 3 layers", ("93.87 / 13.52", "92.51 / 15.19", "93.66 / 13.58", "94.90 / 11.79")),
@@ -137,16 +118,8 @@ TABLE_2 = {
 TABLE_3 = {
     "distilled-256": ("float", FLOAT, "1.26"),
     "distilled-256-16": ("16 bits", ("almost no loss", DASH, DASH, DASH), DASH),
-    "distilled-256-8": (
-        "8 bits",
-        ("94.67 / 11.68", "92.99 / 14.61", "95.00 / 10.19", "96.03 / 10.23"),
-        "0.32",
-    ),
-    "distilled-256-4": (
-        "4 bits",
-        ("94.28 / 12.53", "92.84 / 14.72", "94.35 / 12.56", "95.65 / 10.31"),
-        "0.17",
-    ),
+    "distilled-256-8": ("8 bits", EIGHT, "0.32"),
+    "distilled-256-4": ("4 bits", FOUR, "0.17"),
 }
 TABLE_4 = {"": "float", "-8": "8 bits", "-pm8": "8 bits, PM", "-4": "4 bits", "-pm4": "4 bits, PM"}
 TABLE_4_AUC = {
@@ -187,9 +160,9 @@ _SHOWN = ("teacher", "plain-256", "distilled-256", "distilled-256-8", "distilled
 
 def parts(folder: Path) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells; draws both pictures."""
-    scenes, results = read_scenes(), read_results(folder / "cells")
-    logits = read_test_logits(folder / "cells", results, scenes)
-    draws = eer_draws(logits, scenes)
+    scenes, results = bootstrap.read_scenes(), read_results(folder / "cells")
+    logits = bootstrap.read_test_logits(folder / "cells", results, scenes)
+    draws = bootstrap.eer_draws(logits, scenes)
     plot_det(folder / "det.png", scenes.targets, {name: logits[name][0] for name in _SHOWN if name in logits})
     plot_sizes(folder / "eer-bytes.png", [f"distilled-{size}" for size in SIZES], (4, 8, 16), results, draws)
     return {
@@ -198,7 +171,7 @@ def parts(folder: Path) -> dict[str, str]:
         "table-2": _table_2(results),
         "table-3": _table_3(results),
         "table-4": _table_4(results, "auc", TABLE_4_AUC) + "\n\n" + _table_4(results, "eer", TABLE_4_EER),
-        "findings": findings_table(FINDINGS, results, draws),
+        "findings": bootstrap.findings_table(FINDINGS, results, draws),
     }
 
 
@@ -237,25 +210,18 @@ def _ran(results: Results) -> str:
 
     rows = []
     for name, seeds in results.items():
-        each = list(seeds.values())
-        facts = [
-            known(getattr(result, field) for result in each)
-            for field in ("training_clips", "epochs", "best_epoch")
-        ]
+        each, fields = list(seeds.values()), ("training_clips", "epochs", "best_epoch")
+        facts = [known(getattr(result, field) for result in each) for field in fields]
         teachers = known(", ".join(Path(teacher).name for teacher in result.teachers) for result in each)
         numbers = ", ".join(part.removeprefix("seed") for part in seeds)
-        rows.append([name, numbers, *facts, teachers, validation(seeds)])
+        rows.append([name, numbers, *facts, teachers, bootstrap.validation(seeds)])
     return markdown(["model", "seeds", "scenes", "epochs", "best", "teachers", "validation"], rows)
 
 
 def _table_1(results: Results) -> str:
-    dashes = [DASH] * len(COLUMNS)
+    dashes, more = [DASH] * len(COLUMNS), [name for name in TABLE_1_MORE if name in results]
     rows = [[label, *_pairs(_figures(results, name), paper)] for name, (label, paper) in TABLE_1.items()]
-    rows += [
-        [label, *_pairs(_figures(results, name), dashes)]
-        for name, label in TABLE_1_MORE.items()
-        if name in results
-    ]
+    rows += [[TABLE_1_MORE[name], *_pairs(_figures(results, name), dashes)] for name in more]
     rows.append(["EfficientAT mn04, zero-shot", *_pairs(MN04, dashes)])
     return markdown(["model", *_beside(COLUMNS)], rows)
 

@@ -6,19 +6,16 @@ and at each number of bits, by the same recipe, with the mean of its logits and 
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import DASH, EVENTS, markdown, spread
-from experiments import paper
+from experiments import bootstrap, paper
+from experiments.bootstrap import Finding, change
 from experiments.cells import Cell, Results, read_results
-from experiments.findings import Finding, change, findings_table
 from experiments.plots import plot_sizes
-from experiments.scenes import eer_draws, read_scenes, read_test_logits, validation
 from qkd_jax.config import ClipRecipe, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
 
-NETWORKS = {
-    f"conv-{size}": LSTMConfig(convolutions=channels, time_strides=3, hidden_size=size, pooling="attention")
-    for size, channels in {128: (16, 32, 64, 64), 64: (8, 16, 32, 32)}.items()
-}
+NETWORK = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=128, pooling="attention")
 BITS = (8, 4, 3, 2)
 SCHEMES: dict[str, QuantConfig] = {
     **{str(bits): QuantConfig.per_channel(bits) for bits in BITS},
@@ -29,39 +26,32 @@ _TAGGER = "yamnet.toml"
 
 
 def cells(seed: int) -> list[Cell]:
-    """The runs of one seed, three per network: each trains the first student, to stay within 75 minutes."""
-    return [
-        _cell(f"{size}{kind}", size, schemes, seed)
-        for size in NETWORKS
-        for kind, schemes in {
-            "": ("", "8", "4"),
-            "-few": ("3", "2", "2w4"),
-            "-integer": tuple(f"integer-{bits}" for bits in BITS),
-        }.items()
-    ]
+    """The runs of one seed: each trains the first student, to stay within 75 minutes."""
+    integer = tuple(f"integer-{bits}" for bits in BITS)
+    kinds = {"": ("", "8", "4"), "-few": ("3", "2", "2w4"), "-integer": integer}
+    return [_cell(f"conv-128{kind}", schemes, seed) for kind, schemes in kinds.items()]
 
 
-def _cell(name: str, size: str, schemes: tuple[str, ...], seed: int) -> Cell:
-    network, first = NETWORKS[size], f"{size}-first"
-    student = ModelConfig(
-        network=network, teachers=(first, _TAGGER), start=first, learning_rate=1e-3, epochs=2
-    )
-    models = {first: ModelConfig(network=network, teachers=(_TAGGER,), epochs=8)}
+def _cell(name: str, schemes: tuple[str, ...], seed: int) -> Cell:
+    base, first = "conv-128", "conv-128-first"
+    further: dict[str, Any] = {
+        "teachers": (first, _TAGGER),
+        "start": first,
+        "learning_rate": 1e-3,
+        "epochs": 2,
+    }
+    models = {first: ModelConfig(network=NETWORK, teachers=(_TAGGER,), epochs=8)}
     for scheme in schemes:
-        of_scheme = network.quantized(SCHEMES[scheme]) if scheme else network
-        models["-".join(filter(None, (size, scheme)))] = dataclasses.replace(student, network=of_scheme)
+        network = NETWORK.quantized(SCHEMES[scheme]) if scheme else NETWORK
+        models[f"{base}-{scheme}".rstrip("-")] = ModelConfig(network=network, **further)
     # The integer-only scheme can't be applied after training: it has no calibrated scales then.
     after = {
-        f"{size}-pm{scheme}": (size, network.quantized(quant))
+        f"{base}-pm{scheme}": (base, NETWORK.quantized(quant))
         for scheme, quant in SCHEMES.items()
         if quant.scheme == "paper" and "" in schemes
     }
-    config = RunConfig(
-        name=f"{name}-seed{seed}",
-        data=ManifestData(events=EVENTS, manifest="more.csv"),
-        recipe=ClipRecipe(seed=seed),
-        models=models,
-    )
+    data, recipe = ManifestData(events=EVENTS, manifest="more.csv"), ClipRecipe(seed=seed)
+    config = RunConfig(name=f"{name}-seed{seed}", data=data, recipe=recipe, models=models)
     return Cell(name, config, f"seed{seed}", unkept=(first,), quantized=after)
 
 
@@ -108,17 +98,19 @@ def table(results: Results) -> str:
         columns = ("average", "auc"), ("average", "eer"), *((event, "eer") for event in EVENTS)
         figures = [spread([result.metrics[column][key] for result in each]) for column, key in columns]
         title = BESIDE.get(name, name)
-        rows.append([title, f"{one.bytes:,}", work, *figures, validation(seeds), str(len(each))])
+        rows.append([title, f"{one.bytes:,}", work, *figures, bootstrap.validation(seeds), str(len(each))])
     header = ["model", "bytes", "multiply-adds, M", "AUC", "EER", *EVENTS, "validation", "seeds"]
     return markdown(header, rows)
 
 
 def parts(folder: Path, beside: Path = paper.CELLS) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells and `beside`; draws eer-bytes.png."""
-    scenes, own, others = read_scenes(), read_results(folder / "cells"), read_results(beside)
+    scenes, own, others = bootstrap.read_scenes(), read_results(folder / "cells"), read_results(beside)
     others = {name: others[name] for name in BESIDE}
-    logits = read_test_logits(beside, others, scenes) | read_test_logits(folder / "cells", own, scenes)
-    draws = eer_draws(logits, scenes)
+    logits = bootstrap.read_test_logits(beside, others, scenes) | bootstrap.read_test_logits(
+        folder / "cells", own, scenes
+    )
+    draws = bootstrap.eer_draws(logits, scenes)
     students = [name for name in own if f"{name}-pm4" in own]
     order = {
         name: own[name]
@@ -129,4 +121,4 @@ def parts(folder: Path, beside: Path = paper.CELLS) -> dict[str, str]:
     results = others | order
     plot_sizes(folder / "eer-bytes.png", students, tuple(MARGINS), results, draws)
     claims = [claim for name in students for claim in findings(name)]
-    return {"table": table(results), "findings": findings_table(claims, results, draws)}
+    return {"table": table(results), "findings": bootstrap.findings_table(claims, results, draws)}

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.common import EVENTS
-from experiments.bootstrap import interval
+from experiments.bootstrap import interval, mean_eers
 from experiments.cells import Results
-from experiments.scenes import mean_eers
 from qkd_jax.evaluation.plots import PALETTE, model_styles
 from qkd_jax.system.files import whole_file
 
@@ -33,14 +32,15 @@ def plot_sizes(
     from matplotlib.figure import Figure
 
     series: list[tuple[list[str], str, float, dict[str, Any]]] = []  # with a shift that keeps points apart
+    kinds = ("", "quantized in training", 1, "o", "-"), ("pm", "after training", 1.06, "x", "--")
     for student, (color, _) in zip(students, PALETTE[1:]):
-        trained = [*(f"{student}-{n}" for n in bits), student]
-        series.append((trained, f"{student}, quantized in training", 1, {"color": color, "marker": "o"}))
-        dashed = {"color": color, "marker": "x", "linestyle": "--"}
-        series.append(([f"{student}-pm{n}" for n in bits], f"{student}, after training", 1.06, dashed))
-        dotted = {"color": color, "marker": "^", "linestyle": ":"}
-        integer = [f"{student}-integer-{n}" for n in bits]
-        series.append((integer, f"{student}, integer-only scheme", 1 / 1.03, dotted))
+        for kind, label, shift, marker, line in (
+            *kinds,
+            ("integer-", "integer-only scheme", 1 / 1.03, "^", ":"),
+        ):
+            names = [f"{student}-{kind}{n}" for n in bits] + [student] * (not kind)
+            style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": line}
+            series.append((names, f"{student}, {label}", shift, style))
     others = [name for name in results if not any(name in names for names, *_ in series)]
     for name, marker in zip(others, itertools.cycle("sD^vP*<>ph")):
         series.append(([name], name, 1 / 1.06, {"color": PALETTE[0][0], "marker": marker, "linestyle": ""}))

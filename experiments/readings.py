@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -52,40 +51,35 @@ CHAIN = "4-bit-from-float-chain"
 
 def cells(seed: int) -> list[Cell]:
     """The runs of one seed: one per change, and those that start from the base."""
-    base = changed("base", {})
-    going_on = dataclasses.replace(
-        base, network=LSTMConfig(hidden_size=64, quant=FOUR_BITS), start="base", learning_rate=1e-3
-    )
+    base = changed({})
+    quantized = dataclasses.replace(base, network=LSTMConfig(hidden_size=64, quant=FOUR_BITS), start="base")
+    rates = {"": 1e-3, "-3e-3": 3e-3, "-3e-4": 3e-4}
     from_float = {
-        "4-bit-from-float": going_on,
-        "4-bit-from-float-3e-3": dataclasses.replace(going_on, learning_rate=3e-3),
-        "4-bit-from-float-3e-4": dataclasses.replace(going_on, learning_rate=3e-4),
+        f"4-bit-from-float{suffix}": dataclasses.replace(quantized, learning_rate=rate)
+        for suffix, rate in rates.items()
     }
+    chain = {"base": base, CHAIN: from_float["4-bit-from-float"]}
     return [
-        *(_cell(seed, name, {name: changed(name, change)}, change) for name, change in CHANGES.items()),
+        *(_cell(seed, name, {name: changed(change)}, change) for name, change in CHANGES.items()),
         _cell(seed, "4-bit-from-float", {"base": base, **from_float}, unkept=("base",)),
-        _cell(seed, CHAIN, {"base": base, CHAIN: going_on}, unkept=("base",), within=chain_gradient),
+        _cell(seed, CHAIN, chain, unkept=("base",), within=chain_gradient),
     ]
 
 
-def changed(name: str, change: dict[str, Any]) -> ModelConfig:
+def changed(change: dict[str, Any]) -> ModelConfig:
     """The model of a change, whose settings of the recipe `_cell` sets."""
     network = LSTMConfig(**{"hidden_size": 64} | _of(LSTMConfig, change))
     return ModelConfig(network=network, teachers=change.get("teachers", (str(TEACHER_LOGITS),)))
 
 
 def _cell(
-    seed: int,
-    name: str,
-    models: dict[str, ModelConfig],
-    change: Mapping[str, Any] = MappingProxyType({}),
-    **fields: Any,
+    seed: int, name: str, models: dict[str, ModelConfig], change: Mapping[str, Any] = {}, **fields: Any
 ) -> Cell:
     recipe = dataclasses.replace(ClipRecipe(seed=seed), **_of(ClipRecipe, change))
-    config = RunConfig(
-        name=f"{name}-seed{seed}", data=ManifestData(events=EVENTS), recipe=recipe, models=models
+    data, full_name = ManifestData(events=EVENTS), f"{name}-seed{seed}"
+    return Cell(
+        name, RunConfig(name=full_name, data=data, recipe=recipe, models=models), f"seed{seed}", **fields
     )
-    return Cell(name, config, f"seed{seed}", **fields)
 
 
 def _of(kind: Any, change: Mapping[str, Any]) -> dict[str, Any]:

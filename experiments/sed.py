@@ -11,18 +11,8 @@ from scipy.special import logit
 from benchmarks.common import DASH, EVENTS, markdown, spread
 from experiments.cells import Cell, Place, Result, Results, read_results, write_result
 from experiments.driver import teaching_logits
-from qkd_jax.config import (
-    AugmentConfig,
-    CRNNConfig,
-    DESEDData,
-    EventObjective,
-    EventRecipe,
-    FeatureConfig,
-    LSTMConfig,
-    ModelConfig,
-    QuantConfig,
-    RunConfig,
-)
+from qkd_jax import config as cf
+from qkd_jax.config import CRNNConfig, EventRecipe, LSTMConfig, ModelConfig, QuantConfig
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_step_logits
 from qkd_jax.distill.objectives import fuse, fusion_weights
@@ -36,22 +26,17 @@ LABELLED = 1000  # clips with onsets and offsets, and as many with labels alone
 SE_TEACHER = "teacher-se"
 SEVERAL = ("baseline", "teacher-resnet", "teacher-densenet")
 _TAGGER = "yamnet_embeddings.toml"
+_POOLS = ((2, 2), (2, 2), *[(1, 2)] * 4, (1, 1))
 
 
-def cells(seed: int, *, full: bool = False) -> list[Cell]:
-    """The runs of one seed, in the small size for two cores or at the papers' sizes for a GPU.
+def cells(seed: int) -> list[Cell]:
+    """The runs of one seed; teachers come first, since their students learn from their logits."""
+    recipe = EventRecipe(
+        seed=seed, strong=4, weak=4, unlabelled=4, epochs=16, learning_rate=3e-3, ramp=0.05, ema_decay=0.995
+    )
 
-    Teachers come first: their students learn from their logits.
-    """
-    width = 16 if full else 4
-    base = tuple(width * each for each in (1, 2, 4, 8, 8, 8, 8))
-    pools = ((2, 2), (2, 2), *[(1, 2)] * 5) if full else ((2, 2), (2, 2), *[(1, 2)] * 4, (1, 1))
-
-    def crnn(trunk: Any, channels: tuple[int, ...]) -> CRNNConfig:
-        dropout = 0.5 if full else 0.1
-        return CRNNConfig(
-            trunk=trunk, channels=channels, pools=pools, hidden_size=channels[-1], dropout=dropout
-        )
+    def crnn(trunk: Any, *channels: int) -> CRNNConfig:
+        return CRNNConfig(trunk=trunk, channels=channels, pools=_POOLS, hidden_size=channels[-1], dropout=0.1)
 
     def cell(
         name: str,
@@ -61,47 +46,37 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
         **objective: Any,
     ) -> Cell:
         files = tuple(f"{teacher}-seed{seed}.npz" for teacher in teachers)
-        model = ModelConfig(network=network, teachers=files, objective=EventObjective(**objective))
-        recipe, features = _recipe(seed, full=full)
+        model = ModelConfig(network=network, teachers=files, objective=cf.EventObjective(**objective))
         on = dataclasses.replace(
             model, start=name, epochs=recipe.epochs // 3, learning_rate=recipe.learning_rate / 3
         )
         models = {name: model} | ({f"{name}-32": on} if bits else {})
+        scheme = QuantConfig.integer if isinstance(network, LSTMConfig) else QuantConfig.per_channel
         for each in bits:
-            lstm = isinstance(network, LSTMConfig)
-            quant = QuantConfig.integer(each) if lstm else QuantConfig.per_channel(each)
-            models[f"{name}-{each}"] = dataclasses.replace(
-                on, network=dataclasses.replace(network, quant=quant)
-            )
-        config = RunConfig(
+            few = dataclasses.replace(network, quant=scheme(each))
+            models[f"{name}-{each}"] = dataclasses.replace(on, network=few)
+        config = cf.RunConfig(
             name=f"{name}-seed{seed}",
-            features=features,
-            data=DESEDData(events=EVENTS, strong=LABELLED, weak=LABELLED),
-            augment=AugmentConfig(mixup=0.2, mixup_share=0.5, time_shift=0.1),
+            features=cf.FeatureConfig(n_mels=64, win_length=1024, hop_length=320, n_fft=1024, fmin=0.0),
+            data=cf.DESEDData(events=EVENTS, strong=LABELLED, weak=LABELLED),
+            augment=cf.AugmentConfig(mixup=0.2, mixup_share=0.5, time_shift=0.1),
             recipe=recipe,
             models=models,
         )
         return Cell(name, config, f"seed{seed}", teaches=name in (SE_TEACHER, *SEVERAL))
 
+    base = (4, 8, 16, 32, 32, 32, 32)
     # A student with a third of the baseline's parameters, and one 50 times smaller than three teachers.
-    third = crnn("se", tuple(width * each for each in (1, 2, 4, 4, 4, 4, 4)))
-    tiny = crnn("separable", tuple(width * each // 4 for each in (2, 4, 8, 10, 10, 10, 10)))
-    # One that can be exported as integers: the LSTM behind convolutions of preset `small`, or half of it.
-    narrow = 16 if full else 8
-    lstm = LSTMConfig(
-        convolutions=(narrow, 2 * narrow, 4 * narrow, 4 * narrow),
-        time_strides=2,
-        hidden_size=8 * narrow,
-        pooling="attention",
-    )
+    third, tiny = crnn("se", 4, 8, 16, 16, 16, 16, 16), crnn("separable", 2, 4, 8, 10, 10, 10, 10)
+    # One that can be exported as integers: half of the LSTM behind convolutions of preset `small`.
+    lstm = LSTMConfig(convolutions=(8, 16, 32, 32), time_strides=2, hidden_size=64, pooling="attention")
     alone: dict[str, Any] = {"consistency_weight": 0.0}
-    distilled = alone | {"label_weight": 0.1, "teacher_weight": 0.9}
-    few = (8, 4)
+    distilled, few = alone | {"label_weight": 0.1, "teacher_weight": 0.9}, (8, 4)
     return [
-        cell("baseline", crnn("gated", base)),
-        cell(SE_TEACHER, crnn("se", tuple(2 * each for each in base))),
-        cell("teacher-resnet", crnn("resnet", base)),
-        cell("teacher-densenet", crnn("densenet", base)),
+        cell("baseline", crnn("gated", *base)),
+        cell(SE_TEACHER, crnn("se", *(2 * each for each in base))),
+        cell("teacher-resnet", crnn("resnet", *base)),
+        cell("teacher-densenet", crnn("densenet", *base)),
         cell("third", third),
         cell("third-cdtd", third, [SE_TEACHER], few),
         cell("third-takd", third, [SE_TEACHER], update="mean_step"),
@@ -114,17 +89,6 @@ def cells(seed: int, *, full: bool = False) -> list[Cell]:
         cell("lstm", lstm, **alone),
         cell("lstm-fused", lstm, SEVERAL, few, **distilled),
     ]
-
-
-def _recipe(seed: int, *, full: bool) -> tuple[EventRecipe, FeatureConfig]:
-    if full:
-        features = FeatureConfig(n_mels=128, win_length=2048, hop_length=256, n_fft=2048, fmin=0.0)
-        return EventRecipe(seed=seed, epochs=100), features
-    features = FeatureConfig(n_mels=64, win_length=1024, hop_length=320, n_fft=1024, fmin=0.0)
-    recipe = EventRecipe(
-        seed=seed, strong=4, weak=4, unlabelled=4, epochs=16, learning_rate=3e-3, ramp=0.05, ema_decay=0.995
-    )
-    return recipe, features
 
 
 def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
@@ -184,7 +148,7 @@ def parts(folder: Path) -> dict[str, str]:
 
 
 def tables(results: Results) -> dict[str, str]:
-    """The tables of both comparisons and of few bits; models without results are named below.
+    """The tables, with models that have no results named below.
 
     Raises InputError if batches differ between results, which would not compare.
     """
@@ -240,7 +204,7 @@ def _ratios(seeds: Seeds) -> str:
     """How many times smaller each student is than each teacher of its comparison, and than all."""
     rows = []
     for student, teachers in {"third": (SE_TEACHER,), "tiny": SEVERAL, "lstm": SEVERAL}.items():
-        if any(name not in seeds for name in teachers):
+        if not seeds.keys() >= set(teachers):
             continue
         sizes = [seeds[name][0].bytes for name in teachers]
         for name in (name for name in seeds if name.startswith(student)):
@@ -252,26 +216,27 @@ def _ratios(seeds: Seeds) -> str:
 
 def _goals(seeds: Seeds) -> str:
     """The goals, and whether they were met."""
-    rows = []
-
-    def compare(goal: str, name: str, others: Sequence[str], least: float, figures: Sequence[str]) -> None:
-        if name in seeds and all(other in seeds for other in others):
-            ours = [_mean(seeds[name], figure) for figure in figures]
-            theirs = [float(np.mean([_mean(seeds[other], figure) for other in others])) for figure in figures]
-            met = all(one >= least * other for one, other in zip(ours, theirs))
-            pair = [" / ".join(f"{value:.2f}" for value in values) for values in (ours, theirs)]
-            rows.append([goal, *pair, "met" if met else "missed"])
-        else:
-            rows.append([goal, DASH, DASH, "not trained yet"])
-
     both, psds = "third-both", ("psds1", "psds2")
-    compare(f"{both} beats the baseline in PSDS1 and PSDS2", both, ("baseline",), 1, psds)
+    goals: list[tuple[str, str, tuple[str, ...], float, tuple[str, ...]]] = [
+        (f"{both} beats the baseline in PSDS1 and PSDS2", both, ("baseline",), 1.0, psds)
+    ]
     for name in ("tiny-fused", "lstm-fused"):
-        compare(f"{name} is no worse than its teachers' average in PSDS1 and PSDS2", name, SEVERAL, 1, psds)
+        goal = f"{name} is no worse than its teachers' average in PSDS1 and PSDS2"
+        goals.append((goal, name, SEVERAL, 1.0, psds))
     for name in (both, "third-cdtd", "tiny-fused", "lstm-fused"):
         for bits, least in FEW.items():
             goal = f"{name} at {bits} bits loses at most {100 * (1 - least):.0f} % of PSDS1"
-            compare(goal, f"{name}-{bits}", (f"{name}-32",), least, psds[:1])
+            goals.append((goal, f"{name}-{bits}", (f"{name}-32",), least, psds[:1]))
+    rows = []
+    for goal, name, others, least, figures in goals:
+        if not seeds.keys() >= {name, *others}:
+            rows.append([goal, DASH, DASH, "not trained yet"])
+            continue
+        ours = [_mean(seeds[name], figure) for figure in figures]
+        theirs = [float(np.mean([_mean(seeds[other], figure) for other in others])) for figure in figures]
+        met = all(one >= least * other for one, other in zip(ours, theirs))
+        pair = [" / ".join(f"{value:.2f}" for value in values) for values in (ours, theirs)]
+        rows.append([goal, *pair, "met" if met else "missed"])
     return markdown(["goal", "result", "against", ""], rows)
 
 

@@ -3,10 +3,9 @@
     python -m benchmarks.reliability.fuzz [--only NAME …] [--inputs 10000] [--seed 0] [--out FOLDER]
 
 A target (fuzz_targets.py, fuzz_models.py) makes files that can be read.  A process of bounded memory and
-time damages them (mutate.py), one input after the other, and reads them, which must end well or in an
-InputError of one printable line.  Any other exception, a hang, and a death by signal are counted as faults,
-and the input is kept; a new process then continues.  An input depends only on its target, the seed and its
-index.
+time damages them (mutate.py) and reads them, which must end well or in an InputError of one printable line.
+Any other exception, a hang, and a death by signal are faults, whose input is kept; a new process continues.
+An input depends only on its target, the seed and its index.
 """
 
 import dataclasses
@@ -36,12 +35,11 @@ from qkd_jax.errors import InputError, printable
 
 MEMORY, SECONDS = 1 << 30, 10
 """Bytes on top of what the process has before the first input, and time for one input."""
-MAX_MESSAGE = 1000
+MAX_MESSAGE, KEPT = 1000, Path("fuzzed")
 TARGETS = (*DATA, *MODELS)
 FINE = ("read", "refused", "crash caught")
 PACKAGES = (
-    *("soundfile", "soxr", "numpy", "pydantic", "orbax-checkpoint", "tensorstore", "jax"),
-    *("onnxruntime", "ai-edge-litert", "safetensors"),
+    "soundfile soxr numpy pydantic orbax-checkpoint tensorstore jax onnxruntime ai-edge-litert safetensors"
 )
 
 Report = Callable[..., None]
@@ -59,14 +57,9 @@ class Tally:
     peak_mb: int = 0
     """Memory on top of what the process had before the first input."""
 
-    @property
-    def faults(self) -> int:
-        """The number of inputs that ended in a fault."""
-        return sum(count for end, count in self.ends.items() if end not in FINE)
 
-
-def fuzz(target: Target, inputs: int, seed: int = 0, first: int = 0, keep: Path = Path("fuzzed")) -> Tally:
-    """Read `inputs` inputs of `target`, from number `first` on; faulty ones are kept in `keep`.
+def fuzz(target: Target, inputs: int, seed: int = 0, first: int = 0) -> Tally:
+    """Read `inputs` inputs of `target`, from number `first` on; faulty ones are kept in KEPT.
 
     Raises InputError if the target can't read the files that it makes.
     """
@@ -77,13 +70,13 @@ def fuzz(target: Target, inputs: int, seed: int = 0, first: int = 0, keep: Path 
             raise InputError(message.get("failed", str(message)))
         files = [_files(path) for path in sorted(whole.iterdir())]
         while index < end:
-            for message in _child(partial(_work, target, files, seed, keep, folder, range(index, end))):
+            for message in _child(partial(_work, target, files, seed, folder, range(index, end))):
                 if "failed" in message:
                     raise InputError(f"{target.name}: expected to read whole files: {message['failed']}")
                 if died := message.get("died"):
                     kind = _caught(target, folder) if target.guard else died
                     if kind not in FINE:
-                        _keep(folder, keep / f"{target.name}-{index}", died)
+                        _keep(target, folder, index, died)
                     message = {"index": index, "end": kind}
                 index = message["index"] + 1
                 tally.inputs += 1
@@ -128,7 +121,7 @@ def _be_child(work: Callable[[Report], None], writing: int) -> NoReturn:
 
 
 def _work(
-    target: Target, inputs: list[Files], seed: int, keep: Path, folder: Path, indices: range, report: Report
+    target: Target, inputs: list[Files], seed: int, folder: Path, indices: range, report: Report
 ) -> None:
     """Read the whole files, then damaged ones, and report how each of these ends."""
     for files in inputs:
@@ -146,7 +139,7 @@ def _work(
         signal.alarm(0)
         seconds = round(time.monotonic() - begun, 3)
         if end not in FINE:
-            _keep(folder, keep / f"{target.name}-{index}", why)
+            _keep(target, folder, index, why)
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
         report(index=index, end=end, seconds=seconds, peak_mb=peak)
 
@@ -194,8 +187,8 @@ def _write(folder: Path, files: Files) -> None:
         path.write_bytes(content)
 
 
-def _keep(folder: Path, path: Path, why: str) -> None:
-    path = path.with_name(path.name.replace(" ", "-"))
+def _keep(target: Target, folder: Path, index: int, why: str) -> None:
+    path = KEPT / f"{target.name.replace(' ', '-')}-{index}"
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(folder, path / "input")
     (path / "why.txt").write_text(why, errors="backslashreplace")
@@ -205,35 +198,29 @@ def main(arguments: list[str]) -> None:
     """Fuzz the targets, print the tallies and keep them."""
     parser = argument_parser("python -m benchmarks.reliability.fuzz", __doc__)
     names = [target.name for target in TARGETS]
-    parser.add_argument(
-        "--only", nargs="+", choices=names, default=names, help="which targets; all by default"
-    )
-    parser.add_argument("--inputs", type=int, default=10_000, help="inputs per target")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
-    parser.add_argument("--first", type=int, default=0, help="index of the first input, to repeat one")
-    parser.add_argument("--keep", type=Path, default=Path("fuzzed"), help="folder for faulty inputs")
-    parser.add_argument("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
+    add = parser.add_argument
+    add("--only", nargs="+", choices=names, default=names, help="which targets; all by default")
+    add("--inputs", type=int, default=10_000, help="inputs per target")
+    add("--seed", type=int, default=0, help="seed of the damage")
+    add("--first", type=int, default=0, help="index of the first input, to repeat one")
+    add("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
     options = parser.parse_args(arguments)
     path, faults = options.out / "fuzz.json", 0
-    print(f"{'':18}{'inputs':>8}{'read':>8}{'refused':>9}{'crashed, caught':>17}{'slowest':>10}{'memory':>9}")
     for target in (target for target in TARGETS if target.name in options.only):
         try:
-            tally = fuzz(target, options.inputs, options.seed, options.first, options.keep)
+            tally = fuzz(target, options.inputs, options.seed, options.first)
         except InputError as error:  # for example, a library is not installed
-            print(f"{target.name:18}left out: {error}", flush=True)
+            print(f"{target.name}: left out: {error}", flush=True)
             continue
-        others = ", ".join(f"{count} {end}" for end, count in tally.ends.most_common() if end not in FINE)
-        read, refused, caught = (tally.ends[end] for end in FINE)
-        figures = f"{tally.inputs:8}{read:8}{refused:9}{caught:17}{tally.slowest:8.2f} s{tally.peak_mb:6} MB"
-        print(f"{target.name:18}{figures}  {others}", flush=True)
-        faults += tally.faults
+        print(f"{target.name}: {vars(tally)}", flush=True)
+        faults += sum(count for end, count in tally.ends.items() if end not in FINE)
         before = json.loads(path.read_text())["targets"] if path.is_file() else {}
         targets = before | {target.name: vars(tally)}
-        write_json(path, {"targets": targets, "machine": processor(), "versions": versions(*PACKAGES)})
-    if faults:
-        raise InputError(
-            f"expected each input to be read or refused, found {faults} faults, kept in {options.keep}"
+        write_json(
+            path, {"targets": targets, "machine": processor(), "versions": versions(*PACKAGES.split())}
         )
+    if faults:
+        raise InputError(f"expected each input to be read or refused, found {faults} faults, kept in {KEPT}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import soundfile
 
-from benchmarks.reliability import mutate, mutate_binary
+from benchmarks.reliability import mutate
 from benchmarks.reliability.fuzz_targets import EVENTS, Target, noise, texts
 from qkd_jax.config import LSTMConfig
 from qkd_jax.data.clips import Clip
@@ -115,7 +115,7 @@ def _read_state(folder: Path) -> None:
 
 
 def _sealed_onnx(rng: random.Random, data: bytes) -> bytes:
-    content = mutate_binary.onnx(rng, data[: -len(onnx_graph.checksum(b""))])
+    content = mutate.onnx(rng, data[: -len(onnx_graph.checksum(b""))])
     return content + onnx_graph.checksum(content)
 
 
@@ -143,12 +143,10 @@ def _sealed_archive(rng: random.Random, data: bytes) -> bytes:
     return mutated_detector(rng, [data])
 
 
-def _exported(
-    form: str, suffix: str, mutator: mutate.Mutator, *, read: Any = _run_exported, guard: bool = False
-) -> Target:
+def _exported(form: str, suffix: str, mutator: mutate.Mutator, read: Any, guard: bool = False) -> Target:
     make = functools.partial(_make_exported, form, suffix)
     return Target(
-        f"exported {suffix}", make, _each(read), ((suffix, mutator),), _each(open_clip) if guard else None
+        f"exported {suffix}", make, _each(read), {suffix: mutator}, _each(open_clip) if guard else None
     )
 
 
@@ -159,9 +157,9 @@ MODELS = (
     Target("ONNX teacher", _ONNX, _each(run_once), guard=_each(open_model)),
     Target("LiteRT teacher", _LITERT, _each(run_once), guard=_each(open_model)),
     Target("LiteRT layer", _LITERT, _each(run_once, _LAYER), guard=_each(open_inner, _LAYER)),
-    _exported("onnx", ".onnx", _sealed_onnx, guard=True),
-    _exported("litert", ".tflite", _sealed_litert, guard=True),
-    _exported("c", ".h", _sealed_header, read=_read_header),
-    _exported("safetensors", ".safetensors", _sealed_archive),
-    Target("state", _make_states, _read_state, ((".state", _sealed_archive),)),
+    _exported("onnx", ".onnx", _sealed_onnx, _run_exported, guard=True),
+    _exported("litert", ".tflite", _sealed_litert, _run_exported, guard=True),
+    _exported("c", ".h", _sealed_header, _read_header),
+    _exported("safetensors", ".safetensors", _sealed_archive, _run_exported),
+    Target("state", _make_states, _read_state, {".state": _sealed_archive}),
 )

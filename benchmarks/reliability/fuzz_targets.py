@@ -1,11 +1,12 @@
 """Readers of recordings, tables, arrays, checkpoints and texts of a run, and files for them."""
 
 import contextlib
-import functools
-import json
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,23 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 
-from benchmarks.reliability import mutate_binary
-from benchmarks.reliability.mutate import Mutator
-from qkd_jax.config import (
-    AnyData,
-    AudioSetData,
-    CRNNConfig,
-    DESEDData,
-    ESC50Data,
-    EventObjective,
-    EventRecipe,
-    FeatureConfig,
-    LSTMConfig,
-    ManifestData,
-    ModelConfig,
-    RunConfig,
-    to_json,
-)
+from benchmarks.reliability.mutate import MUTATORS, Mutator
+from qkd_jax import config
 from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import Annotation, Clip, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import Dataset
@@ -47,17 +33,17 @@ from qkd_jax.training.teachers import embedding_targets, teacher_logits
 class Target(NamedTuple):
     """A reader: `make` fills folders below the one it is given, each with files that `read` can read.
 
-    If reading ends the process, `guard`, which tries the files in a process of its own, must refuse them.
+    If reading ends the process, `guard`, which tries the files in another process, must refuse them.
     """
 
     name: str
     make: Callable[[Path], None]
     read: Callable[[Path], Any]
-    mutators: tuple[tuple[str, Mutator], ...] = mutate_binary.MUTATORS
+    mutators: Mapping[str, Mutator] = MappingProxyType(MUTATORS)
     guard: Callable[[Path], Any] | None = None
 
 
-FEATURES = FeatureConfig(n_mels=8)
+FEATURES = config.FeatureConfig(n_mels=8)
 EVENTS = ("bell", "knock")
 NAMES = ("a.wav", "b/b.wav", "ü.wav")
 PCM = """WAV PCM_16 16000 2, WAV PCM_24 44100 1, WAV FLOAT 16000 1, WAV DOUBLE 8000 1, WAV IMA_ADPCM 16000 1,
@@ -84,28 +70,24 @@ DESED = {
     "valid/audio/a.wav": "",
     "valid/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t0.5\t1.25\tbell\n",
 }
-RECORDS: tuple[dict[str, Any], ...] = (
-    {"step": 1, "loss": 0.5, "grad_norm": 2.0},
-    {"step": 2, "loss": 0.25, "grad_norm": 1.0},
-    {"step": 2, "epoch": 1, "epoch_loss": 0.375, "valid": {"auc": 70.0, "eer": 30.0}},
-    {"step": 3, "loss": 0.125, "grad_norm": 0.5},
-)
+LOG = """{"step": 1, "loss": 0.5, "grad_norm": 2.0}
+{"step": 2, "loss": 0.25, "grad_norm": 1.0}
+{"step": 2, "epoch": 1, "epoch_loss": 0.375, "valid": {"auc": 70.0, "eer": 30.0}}
+{"step": 3, "loss": 0.125, "grad_norm": 0.5}
+"""
 CLIPS = tuple(
     Clip(name=name, root=Path(), labels=frozenset(EVENTS[:index]), group=name, split="train")
     for index, name in enumerate(NAMES)
 )
-RUN = RunConfig(
-    features=FEATURES,
-    data=ManifestData(root="data", events=EVENTS, clip_seconds=0.4),
-    models={"plain": ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("logits.npz",))},
-)
-GUIDED = CRNNConfig(channels=(2,), pools=((2, 2),), hidden_size=2, layers=1)
-TIMED = RunConfig(
-    features=FEATURES,
-    data=DESEDData(root="data", events=EVENTS, clip_seconds=0.4),
-    recipe=EventRecipe(strong=1, weak=0, unlabelled=0),
-    models={"guided": ModelConfig(network=GUIDED, objective=EventObjective(embeddings="tagger.toml"))},
-)
+_DATA: dict[str, Any] = {"root": "data", "events": EVENTS, "clip_seconds": 0.4}
+_PLAIN = config.ModelConfig(network=config.LSTMConfig(hidden_size=4), teachers=("logits.npz",))
+RUN = config.RunConfig(features=FEATURES, data=config.ManifestData(**_DATA), models={"plain": _PLAIN})
+GUIDED = config.CRNNConfig(channels=(2,), pools=((2, 2),), hidden_size=2, layers=1)
+_GUIDED = {
+    "guided": config.ModelConfig(network=GUIDED, objective=config.EventObjective(embeddings="tagger.toml"))
+}
+_RECIPE = config.EventRecipe(strong=1, weak=0, unlabelled=0)
+TIMED = config.RunConfig(features=FEATURES, data=config.DESEDData(**_DATA), recipe=_RECIPE, models=_GUIDED)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -140,7 +122,7 @@ def _read_recording(folder: Path) -> None:
         recording_features(path, FEATURES)
 
 
-def _read_source(source: Callable[..., AnyData], folder: Path) -> None:
+def _read_source(source: Callable[..., config.AnyData], folder: Path) -> None:
     clips = read_clips(source(root=str(folder)))
     events = sorted(set().union(*(clip.labels for clip in clips)))
     clips = with_splits(clips, events)
@@ -217,13 +199,8 @@ def _read_arrays(folder: Path) -> None:
 
 
 def _state(step: int) -> TrainState:
-    return TrainState(
-        step=jnp.int32(step),
-        params={"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)},
-        average=None,
-        variables={"norm": {"mean": jnp.zeros(2)}},
-        opt_state=(jnp.zeros(3),),
-    )
+    params, norm = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}, {"norm": {"mean": jnp.zeros(2)}}
+    return TrainState(jnp.int32(step), params, average=None, variables=norm, opt_state=(jnp.zeros(3),))
 
 
 def _make_checkpoints(folder: Path) -> None:
@@ -242,9 +219,7 @@ def _read_checkpoints(folder: Path) -> None:
 
 def _make_clip_list(folder: Path) -> None:
     times = (Annotation("bell", 0.5, 1.25), Annotation("knock", 0, 2))
-    labels = frozenset(EVENTS)
-    some = Clip(name="c.wav", root=Path(), labels=labels, group="c", split="valid", annotations=times)
-    write_clips(folder / "0/clips.jsonl", [*CLIPS, some])
+    write_clips(folder / "0/clips.jsonl", [*CLIPS[:2], dataclasses.replace(CLIPS[2], annotations=times)])
 
 
 def _read_clip_list(folder: Path) -> None:
@@ -260,25 +235,28 @@ def _read_log(folder: Path) -> None:
 
 def _read_config(folder: Path) -> None:
     run = load_run(folder)
-    assert run.shape and to_json(run.config)
+    assert run.shape and config.to_json(run.config)
     for name in run.names:
         assert run.model_folder(name).parent == run.folder / "models"
 
 
-_PARTIAL = functools.partial
 DATA = (
-    Target("recordings", _PARTIAL(_recordings, PCM), _read_recording),
-    Target("compressed", _PARTIAL(_recordings, COMPRESSED), _read_recording),
-    Target("manifest", texts({"metadata.csv": MANIFEST}), _PARTIAL(_read_source, ManifestData)),
-    Target("audioset", texts(AUDIOSET), _PARTIAL(_read_source, AudioSetData)),
-    Target("esc50", texts({"meta/esc50.csv": ESC50}), _PARTIAL(_read_source, ESC50Data)),
-    Target("desed", texts(DESED), _PARTIAL(_read_source, DESEDData)),
+    Target("recordings", partial(_recordings, PCM), _read_recording),
+    Target("compressed", partial(_recordings, COMPRESSED), _read_recording),
+    Target("manifest", texts({"metadata.csv": MANIFEST}), partial(_read_source, config.ManifestData)),
+    Target("audioset", texts(AUDIOSET), partial(_read_source, config.AudioSetData)),
+    Target("esc50", texts({"meta/esc50.csv": ESC50}), partial(_read_source, config.ESC50Data)),
+    Target("desed", texts(DESED), partial(_read_source, config.DESEDData)),
     Target("logits", _make_logits, _read_logits),
     Target("step logits", _make_steps, lambda at: read_step_logits(at / "steps.npz", NAMES[::2], EVENTS)),
     Target("features", _make_cache, _read_cache),
     Target("run arrays", _make_arrays, _read_arrays),
     Target("checkpoints", _make_checkpoints, _read_checkpoints),
     Target("clip list", _make_clip_list, _read_clip_list),
-    Target("log", texts({"log.jsonl": "".join(json.dumps(each) + "\n" for each in RECORDS)}), _read_log),
-    Target("config", texts({"config.json": to_json(RUN)}, {"config.json": to_json(TIMED)}), _read_config),
+    Target("log", texts({"log.jsonl": LOG}), _read_log),
+    Target(
+        "config",
+        texts({"config.json": config.to_json(RUN)}, {"config.json": config.to_json(TIMED)}),
+        _read_config,
+    ),
 )

@@ -1,6 +1,6 @@
 """What it takes to prepare ten thousand to a million recordings, before the first train step.
 
-    python -m benchmarks.reliability.prepare [--counts 10000 100000 1000000] [--processes 2] [--no-teacher]
+    python -m benchmarks.reliability.prepare [--counts 10000 100000 1000000] [--no-teacher]
 
 Recordings are tiny, a tenth of a second, so that the cost of each beside its features shows; a thousand of
 them have all the names.  Processes share the work by their index over one folder, as with --distributed: they
@@ -32,37 +32,27 @@ from qkd_jax.commands.cli import run_command
 from qkd_jax.config import FeatureConfig, LSTMConfig, ManifestData, ModelConfig, RunConfig
 from qkd_jax.errors import InputError
 
-EVENTS = ("dog", "bell")
+EVENTS, PROCESSES = ("dog", "bell"), 2
 FEATURES = FeatureConfig(sample_rate=8000, win_length=200, hop_length=80, n_fft=256, n_mels=8, fmax=4000.0)
 SAMPLES, POOL = 800, 1000
 KILLED_AT = 0.3
 """Share of the features at which the last process is killed in the first attempt."""
-TAGGER = """file = "tagger.onnx"
-classes = "classes.txt"
-output = "logits"
-sample_rate = 8000
-[events]
-dog = ["Dog"]
-bell = ["Bell"]
+MODEL = """
+<ir_version: 8, opset_import: ["" : 17]>
+tagger (float[1, samples] waveform) => (float[1, 2] logits) <float[1, 2] gains = {1.0, -1.0}> {
+    loudness = ReduceL2 <keepdims = 1> (waveform)
+    logits = Mul (loudness, gains)
+}
 """
+TAGGER = 'file = "tagger.onnx"\nclasses = "classes.txt"\noutput = "logits"\nsample_rate = 8000\n'
+TAGGER += '[events]\ndog = ["Dog"]\nbell = ["Bell"]\n'
 
 
 def write_tagger(folder: Path) -> None:
     """Write a tagger whose logits measure how loud a recording is."""
-    from onnx import TensorProto, helper, save
+    from onnx import parser
 
-    def info(name: str, shape: list[Any]) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    gains = helper.make_tensor("gains", TensorProto.FLOAT, [1, 2], [1.0, -1.0])
-    nodes = [
-        helper.make_node("ReduceL2", ["waveform"], ["loudness"], keepdims=1),
-        helper.make_node("Mul", ["loudness", "gains"], ["logits"]),
-    ]
-    inputs, outputs = [info("waveform", [1, "samples"])], [info("logits", [1, 2])]
-    graph = helper.make_graph(nodes, "tagger", inputs, outputs, [gains])
-    opsets = [helper.make_opsetid("", 17)]
-    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "tagger.onnx")
+    (folder / "tagger.onnx").write_bytes(parser.parse_model(MODEL).SerializeToString())
     (folder / "classes.txt").write_text("Dog\nBell\n")
     (folder / "tagger.toml").write_text(TAGGER)
 
@@ -86,15 +76,10 @@ def write_recordings(root: Path, count: int) -> None:
 
 def config(folder: Path) -> RunConfig:
     """A run that is only prepared; its student learns from the tagger in `folder` if there is one."""
-    tagger = folder / "tagger.toml"
-    teachers = (str(tagger),) if tagger.is_file() else ()
-    return RunConfig(
-        name="run",
-        runs=str(folder / "runs"),
-        features=FEATURES,
-        data=ManifestData(root=str(folder / "data"), events=EVENTS, clip_seconds=0.1),
-        models={"student": ModelConfig(network=LSTMConfig(), teachers=teachers)},
-    )
+    tagger, runs = folder / "tagger.toml", str(folder / "runs")
+    model = ModelConfig(network=LSTMConfig(), teachers=(str(tagger),) if tagger.is_file() else ())
+    data = ManifestData(root=str(folder / "data"), events=EVENTS, clip_seconds=0.1)
+    return RunConfig(name="run", runs=runs, features=FEATURES, data=data, models={"student": model})
 
 
 def prepare(folder: Path) -> None:
@@ -111,56 +96,43 @@ def prepare(folder: Path) -> None:
     (folder / f"took-{os.environ['JAX_PROCESS_ID']}.json").write_text(json.dumps(took))
 
 
-def attempt(folder: Path, processes: int, kill_at: int | None = None) -> list[dict[str, float]]:
+def attempt(folder: Path, kill_at: int | None = None) -> list[dict[str, float]]:
     """Prepare in several processes; the figures of each, none if the last was killed at `kill_at` files."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(processes),
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address}
+    environment |= {"JAX_NUM_PROCESSES": str(PROCESSES)}
     command = [sys.executable, "-m", "benchmarks.reliability.prepare", "--process", str(folder)]
     running = [
         subprocess.Popen(command, cwd=ROOT, env=environment | {"JAX_PROCESS_ID": str(index)})
-        for index in range(processes)
+        for index in range(PROCESSES)
     ]
     if kill_at is not None:
-        while _entries(folder) < kill_at and all(process.poll() is None for process in running):
+        while len(written_at(folder)) < kill_at and all(process.poll() is None for process in running):
             time.sleep(0.5)
         running[-1].kill()
     statuses = [process.wait() for process in running]
-    if kill_at is not None:
-        if statuses[-1] != -signal.SIGKILL or not all(statuses):
-            raise InputError(f"{folder}: expected all to end when one is killed, found statuses {statuses}")
-        return []
-    if any(statuses):
-        raise InputError(f"{folder}: expected the processes to succeed, found statuses {statuses}")
-    return [json.loads((folder / f"took-{index}.json").read_text()) for index in range(processes)]
+    # When one is killed, all end.
+    if any(statuses) if kill_at is None else statuses[-1] != -signal.SIGKILL or not all(statuses):
+        raise InputError(f"{folder}: expected other statuses of the processes, found {statuses}")
+    files = [] if kill_at else [folder / f"took-{index}.json" for index in range(PROCESSES)]
+    return [json.loads(file.read_text()) for file in files]
 
 
-def _entries(folder: Path) -> int:
-    return sum(len(os.listdir(part)) for part in (folder / "runs/.features").glob("*"))
-
-
-def measured(folder: Path, count: int, processes: int, *, teacher: bool) -> dict[str, Any]:
+def measured(folder: Path, count: int, *, teacher: bool) -> dict[str, Any]:
     """Prepare `count` recordings three times, killed the first time; raises InputError unless it adds up."""
     write_recordings(folder / "data", count)
     if teacher:
         write_tagger(folder)
     begun = time.monotonic()
-    attempt(folder, processes, int(KILLED_AT * count))
+    attempt(folder, int(KILLED_AT * count))
     killed_after, survived = time.monotonic() - begun, written_at(folder)
-    first = attempt(folder, processes)
-    complete = written_at(folder)
-    again = attempt(folder, processes)
+    first, complete, again = attempt(folder), written_at(folder), attempt(folder)
     asked = sum(len(np.load(path)) for path in (folder / "runs/run/teachers").glob("*.npy"))
     if len(complete) != count + asked or any(complete[entry] != at for entry, at in survived.items()):
-        raise InputError(
-            f"{folder}: expected {count + asked} entries, of which {len(survived)} survived, "
-            f"found {len(complete)}"
-        )
+        expected = f"{count + asked} entries, of which {len(survived)} survived"
+        raise InputError(f"{folder}: expected {expected}, found {len(complete)}")
     if written_at(folder) != complete:
         raise InputError(f"{folder}: expected nothing to be written when there is nothing left to do")
     return {
@@ -185,11 +157,9 @@ def _took(processes: list[dict[str, float]], when: str) -> dict[str, float]:
 
 def written_at(folder: Path) -> dict[str, int]:
     """When each whole entry of the cache was written."""
+    entries = (folder / "runs/.features").glob("*/*.npy")
     return {
-        entry.name: entry.stat().st_mtime_ns
-        for part in os.scandir(folder / "runs/.features")
-        for entry in os.scandir(part)
-        if re.fullmatch(r"[0-9a-f]{30}\.npy", entry.name)
+        each.name: each.stat().st_mtime_ns for each in entries if re.fullmatch(r"[0-9a-f]{30}", each.stem)
     }
 
 
@@ -201,13 +171,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> None:
     """Make the recordings, prepare them and keep the figures."""
     parser = argument_parser("python -m benchmarks.reliability.prepare", __doc__)
-    parser.add_argument(
-        "--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000], help="recordings"
-    )
-    parser.add_argument("--processes", type=int, default=2, help="processes that share the work")
-    parser.add_argument("--no-teacher", action="store_true", help="leave out the tagger")
-    parser.add_argument("--out", type=Path, default=RESULTS / "reliability", help="folder of the figures")
-    parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--counts", nargs="+", type=int, default=[10_000, 100_000, 1_000_000], help="recordings")
+    add("--no-teacher", action="store_true", help="leave out the tagger")
+    add("--out", type=Path, default=RESULTS / "reliability", help="folder of the figures")
+    add("--process", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.process:
         return prepare(options.process)
@@ -215,11 +183,11 @@ def main(arguments: list[str]) -> None:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for count in options.counts:
         with tempfile.TemporaryDirectory() as folder:
-            row = measured(Path(folder), count, options.processes, teacher=not options.no_teacher)
+            row = measured(Path(folder), count, teacher=not options.no_teacher)
         others = [other for other in rows if other["recordings"] != count]
         rows = sorted([*others, row], key=lambda row: row["recordings"])
         libraries = versions("jax", "numpy", "soundfile", "onnxruntime")
-        result = {"processes": options.processes, "machine": processor(), "versions": libraries, "rows": rows}
+        result = {"processes": PROCESSES, "machine": processor(), "versions": libraries, "rows": rows}
         write_json(path, result)
     print(table(rows))
 

@@ -9,20 +9,19 @@ pieces to processes that each resume from the state of the one before: they are 
 of the pipe and by SIGTERM in the middle, and must print the same lines as one process.
 """
 
-import hashlib
 import json
 import os
 import random
-import re
 import resource
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,20 +37,15 @@ from qkd_jax.errors import InputError
 MODEL = ROOT / "runs/demo/distilled-4.safetensors"
 RUNTIMES = ("numpy", "c", "jax", "litert", "onnx")
 PACKAGES = ("numpy", "jax", "onnxruntime", "ai-edge-litert", "litert-converter")
-PIECES = 6
-AFTER = 10
-"""Seconds of sound after the last hour."""
+HOUR, AFTER = 3600, 10
+"""Seconds after which the sound repeats, and seconds after the last hour."""
+PIECES, ORDER = 6, ("same", "missed", "more")
 MOST_GROWTH = 4096
 """kB that a process may grow after the first hour; two bytes per step would be as many in a day."""
 
 
-class Found(NamedTuple):
-    """An event: its first and last step, and its peak as printed."""
-
-    event: str
-    first: int
-    last: int
-    peak: float
+Found = namedtuple("Found", "event first last peak")
+"""An event: its first and last step, and its peak as printed."""
 
 
 class Sound(NamedTuple):
@@ -91,14 +85,10 @@ def printed(
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
-    lines: list[str] = []
-    with os.fdopen(write, "wb") as pipe, os.fdopen(read, "rb") as source, tempfile.TemporaryFile() as errors:
+    new = partial(tempfile.TemporaryFile, "w+")
+    with open(write, "wb") as pipe, open(read, "rb") as source, new() as output, new() as errors:
         for number, part in enumerate(parts, 1):
-            with subprocess.Popen(
-                command, stdin=source, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
-            ) as process:
-                listener = threading.Thread(target=lines.extend, args=[process.stdout])
-                listener.start()
+            with subprocess.Popen(command, stdin=source, stdout=output, stderr=errors, cwd=ROOT) as process:
                 for piece in part:
                     _write(write, piece, process)
                     watch(process.pid)
@@ -106,15 +96,13 @@ def printed(
                     process.send_signal(signal.SIGTERM)
                 else:
                     pipe.close()
-                listener.join()
             expected = 0 if number == len(parts) else 130
             if process.returncode != expected:
                 errors.seek(0)
-                last = errors.read().decode().strip().splitlines()[-1:]
-                raise InputError(
-                    f"{' '.join(command)}: expected status {expected}, got {process.returncode}: {last}"
-                )
-    return lines
+                got = f"{process.returncode}: {errors.read().strip().splitlines()[-1:]}"
+                raise InputError(f"{' '.join(command)}: expected status {expected}, got {got}")
+        output.seek(0)
+        return output.readlines()
 
 
 def _write(pipe: int, data: bytes, process: subprocess.Popen) -> None:
@@ -144,9 +132,7 @@ def undisturbed(command: Sequence[str], sound: Sound) -> tuple[list[str], dict[s
     memory: list[int] = []
 
     def watch(pid: int) -> None:
-        match = re.search(r"VmRSS:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-        assert match
-        memory.append(int(match[1]))
+        memory.append(int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]))
 
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     lines = printed(command, [sound.part(0, sound.length)], watch)
@@ -156,9 +142,9 @@ def undisturbed(command: Sequence[str], sound: Sound) -> tuple[list[str], dict[s
     return lines, {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "memory_kB": memory[:-1]}
 
 
-def in_pieces(command: Sequence[str], sound: Sound, seed: int) -> tuple[list[str], int]:
+def in_pieces(command: Sequence[str], sound: Sound) -> tuple[list[str], int]:
     """The lines of processes that each resume from a state, and the number of processes."""
-    rng, lines, processes = random.Random(seed), [], 0
+    rng, lines, processes = random.Random(0), [], 0
     cuts = sorted(2 * rng.randrange(1, sound.length // 2, 2) for _ in range(PIECES - 1))
     with tempfile.TemporaryDirectory() as folder:
         resuming = [*command, "--state", str(Path(folder, "state"))]
@@ -173,23 +159,21 @@ def in_pieces(command: Sequence[str], sound: Sound, seed: int) -> tuple[list[str
 def compared(found: Sequence[Found], expected: Sequence[Found]) -> dict[str, int]:
     """How many events are the same, and how many of either side overlap none of their class on the other."""
 
-    def alone(some: Sequence[Found], others: Sequence[Found]) -> int:
-        return sum(
-            not any(a.event == b.event and a.first <= b.last and b.first <= a.last for b in others)
-            for a in some
-        )
+    def overlap(a: Found, b: Found) -> bool:
+        return a.event == b.event and a.first <= b.last and b.first <= a.last
 
-    same = len(set(found) & set(expected))
-    return {"same": same, "missed": alone(expected, found), "more": alone(found, expected)}
+    missed, more = (
+        sum(not any(overlap(a, b) for b in others) for a in some)
+        for some, others in ((expected, found), (found, expected))
+    )
+    return {"same": len(set(found) & set(expected)), "missed": missed, "more": more}
 
 
-def soaked(
-    command: Sequence[str], clock: Clock, sound: Sound, expected: Sequence[Found], seed: int
-) -> dict[str, Any]:
+def soaked(command: Sequence[str], clock: Clock, sound: Sound, expected: Sequence[Found]) -> dict[str, Any]:
     """The figures of a runtime's `command`; raises InputError for drift, growth, or other lines in pieces."""
     lines, tally = undisturbed(command, sound)
     blocks = by_block(lines, clock, sound)
-    first, second = blocks[:2]
+    second = blocks[1]
     for number, block in enumerate(blocks[2:], 3):
         if block != second:
             odd = sorted(set(block) ^ set(second))[:3]
@@ -197,18 +181,15 @@ def soaked(
     growth = tally["memory_kB"][-1] - tally["memory_kB"][0]
     if growth > MOST_GROWTH:
         raise InputError(f"expected constant memory, found growth by {growth} kB after the first hour")
-    again, processes = in_pieces(command, sound, seed)
+    again, processes = in_pieces(command, sound)
     # Events still open at the end stay in the state, and are not printed.
     if not again or again != lines[: len(again)] or len(by_block(lines[len(again) :], clock, sound)[-1]):
         at = next((i for i, pair in enumerate(zip(again, lines)) if pair[0] != pair[1]), len(again))
-        raise InputError(
-            f"in pieces: expected the {len(lines)} lines of one process, found another line {at}"
-        )
+        raise InputError(f"in pieces: expected the {len(lines)} lines of one process, found other line {at}")
     return tally | {
         "times_real_time": round(len(blocks) * sound.steps * clock.step / tally["cpu_seconds"]),
         "events": len(lines),
         "events_in_block": len(second),
-        "other_in_first_block": len(set(first) ^ set(second)),
         "blocks_alike": len(blocks) - 1,
         "processes": processes,
         "beside_numpy": compared(second, expected),
@@ -219,15 +200,11 @@ def table(tally: dict[str, Any]) -> str:
     """The figures as a table."""
     rows = []
     for name, of in tally["runtimes"].items():
-        beside, memory = of["beside_numpy"], (of["memory_kB"][0], of["memory_kB"][-1])
-        figures = [f"{of['cpu_seconds']:,.0f}", f"{of['times_real_time']:,}"]
-        figures += [*(f"{kilobytes / 1024:.1f}" for kilobytes in memory), f"{memory[1] - memory[0]:+,}"]
-        figures += [
-            f"{of['events']:,}",
-            f"{of['events_in_block']} × {of['blocks_alike']}",
-            str(of["processes"]),
-        ]
-        rows.append([name, *figures, f"{beside['same']}, {beside['missed']}, {beside['more']}"])
+        first, *_, last = of["memory_kB"]
+        figures = [f"{of['cpu_seconds']:,.0f}", f"{of['times_real_time']:,}", f"{first / 1024:.1f}"]
+        figures += [f"{last / 1024:.1f}", f"{last - first:+,}", f"{of['events']:,}"]
+        figures += [f"{of['events_in_block']} × {of['blocks_alike']}", str(of["processes"])]
+        rows.append([name, *figures, ", ".join(str(of["beside_numpy"][key]) for key in ORDER)])
     header = ["runtime", "CPU s", "times real time", "MB after hour 1", "at the end", "kB more", "events"]
     header += ["per hour, alike", "processes", "same as NumPy's, missed, more"]
     return markdown(header, rows)
@@ -238,53 +215,36 @@ def main(arguments: list[str]) -> None:
     parser = argument_parser("python -m benchmarks.reliability.soak", __doc__)
     add = parser.add_argument
     add("--model", type=Path, default=MODEL, help="detector; the demo's at 4 bits, trained if it isn't there")
-    add("--hours", type=float, default=24.0, help="hours of sound")
-    add("--block", type=int, default=3600, help="seconds after which the sound repeats: the hour")
+    add("--hours", type=int, default=24, help="hours of sound")
     add("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="which, in this order")
-    add("--seed", type=int, default=0, help="seed of the sound, and of where it is cut")
     add("--out", type=Path, default=RESULTS / "reliability", help="folder of the tally")
     options = parser.parse_args(arguments)
     if options.model == MODEL and not MODEL.is_file():
         for step in (["train"], ["export", f"{MODEL.parent}/{MODEL.stem}"]):
             subprocess.run([sys.executable, "-m", "qkd_jax", *step], cwd=ROOT, check=True)
-    detector, path = file.load(options.model), options.out / "soak.json"
-    features, network = detector.features, detector.network
-    rate, clock = features.sample_rate, step_clock(features, network)
-    _, hop = step_samples(features, network)
-    blocks = max(round(options.hours * 3600 / options.block), 3)
-    if options.block * rate % hop:
-        samples = options.block * rate
-        raise InputError(f"--block: expected whole steps of {hop} samples, got {samples} samples")
-    block = mixture(options.block, rate, options.seed)
-    sound = Sound(block, options.block * rate // hop, len(block) * blocks + 2 * rate * AFTER)
+    detector = file.load(options.model)
+    rate, clock = detector.features.sample_rate, step_clock(detector.features, detector.network)
+    _, hop = step_samples(detector.features, detector.network)
+    if HOUR * rate % hop:
+        raise InputError(f"{options.model}: expected whole steps of {hop} samples in an hour")
+    block, after = mixture(HOUR, rate, 0), 2 * rate * AFTER
+    sound = Sound(block, HOUR * rate // hop, len(block) * options.hours + after)
+    short = sound._replace(length=2 * len(block) + after)
 
     def command(runtime: str) -> list[str]:
-        model = str(options.model.absolute())
-        detect = [sys.executable, "-m", "qkd_jax", "detect", model, "-"]
+        detect = [sys.executable, "-m", "qkd_jax", "detect", str(options.model.absolute()), "-"]
         return [*detect, "--format", "json", "--runtime", runtime]
 
-    same = {
-        "model": hashlib.sha256(options.model.read_bytes()).hexdigest(),
-        "hours": blocks * options.block / 3600,
-        "block": options.block,
-        "seed": options.seed,
-    }
-    tally: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if {key: tally.get(key) for key in same} != same:
-        tally = same | {"runtimes": {}}
-    left = [runtime for runtime in options.runtimes if runtime not in tally["runtimes"]]
-    expected: list[Found] = []
-    if left:
-        short = sound._replace(length=2 * len(block) + 2 * rate * AFTER)
-        expected = by_block(printed(command("numpy"), [short.part(0, short.length)]), clock, short)[1]
-    for runtime in left:
+    expected = by_block(printed(command("numpy"), [short.part(0, short.length)]), clock, short)[1]
+    tally: dict[str, Any] = {"hours": options.hours, "machine": processor(), "versions": versions(*PACKAGES)}
+    tally |= {"runtimes": {}}
+    for runtime in options.runtimes:
         try:
-            figures = soaked(command(runtime), clock, sound, expected, options.seed)
+            figures = soaked(command(runtime), clock, sound, expected)
         except InputError as error:
             raise InputError(f"{runtime}: {error}") from None
         tally["runtimes"][runtime] = figures
-        tally |= {"machine": processor(), "versions": versions(*PACKAGES)}
-        write_json(path, tally)
+        write_json(options.out / "soak.json", tally)
         print(f"{runtime}: done in {figures['seconds']:.0f} s, and again in pieces", flush=True)
     print(table(tally))
 

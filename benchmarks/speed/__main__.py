@@ -51,6 +51,7 @@ QUESTIONS = {
     "single": Question(
         "detector", "rows", ("numpy", "onnxruntime", "torch", "ai-edge-litert"), one_core=True
     ),
+    "runtimes": Question("runtimes", "rows", ("numpy", "onnxruntime", "ai-edge-litert"), one_core=True),
     "start": Question("processes", "start_rows", ("flax", "optax", "numpy", "soundfile", "onnxruntime")),
     "growth": Question("processes", "growth_rows", ("flax", "optax", "grain", "numpy", "soundfile")),
 }
@@ -111,9 +112,8 @@ def parts(folder: Path) -> dict[str, str]:
 
 def _answers(folder: Path, name: str) -> str:
     """The tables of a question, one for each kind of device that has answered it."""
-    answers = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{name}.json"))
-    }
+    paths = sorted(folder.glob(f"*/{name}.json"))
+    answers = {path.parent.name: json.loads(path.read_text()) for path in paths}
     texts = [
         f"{each['device']}: {each['machine']}; {each['versions']}.\n\n"
         + markdown(COLUMNS, [table_row(Row(**row)) for row in each["rows"]])
@@ -126,27 +126,15 @@ def _answers(folder: Path, name: str) -> str:
 
 def table_row(row: Row) -> list[str]:
     """A row of a table."""
-    ratio, goal = DASH, DASH
+    ratio, goal, theirs = DASH, DASH, DASH
     if row.peer_seconds:
-        middle, low, high = (_digits(value) for value in row.times_as_fast)
-        ratio = f"{middle} ({low} to {high})"
-    if row.at_least is not None:
-        goal = f"≥ {_digits(row.at_least)}"
-    elif row.at_most is not None:
-        goal = f"≤ {_time(row.at_most)}"
+        middle, low, high = map(_digits, row.times_as_fast)
+        ratio, theirs = f"{middle} ({low} to {high})", _time(np.median(row.peer_seconds))
     if row.met is not None:
+        goal = f"≥ {_digits(row.at_least)}" if row.at_least is not None else f"≤ {_time(row.at_most)}"
         goal += ": met" if row.met else ": missed"
-    return [
-        row.what,
-        row.ours,
-        _time(np.median(row.seconds)),
-        row.peer or DASH,
-        _time(np.median(row.peer_seconds)) if row.peer_seconds else DASH,
-        ratio,
-        goal,
-        DASH if row.off is None else f"{row.off:.1g}",
-        row.note,
-    ]
+    off, peer = DASH if row.off is None else f"{row.off:.1g}", row.peer or DASH
+    return [row.what, row.ours, _time(np.median(row.seconds)), peer, theirs, ratio, goal, off, row.note]
 
 
 def _digits(value: float) -> str:
@@ -165,9 +153,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="how often each of those compared has its turn")
     parser.add_argument("--quick", action="store_true", help="only train steps, within six minutes")
     parser.add_argument("--page", action="store_true", help="only write the page")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "speed", help="folder of the answers, beside OUT.md"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "speed", help="folder of the answers")
     parser.add_argument("--answer", choices=QUESTIONS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.answer:

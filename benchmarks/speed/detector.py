@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
 from qkd_jax.models.build import build_model
+from qkd_jax.models.common import with_norm
 from qkd_jax.models.lstm_integer import calibrate, to_detector
 from qkd_jax.nn.lstm import lstm_scan
 from qkd_jax.runtimes import litert
@@ -42,13 +43,13 @@ SAME, NEAR, ROUGH = 1e-4, 0.1, 0.5
 """Largest differences relative to the largest logit: of floats, of LiteRT's rounding, of quantization."""
 WITHIN = dict.fromkeys((NUMPY, JAX, ONNX, PORTABLE, C), 0.0) | {LITERT: NEAR}
 WITHIN |= {ORT: SAME, TORCH: SAME, ORT_INT8: ROUGH}
-CLIP_GOALS = {((LITERT, 4), ORT): 2.0, ((C, 8), ORT): 1 / 0.3, ((C, 4), ORT): 1 / 0.3}
-"""This many times as fast."""
-FRAME_GOALS = dict.fromkeys(CLIP_GOALS, 6e-6)
-"""Seconds."""
+GOALS, FRAME_GOAL = {(LITERT, 4): 2.0, (C, 8): 1 / 0.3, (C, 4): 1 / 0.3}, 6e-6
+"""A clip: this many times as fast as ONNX Runtime's LSTM; a frame: seconds."""
 RUN = """
 #include "detector.h"
 static qkd_state stream;
+void start(void) { qkd_reset(&stream); }
+void step(const float *log_mel, float *logits) { qkd_log_mel(&stream, log_mel); qkd_clip(&stream, logits); }
 void clip(const float *log_mel, int frames, float *logits)
 {
     qkd_state state;
@@ -58,14 +59,15 @@ void clip(const float *log_mel, int frames, float *logits)
         qkd_log_mel(&state, log_mel + (size_t)QKD_MELS * frame);
     qkd_clip(&state, logits);
 }
-void start(void)
-{
-    qkd_reset(&stream);
-}
-void step(const float *log_mel, float *logits)
-{
-    qkd_log_mel(&stream, log_mel);
-    qkd_clip(&stream, logits);
+"""
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 21]>
+lstm (float[frames, 1, %(mels)d] x, float[1, 1, %(H)d] h, float[1, 1, %(H)d] c)
+=> (float[1, %(events)d] logits, float[1, 1, %(H)d] next_h, float[1, 1, %(H)d] next_c) {
+    , next_h, next_c = LSTM <hidden_size = %(H)d> (x, w, r, b, , h, c)
+    last = Squeeze (next_h, first)
+    sums = MatMul (last, out)
+    logits = Add (sums, bias)
 }
 """
 
@@ -101,12 +103,14 @@ class Weights(NamedTuple):
         return rows[:, hidden_size:], rows[:, :hidden_size], np.concatenate([b[gate] for gate in gates])
 
 
-def untrained(network: LSTMConfig, x: np.ndarray) -> tuple[Detector, Any]:
-    """A detector calibrated on `x`, float32 [frames, mels], and its parameters in float."""
+def untrained(network: LSTMConfig, x: np.ndarray, *, normed: bool = False) -> tuple[Detector, Any]:
+    """A detector calibrated on `x`, float32 [frames, mels], maybe `normed` by it, and its float weights."""
     variables = dict(jax.jit(build_model(network, len(EVENTS)).init)(jax.random.key(0), x[None]))
-    exponents = calibrate(network, variables, [x[None]])
-    variables |= {"exponents": exponents}
-    detector = to_detector(network, variables, features=FeatureConfig(), events=EVENTS, clip_seconds=10.0)
+    if normed:
+        variables = with_norm(variables, x.mean(axis=0), x.std(axis=0))
+    variables |= {"exponents": calibrate(network, variables, [x[None]])}
+    front = FeatureConfig(n_mels=x.shape[1])
+    detector = to_detector(network, variables, features=front, events=EVENTS, clip_seconds=10.0)
     return detector, variables["params"]
 
 
@@ -223,33 +227,15 @@ def session(content: bytes) -> Any:
 
 def onnx_lstm(weights: Weights) -> bytes:
     """The operator LSTM and a linear layer, from x [frames, 1, mels] and h, c [1, 1, H] to `logits` …"""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper, parser
 
-    (w, r, b), hidden_size = weights.of(ONNX_GATES), len(weights.out)
-    constants = {
-        "w": w[None],
-        "r": r[None],
-        "b": np.concatenate([b, np.zeros_like(b)])[None],
-        "out": weights.out,
-        "bias": weights.bias,
-        "first": np.array([0]),
-    }
-    lstm = ["x", "w", "r", "b", "", "h", "c"], ["", "next_h", "next_c"]
-    nodes = [
-        helper.make_node("LSTM", *lstm, hidden_size=hidden_size),
-        helper.make_node("Squeeze", ["next_h", "first"], ["last"]),
-        helper.make_node("MatMul", ["last", "out"], ["sums"]),
-        helper.make_node("Add", ["sums", "bias"], ["logits"]),
-    ]
-    state, shapes = [1, 1, hidden_size], {"x": ["frames", 1, w.shape[1]], "logits": [1, len(weights.bias)]}
-    inputs, outputs = (
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name, state)) for name in names]
-        for names in (("x", "h", "c"), ("logits", "next_h", "next_c"))
-    )
-    initial = [numpy_helper.from_array(np.ascontiguousarray(each), name) for name, each in constants.items()]
-    graph = helper.make_graph(nodes, "lstm", inputs, outputs, initial)
-    opsets = [helper.make_opsetid("", 21)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    (w, r, b), (hidden_size, events) = weights.of(ONNX_GATES), weights.out.shape
+    named = {"w": w[None], "r": r[None], "b": np.concatenate([b, np.zeros_like(b)])[None]}
+    named |= {"out": weights.out, "bias": weights.bias, "first": np.array([0])}
+    model = parser.parse_model(GRAPH % {"mels": w.shape[1], "H": hidden_size, "events": events})
+    constants = [numpy_helper.from_array(np.ascontiguousarray(each), name) for name, each in named.items()]
+    model.graph.initializer.extend(constants)
+    return model.SerializeToString()
 
 
 def quantized(content: bytes) -> bytes:
@@ -350,29 +336,6 @@ def stepping(way: Way, x: np.ndarray) -> Call:
     return call
 
 
-def compared(
-    what: str,
-    seconds: Mapping[Any, list[float]],
-    off: Mapping[tuple[tuple[str, int], str], float],
-    at_least: Mapping[Any, float] = {},
-    at_most: Mapping[Any, float] = {},
-) -> Iterator[Row]:
-    """A row for each pair in `off` that was timed: one of ours with its bits, and a peer."""
-    for pair, difference in off.items():
-        (name, bits), peer = pair
-        if pair[0] in seconds:
-            yield Row(
-                what=f"{what}, {bits} bits",
-                ours=name,
-                peer=peer,
-                seconds=seconds[pair[0]],
-                peer_seconds=seconds[peer],
-                off=difference,
-                at_least=at_least.get(pair),
-                at_most=at_most.get(pair),
-            )
-
-
 def rows(
     rounds: int, frames: int = FRAMES, hidden_size: int = HIDDEN_SIZE, repeat: int = REPEAT
 ) -> Iterator[Row]:
@@ -389,9 +352,19 @@ def rows(
         check(name, way, x, expected, WITHIN[name])
 
     pairs = [(key, ORT) for key in own if ORT in others] + [((C, 8), name) for name in others if name != ORT]
-    off = {(key, name): agree(name, own[key].clip(x), others[name].clip(x), ROUGH) for key, name in pairs}
     ways: dict[Any, Way] = {**own, **others}
-    clips = {key: partial(way.clip, x) for key, way in ways.items()}
-    yield from compared(f"{frames} frames", in_turns(clips, rounds), off, at_least=CLIP_GOALS)
-    steps = {key: stepping(way, x) for key, way in ways.items() if way.step}
-    yield from compared("a frame", in_turns(steps, rounds, repeat), off, at_most=FRAME_GOALS)
+    clips = in_turns({key: partial(way.clip, x) for key, way in ways.items()}, rounds)
+    steps = in_turns({key: stepping(way, x) for key, way in ways.items() if way.step}, rounds, repeat)
+    for what, seconds in ((f"{frames} frames", clips), ("a frame", steps)):
+        for key, peer in ((key, peer) for key, peer in pairs if key in seconds):
+            goal = key in GOALS and peer == ORT
+            yield Row(
+                what=f"{what}, {key[1]} bits",
+                ours=key[0],
+                peer=peer,
+                seconds=seconds[key],
+                peer_seconds=seconds[peer],
+                off=agree(peer, own[key].clip(x), others[peer].clip(x), ROUGH),
+                at_least=GOALS[key] if goal and seconds is clips else None,
+                at_most=FRAME_GOAL if goal and seconds is steps else None,
+            )

@@ -1,7 +1,6 @@
 """Features: log-mel energies of an hour on one core, and from recordings to features on disk on all cores."""
 
 import importlib.util
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 
-from benchmarks.speed.measure import Row, agree, in_turns
+from benchmarks.speed.measure import Row, agree, beside, in_turns
 from qkd_jax.audio import log_mel_numpy
 from qkd_jax.audio.log_mel import log_mel
 from qkd_jax.config import FeatureConfig
@@ -29,7 +28,7 @@ CLIPS, CLIP_SECONDS, COMPARED = 3000, 10, 20
 CLOSE = 1e-5
 """Orders of summation in float32; an edge wrong by 1 Hz, or a floor by a thousandth, is off by more."""
 GOALS = {"librosa": 10.0, "kaldi-native-fbank": 1.0}
-FILES_GOAL = 3.0
+OURS, LOOP, FILES_GOAL = "cached_features", "librosa in a pool of processes", 3.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Way = Callable[[np.ndarray], np.ndarray]
@@ -69,19 +68,12 @@ def in_librosa(features: FeatureConfig) -> Way:
     # librosa centres the window in the FFT; ours starts with it.
     spare = features.n_fft - features.win_length
     padding = (spare // 2, spare - spare // 2)
+    names = ("n_fft", "hop_length", "win_length", "n_mels", "fmin", "fmax")
+    settings = {name: getattr(features, name) for name in names}
 
     def way(waveform: np.ndarray) -> np.ndarray:
-        energies = librosa.feature.melspectrogram(
-            y=np.pad(waveform, padding),
-            sr=features.sample_rate,
-            n_fft=features.n_fft,
-            hop_length=features.hop_length,
-            win_length=features.win_length,
-            center=False,
-            n_mels=features.n_mels,
-            fmin=features.fmin,
-            fmax=features.fmax,
-        )
+        padded = np.pad(waveform, padding)
+        energies = librosa.feature.melspectrogram(y=padded, sr=features.sample_rate, center=False, **settings)
         return np.log(energies + np.float32(features.floor)).T
 
     return way
@@ -114,33 +106,25 @@ def in_kaldi(features: FeatureConfig) -> Way:
 def hour_rows(rounds: int, seconds: int = SECONDS, block: int = BLOCK) -> Iterator[Row]:
     """Ours in JAX and in NumPy, each beside each peer; the goals are for JAX."""
     pieces = blocks(noise(seconds), block)
-    mine: dict[str, Way] = {
-        "log_mel, JAX": in_jax(FEATURES),
-        "log_mel, NumPy": partial(log_mel_numpy.log_mel, FEATURES),
-    }
+    mine: dict[str, Way] = {"log_mel, JAX": in_jax(FEATURES)}
+    mine["log_mel, NumPy"] = partial(log_mel_numpy.log_mel, FEATURES)
     peers: dict[str, Way] = {"librosa": in_librosa(FEATURES)}
     if importlib.util.find_spec("kaldi_native_fbank"):
         peers["kaldi-native-fbank"] = in_kaldi(FEATURES)
-    pairs = list(itertools.product(mine, peers))
-    off = {
-        (ours, peer): max(agree(peer, mine[ours](piece), peers[peer](piece), CLOSE) for piece in pieces)
-        for ours, peer in pairs
-    }
 
     def whole(way: Way) -> list[np.ndarray]:
         return [way(piece) for piece in pieces]
 
     took = in_turns({name: partial(whole, way) for name, way in (mine | peers).items()}, rounds)
-    for ours, peer in pairs:
-        yield Row(
-            what=f"{seconds} s",
-            ours=ours,
-            peer=peer,
-            seconds=took[ours],
-            peer_seconds=took[peer],
-            off=off[ours, peer],
-            at_least=GOALS[peer] if "JAX" in ours else None,
-            note=f"{seconds / np.median(took[ours]):,.0f} times real time",
+    for name, way in mine.items():
+        results = {peer: zip(pieces, whole(other)) for peer, other in peers.items()}
+        off = {
+            (name, peer): max(agree(peer, way(piece), theirs, CLOSE) for piece, theirs in each)
+            for peer, each in results.items()
+        }
+        goals = GOALS if "JAX" in name else {}
+        yield from beside(
+            f"{seconds} s", took, off, goals, lambda own: f"{seconds / np.median(own):,.0f} times real time"
         )
 
 
@@ -195,14 +179,8 @@ def file_rows(rounds: int, count: int = CLIPS, workers: int | None = None) -> It
             with tempfile.TemporaryDirectory() as empty:
                 way(clips, Path(empty))
 
-        took = in_turns({"ours": partial(anew, ours), "librosa": partial(anew, loop)}, rounds)
-    yield Row(
-        what=f"{count} clips of {CLIP_SECONDS} s",
-        ours="cached_features",
-        peer="librosa in a pool of processes",
-        seconds=took["ours"],
-        peer_seconds=took["librosa"],
-        off=off,
-        at_least=FILES_GOAL,
-        note=f"{count / np.median(took['ours']):,.0f} clips/s",
+        took = in_turns({OURS: partial(anew, ours), LOOP: partial(anew, loop)}, rounds)
+    what, goals = f"{count} clips of {CLIP_SECONDS} s", {LOOP: FILES_GOAL}
+    yield from beside(
+        what, took, {(OURS, LOOP): off}, goals, lambda own: f"{count / np.median(own):,.0f} clips/s"
     )

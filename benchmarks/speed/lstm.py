@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.speed.measure import Call, Row, agree, arithmetic, bandwidth, in_turns, late, waited
+from benchmarks.speed.measure import Call, Row, agree, arithmetic, bandwidth, beside, in_turns, late, waited
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 from qkd_jax.nn.lstm_cell import Layer
 
+Shape = tuple[int, int, int]
 FLOAT = QuantConfig()
 SHAPE, SHORT, HIDDEN_SIZE = (64, 998, 64), (64, 100, 64), 256
 CLOSE = 2e-3
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     read: Callable[[Any], tuple[Any, Any]]
 
 
-def noise(shape: tuple[int, int, int]) -> np.ndarray:
+def noise(shape: Shape) -> np.ndarray:
     """Sequences, float32 [batch, time, inputs]."""
     return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
 
@@ -83,10 +84,8 @@ def flax_rnn(layer: Layer, x: np.ndarray) -> Step:
     hidden_size = layer["b"].size // 4
     model, cell = nn.RNN(nn.OptimizedLSTMCell(hidden_size)), {}
     for gate, w, b in zip("figo", jnp.split(layer["w"], 4, axis=1), jnp.split(layer["b"], 4)):
-        cell[f"h{gate}"], cell[f"i{gate}"] = (
-            {"kernel": w[:hidden_size], "bias": b},
-            {"kernel": w[hidden_size:]},
-        )
+        cell[f"h{gate}"] = {"kernel": w[:hidden_size], "bias": b}
+        cell[f"i{gate}"] = {"kernel": w[hidden_size:]}
 
     def loss(cell: Any, x: jax.Array) -> jax.Array:
         hs: Any = model.apply({"params": {"cell": cell}}, x)
@@ -100,60 +99,16 @@ def flax_rnn(layer: Layer, x: np.ndarray) -> Step:
     return Step(jitted(loss, cell, x), read)
 
 
-def cudnn(layer: Layer, x: np.ndarray) -> Step:
-    """The LSTM of cuDNN, as `jax.experimental.rnn` calls it; only on a GPU."""
-    from jax.experimental import rnn
-
-    (batch, steps, inputs), hidden_size = x.shape, layer["b"].size // 4
-    w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
-    # cuDNN's flat weights: the inputs' matrices, the recurrent ones, then two biases.
-    flat = jnp.concatenate([w[hidden_size:].T.ravel(), w[:hidden_size].T.ravel(), b, jnp.zeros_like(b)])
-    lengths, zeros = jnp.full(batch, steps), jnp.zeros((1, batch, hidden_size))
-
-    def loss(flat: jax.Array, x: jax.Array) -> jax.Array:
-        hs, *_ = rnn.lstm(
-            x,
-            zeros,
-            zeros,
-            flat,
-            lengths,
-            inputs,
-            hidden_size,
-            num_layers=1,
-            dropout=0.0,
-            bidirectional=False,
-        )
-        return jnp.mean(hs**2)
-
-    def read(result: Any) -> tuple[Any, Any]:
-        of_x, of_h, _ = jnp.split(
-            result[1], [4 * hidden_size * inputs, 4 * hidden_size * (inputs + hidden_size)]
-        )
-        of_w = jnp.concatenate(
-            [of_h.reshape(4 * hidden_size, hidden_size), of_x.reshape(4 * hidden_size, inputs)], axis=1
-        )
-        return result[0], _torch_gates(of_w.T)
-
-    return Step(jitted(loss, flat, x), read)
-
-
 def torch_lstm(layer: Layer, x: np.ndarray) -> Step:
     """`torch.nn.LSTM`, which is cuDNN's on a GPU."""
     import torch
 
-    device = torch_device()
-    hidden_size = layer["b"].size // 4
+    device, hidden_size = torch_device(), layer["b"].size // 4
     model = torch.nn.LSTM(x.shape[2], hidden_size, batch_first=True).to(device)
     w, b = _torch_gates(layer["w"]), _torch_gates(layer["b"])
-    state = {
-        "weight_ih_l0": w[hidden_size:].T,
-        "weight_hh_l0": w[:hidden_size].T,
-        "bias_ih_l0": b,
-        "bias_hh_l0": 0 * b,
-    }
-    model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
-    on_device = torch.tensor(x, device=device)
-    weights = list(model.parameters())
+    weights, on_device = list(model.parameters()), torch.tensor(x, device=device)
+    for weight, value in zip(weights, (w[hidden_size:].T, w[:hidden_size].T, b, 0 * b)):
+        weight.data.copy_(torch.tensor(np.array(value)))
 
     def call() -> Any:
         loss = (model(on_device)[0] ** 2).mean()
@@ -227,9 +182,21 @@ def torch_waited(*results: Any) -> Any:
 
 
 def _torch_gates(array: Any) -> jax.Array:
-    """An array whose gates f, i, c, o become i, f, c, o, the order of torch and cuDNN, or the reverse."""
+    """An array whose gates f, i, c, o become i, f, c, o, the order of torch, or the reverse."""
     one, other, *rest = jnp.split(jnp.asarray(array), 4, axis=-1)
     return jnp.concatenate([other, one, *rest], axis=-1)
+
+
+def same(name: str, step: Step, peer: Step, within: float) -> float:
+    """The difference of the peer's gradient; raises InputError if it or the loss is not `within` ours."""
+    (loss, grad), (their_loss, their_grad) = step.read(step.call()), peer.read(peer.call())
+    agree(f"{name}: loss", [loss], [their_loss], within)
+    return agree(f"{name}: gradient", grad, their_grad, within)
+
+
+def title(shape: Shape, hidden_size: int) -> str:
+    """The column "what" of a row."""
+    return "{} × {} × {}, {} units".format(*shape, hidden_size)
 
 
 def work(batch: int, steps: int, inputs: int, hidden_size: int) -> tuple[float, float]:
@@ -241,82 +208,45 @@ def work(batch: int, steps: int, inputs: int, hidden_size: int) -> tuple[float, 
     return operations, 4 * batch * steps * (2 * inputs + 2 * hidden_size + 12 * hidden_size)
 
 
-def speed(shape: tuple[int, int, int], hidden_size: int, seconds: Sequence[float]) -> str:
+def speed(shape: Shape, hidden_size: int, seconds: Sequence[float]) -> str:
     """Clips per second, and the share of the device's peak arithmetic and bandwidth."""
     middle = float(np.median(seconds))
-    operations, moved = work(*shape, hidden_size)
-    shares = operations / middle / arithmetic(), moved / middle / bandwidth()
-    return "{:.0f} clips/s; {:.0%} of the device's arithmetic, {:.0%} of its bandwidth".format(
-        shape[0] / middle, *shares
+    (operations, moved), clips = work(*shape, hidden_size), shape[0] / middle
+    shares = f"{operations / middle / arithmetic():.0%}", f"{moved / middle / bandwidth():.0%}"
+    return f"{clips:.0f} clips/s; {shares[0]} of the device's arithmetic, {shares[1]} of its bandwidth"
+
+
+def float_rows(rounds: int, shape: Shape = SHAPE, hidden_size: int = HIDDEN_SIZE) -> Iterator[Row]:
+    """Our float step beside each peer."""
+    x, layer, torch = noise(shape), parameters(shape[2], hidden_size), "torch nn.LSTM"
+    makers = {"lstm_scan": ours, "a plain scan": plain_scan, "flax RNN": flax_rnn}
+    makers |= {torch: torch_lstm} if torch_is_here() else {}
+    steps = {name: make(layer, x) for name, make in makers.items()}
+    off = {("lstm_scan", name): same(name, steps["lstm_scan"], steps[name], CLOSE) for name in [*steps][1:]}
+    goal = 1 / 1.2 if jax.default_backend() == "gpu" else 1.0  # cuDNN's on a GPU
+    seconds = in_turns({name: step.call for name, step in steps.items()}, rounds)
+    yield from beside(
+        title(shape, hidden_size), seconds, off, {torch: goal}, partial(speed, shape, hidden_size)
     )
 
 
-def float_rows(
-    rounds: int, shape: tuple[int, int, int] = SHAPE, hidden_size: int = HIDDEN_SIZE
-) -> Iterator[Row]:
-    """Our float step beside each peer."""
-    x, layer, gpu = noise(shape), parameters(shape[2], hidden_size), jax.default_backend() == "gpu"
-    makers = {"ours": ours, "a plain scan": plain_scan, "flax RNN": flax_rnn}
-    makers |= {"cuDNN by jax.experimental.rnn": cudnn} if gpu else {}
-    makers |= {"torch nn.LSTM": torch_lstm} if torch_is_here() else {}
-    steps = {name: make(layer, x) for name, make in makers.items()}
-    loss, grad = steps["ours"].read(steps["ours"].call())
-    off = {}
-    for name, step in steps.items():
-        their_loss, their_grad = step.read(step.call())
-        agree(name, [loss], [their_loss], CLOSE)
-        off[name] = agree(name, grad, their_grad, CLOSE)
-    seconds = in_turns({name: step.call for name, step in steps.items()}, rounds)
-    mine = seconds.pop("ours")
-    for name, theirs in seconds.items():
-        yield Row(
-            what="{} × {} × {}, {} units".format(*shape, hidden_size),
-            ours="lstm_scan",
-            peer=name,
-            seconds=mine,
-            peer_seconds=theirs,
-            off=off[name],
-            at_least=(1 / 1.2 if gpu else 1.0) if "cuDNN" in name or "torch" in name else None,
-            note=speed(shape, hidden_size, mine),
-        )
-
-
 def quantized_rows(
-    rounds: int,
-    shape: tuple[int, int, int] = SHAPE,
-    short: tuple[int, int, int] = SHORT,
-    hidden_size: int = HIDDEN_SIZE,
+    rounds: int, shape: Shape = SHAPE, short: Shape = SHORT, hidden_size: int = HIDDEN_SIZE
 ) -> Iterator[Row]:
     """Our step in each scheme beside our float step, and the paper's scheme beside a loop in torch."""
-    x, layer = noise(shape), parameters(shape[2], hidden_size)
-    calls = {"float": ours(layer, x).call}
-    for scheme, make in SCHEMES.items():
-        calls |= {f"{scheme}, {bits} bits": ours(layer, x, make(bits)).call for bits in BITS}
-    seconds = in_turns(calls, rounds)
-    for name in (name for name in calls if name != "float"):
-        yield Row(
-            what="{} × {} × {}, {} units".format(*shape, hidden_size),
-            ours=name,
-            peer="our float step",
-            seconds=seconds[name],
-            peer_seconds=seconds["float"],
-            at_least=1 / 1.1,
-            note=speed(shape, hidden_size, seconds[name]),
-        )
-    if not torch_is_here() or late():
-        return
-    x = noise(short)
-    for bits in BITS:
-        mine, loop = ours(layer, x, QuantConfig.paper(bits)), torch_loop(layer, x, bits)
-        (loss, grad), (their_loss, their_grad) = mine.read(mine.call()), loop.read(loop.call())
-        agree("torch loop: loss", [loss], [their_loss], TIES[bits])
-        off = agree("torch loop: gradient", grad, their_grad, TIES[bits])
-        seconds = in_turns({"ours": mine.call, "loop": loop.call}, min(rounds, 3))
-        yield Row(
-            what="{} × {} × {}, {} units".format(*short, hidden_size),
-            ours=f"paper, {bits} bits",
-            peer="a loop in torch",
-            seconds=seconds["ours"],
-            peer_seconds=seconds["loop"],
-            off=off,
-        )
+    x, layer, peer, loop = (
+        noise(shape),
+        parameters(shape[2], hidden_size),
+        "our float step",
+        "a loop in torch",
+    )
+    schemes = {f"{name}, {bits} bits": make(bits) for name, make in SCHEMES.items() for bits in BITS}
+    calls = {name: ours(layer, x, quant).call for name, quant in {peer: FLOAT, **schemes}.items()}
+    pairs, note = {(name, peer): None for name in schemes}, partial(speed, shape, hidden_size)
+    yield from beside(title(shape, hidden_size), in_turns(calls, rounds), pairs, {peer: 1 / 1.1}, note)
+    for bits in [] if not torch_is_here() or late() else BITS:
+        x, name = noise(short), f"paper, {bits} bits"
+        steps = {name: ours(layer, x, schemes[name]), loop: torch_loop(layer, x, bits)}
+        off = {(name, loop): same(loop, steps[name], steps[loop], TIES[bits])}
+        seconds = in_turns({name: step.call for name, step in steps.items()}, min(rounds, 3))
+        yield from beside(title(short, hidden_size), seconds, off)

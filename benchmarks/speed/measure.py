@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -54,13 +54,13 @@ def late() -> bool:
     return time.time() > float(os.environ.get(DEADLINE, "inf"))
 
 
-def in_turns(calls: Mapping[str, Call], rounds: int, repeat: int = 1) -> dict[str, list[float]]:
+def in_turns(calls: Mapping[Any, Call], rounds: int, repeat: int = 1) -> dict[Any, list[float]]:
     """Wall-clock seconds of each of `calls` in each round, after one that doesn't count.
 
     With `repeat`, each is called this many times per round, and the mean counts.  After the deadline no
     further round begins, but there is at least one.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for index in range(rounds):
@@ -86,6 +86,20 @@ def agree(what: str, ours: Any, theirs: Any, within: float) -> float:
     if not off <= within:
         raise InputError(f"{what}: expected the peer within {within:g} of ours, found it off by {off:.2g}")
     return off
+
+
+def beside(
+    what: str,
+    seconds: Mapping[Any, Sequence[float]],
+    off: Mapping[Any, float | None],
+    goals: Mapping[Any, float] = {},
+    note: Callable[[Sequence[float]], str] = lambda seconds: "",
+) -> Iterator[Row]:
+    """A row for each pair in `off`, ours and a peer; `goals` are multiples by peer, `note` tells of ours."""
+    for (ours, peer), difference in off.items():
+        mine, theirs = seconds[ours], seconds[peer] if peer else ()
+        comparison: dict[str, Any] = {"ours": ours, "peer": peer, "seconds": mine, "peer_seconds": theirs}
+        yield Row(what=what, off=difference, at_least=goals.get(peer), note=note(mine), **comparison)
 
 
 def waited(step: Any, *args: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is measured in processes: start-up, imports, compilation, and the growth of time and memory."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,30 +13,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 
 from benchmarks.common import EVENTS, ROOT
-from benchmarks.speed.measure import Row, agree, in_turns
+from benchmarks.speed.measure import Row, agree, beside, in_turns
 from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, ManifestData, QuantConfig
 from qkd_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from qkd_jax.data.dataset import Dataset
 
 SHAPE = (64, 998, 64)
 FIRST_LINE = 1.0
 """Goal: seconds."""
 IMPORTS = {"import qkd_jax": 0.2, "from qkd_jax import lstm_scan": 0.2, "from qkd_jax import *": None}
 """What to import, and the goal: this many seconds more than JAX."""
-COMPILED: dict[str, tuple[LSTMConfig | DenseNetConfig, float | None]] = {
-    "the paper's student, 8 bits": (LSTMConfig(quant=QuantConfig.paper(8)), 15.0),
-    "DenseNet-63": (DenseNetConfig(), None),
-}
-"""Networks whose train steps to compile, and the goal: seconds."""
-COMPILATIONS = 3
+PAPER = LSTMConfig(quant=QuantConfig.paper(8))
+COMPILED = {"the paper's student, 8 bits": (PAPER, 15.0), "DenseNet-63": (DenseNetConfig(), None)}
+"""Networks whose train steps to compile three times, and the goal: seconds."""
 CLOSE = 0.02
 """Relative to the logit: front ends differ in a float's last bit, which can turn an input's code."""
 SCRIPT = """
@@ -112,7 +107,8 @@ def starts(rounds: int) -> Iterator[Row]:
         waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
         soundfile.write(recording, waveform, detector.features.sample_rate, subtype="FLOAT")
         ours = [sys.executable, "-m", "qkd_jax", "detect", str(model), str(recording)]
-        calls, off = {"ours": lambda: first_line(ours)}, None
+        mine, script = "qkd-jax detect", "a script with ONNX Runtime"
+        calls, off = {mine: lambda: first_line(ours)}, None
         if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
             from qkd_jax.audio import log_mel_numpy
             from qkd_jax.detector import reference
@@ -122,18 +118,12 @@ def starts(rounds: int) -> Iterator[Row]:
             theirs = [sys.executable, "-c", SCRIPT, f"{folder}/detector.onnx", str(recording)]
             codes = reference.input_codes(detector, log_mel_numpy.log_mel(detector.features, waveform))
             expected = reference.clip_logits(detector, codes)
-            off = agree("the script", expected[:1], [float(first_line(theirs))], CLOSE)
-            calls["script"] = lambda: first_line(theirs)
+            off = agree(script, expected[:1], [float(first_line(theirs))], CLOSE)
+            calls[script] = lambda: first_line(theirs)
         seconds = in_turns(calls, rounds)
-    yield Row(
-        what="256 units, 8 bits: to the first line",
-        ours="qkd-jax detect",
-        peer="a script with ONNX Runtime" if "script" in seconds else None,
-        seconds=seconds["ours"],
-        peer_seconds=seconds.get("script", ()),
-        off=off,
-        at_most=FIRST_LINE,
-    )
+    what, pair = "256 units, 8 bits: to the first line", (mine, script if script in seconds else None)
+    for row in beside(what, seconds, {pair: off}):
+        yield dataclasses.replace(row, at_most=FIRST_LINE)
 
 
 def imports(rounds: int) -> Iterator[Row]:
@@ -144,19 +134,11 @@ def imports(rounds: int) -> Iterator[Row]:
         return lambda: subprocess.run(command, cwd=ROOT, check=True)
 
     seconds = in_turns({line: call(command) for line, command in commands.items()}, rounds)
-    theirs = seconds.pop("import jax")
-    own = float(np.median(theirs))
-    for line, mine in seconds.items():
-        more = IMPORTS[line]
-        yield Row(
-            what="a process that imports",
-            ours=line,
-            peer="import jax",
-            seconds=mine,
-            peer_seconds=theirs,
-            at_most=None if more is None else own + more,
-            note=f"{np.median(mine) - own:+.2f} s",
-        )
+    own = float(np.median(seconds["import jax"]))
+    what, off = "a process that imports", {(line, "import jax"): None for line in IMPORTS}
+    for row in beside(what, seconds, off, note=lambda mine: f"{np.median(mine) - own:+.2f} s"):
+        more = IMPORTS[row.ours]
+        yield dataclasses.replace(row, at_most=None if more is None else own + more)
 
 
 def start_rows(rounds: int, shape: tuple[int, int, int] = SHAPE) -> Iterator[Row]:
@@ -164,22 +146,15 @@ def start_rows(rounds: int, shape: tuple[int, int, int] = SHAPE) -> Iterator[Row
     yield from starts(rounds)
     yield from imports(rounds)
     for name, (_, most) in COMPILED.items():
-        points = [
-            measured("compile", name, *shape, JAX_ENABLE_COMPILATION_CACHE="false")
-            for _ in range(min(rounds, COMPILATIONS))
-        ]
-        yield Row(
-            what=f"compiling a train step of {name}, {' × '.join(map(str, shape))}",
-            ours="make_train_step",
-            seconds=[sum(point.seconds) for point in points],
-            note=f"{np.median([point.seconds[0] for point in points]):.1f} s of it for tracing",
-            at_most=most,
-        )
+        uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        points = [measured("compile", name, *shape, **uncached) for _ in range(min(rounds, 3))]
+        what = f"compiling a train step of {name}, {' × '.join(map(str, shape))}"
+        note = f"{np.median([point.seconds[0] for point in points]):.1f} s of it for tracing"
+        seconds = [sum(point.seconds) for point in points]
+        yield Row(what=what, ours="make_train_step", seconds=seconds, note=note, at_most=most)
 
 
-def train_step(
-    network: LSTMConfig | DenseNetConfig, shape: tuple[int, int, int]
-) -> tuple[Any, Callable[[], Any], dict[str, np.ndarray]]:
+def train_step(network: Any, shape: tuple[int, int, int]) -> tuple[Any, Callable[[], Any], Any]:
     """The step of `network` for features [batch, frames, mels], a maker of states, and a batch."""
     import jax.numpy as jnp
 
@@ -228,7 +203,7 @@ def detect_seconds(model: str, recording: str) -> list[float]:
     return [time.perf_counter() - begun]
 
 
-def opened(root: Path, clips: int) -> "Dataset":
+def opened(root: Path, clips: int) -> Any:
     """The first `clips` clips of the data set `root`, with features 8 × 8."""
     from qkd_jax.data.cache import cached
     from qkd_jax.data.clips import targets
@@ -262,7 +237,7 @@ def step_seconds(batch: str, hidden_size: str, steps: str, rounds: str) -> list[
     """Seconds of a train step in each round."""
     import jax
 
-    student = LSTMConfig(hidden_size=int(hidden_size), quant=QuantConfig.paper(8))
+    student = dataclasses.replace(PAPER, hidden_size=int(hidden_size))
     step, new_state, examples = train_step(student, (int(batch), int(steps), MELS))
     state, on_device = new_state(), jax.device_put(examples)
 
@@ -274,12 +249,8 @@ def step_seconds(batch: str, hidden_size: str, steps: str, rounds: str) -> list[
     return in_turns({"step": call}, int(rounds))["step"]
 
 
-TASKS: dict[str, Callable[..., list[float]]] = {
-    "compile": compile_seconds,
-    "detect": detect_seconds,
-    "epoch": epoch_seconds,
-    "step": step_seconds,
-}
+TASKS: dict[str, Callable[..., list[float]]] = {"compile": compile_seconds, "detect": detect_seconds}
+TASKS |= {"epoch": epoch_seconds, "step": step_seconds}
 
 
 def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -288,7 +259,7 @@ def slope(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def grown(
-    labels: Sequence[str], sizes: Sequence[float], points: Iterable[Point], *, ours: str, unit: str
+    labels: Sequence[str], sizes: Sequence[float], points: Iterable[Point], ours: str, unit: str
 ) -> Iterator[Row]:
     """A row per point; the last has the slope, and the growth of memory, over the upper half of `sizes`."""
     half, medians, peaks = (len(sizes) - 1) // 2, [], []
@@ -340,20 +311,18 @@ def growth_rows(
     steps: int = STEPS,
 ) -> Iterator[Row]:
     """Sounds and data sets once, train steps in each round."""
-    with tempfile.TemporaryDirectory() as folder:
-        labels, points = [f"{each:,} s of sound" for each in seconds], sounds(Path(folder), seconds)
-        yield from grown(labels, seconds, points, ours="detect", unit="second")
-    with tempfile.TemporaryDirectory() as folder:
-        labels, points = [f"{each:,} clips" for each in clips], data_sets(Path(folder), clips)
-        yield from grown(labels, clips, points, ours="opening, and an epoch", unit="clip")
-    labels = [f"batch {each}, 256 units, {steps} steps" for each in batches]
-    points = (measured("step", each, 256, steps, rounds) for each in batches)
-    yield from grown(labels, batches, points, ours="train step", unit="clip")
-    labels = [f"batch 16, {each} units, {steps} steps" for each in hidden_sizes]
-    points = (measured("step", 16, each, steps, rounds) for each in hidden_sizes)
     # Time grows in proportion to the number of weights.
     weights = [4 * each * (each + MELS) for each in hidden_sizes]
-    yield from grown(labels, weights, points, ours="train step", unit="weight")
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        lengths, sets = sounds(Path(one), seconds), data_sets(Path(other), clips)
+        yield from grown([f"{each:,} s of sound" for each in seconds], seconds, lengths, "detect", "second")
+        yield from grown([f"{each:,} clips" for each in clips], clips, sets, "opening, and an epoch", "clip")
+    labels = [f"batch {each}, 256 units, {steps} steps" for each in batches]
+    points = (measured("step", each, 256, steps, rounds) for each in batches)
+    yield from grown(labels, batches, points, "train step", "clip")
+    labels = [f"batch 16, {each} units, {steps} steps" for each in hidden_sizes]
+    points = (measured("step", 16, each, steps, rounds) for each in hidden_sizes)
+    yield from grown(labels, weights, points, "train step", "weight")
 
 
 if __name__ == "__main__":

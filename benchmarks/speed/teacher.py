@@ -1,9 +1,8 @@
 """A train step of the teacher, DenseNet-63, beside torch; and what distillation adds to a student's step."""
 
 import copy
-import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.common import EVENTS as _EVENTS
-from benchmarks.speed.lstm import torch_device, torch_is_here, torch_waited
-from benchmarks.speed.measure import Call, Row, agree, arithmetic, in_turns, late, waited
+from benchmarks.speed.lstm import Shape, torch_device, torch_is_here, torch_waited
+from benchmarks.speed.measure import Call, Row, agree, arithmetic, beside, in_turns, late, waited
 from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import weighted_bce
 from qkd_jax.evaluation.cost import model_cost
@@ -28,8 +27,7 @@ TEACHER, STUDENT = DenseNetConfig(), LSTMConfig(quant=QuantConfig.paper(8))
 EVENTS = len(_EVENTS)
 SHAPE, STUDENT_SHAPE = (16, 998, 64), (64, 998, 64)
 HOWS = ("torch", "torch channels last", "torch.compile channels last")
-CLOSE_LOGITS = {"float32": 1e-4, "bfloat16": 0.1}
-CLOSE_GRADS = {"float32": 1e-2, "bfloat16": 0.1}
+CLOSE_LOGITS, CLOSE_GRADS = 1e-4, 1e-2
 """Another order of summation switches a few ReLUs, and with them gradients of the layers below."""
 CLOSE = 1e-3
 """One rounding at a tie, if two programs differ in a last bit."""
@@ -43,7 +41,7 @@ class Batch(NamedTuple):
     weight: jax.Array
 
 
-def noise(shape: tuple[int, int, int]) -> Batch:
+def noise(shape: Shape) -> Batch:
     """Features of `shape`, random labels, and weights of positive labels."""
     rng = np.random.default_rng(0)
     features, labels = rng.normal(0, 1, shape), rng.integers(0, 2, (shape[0], EVENTS))
@@ -68,7 +66,7 @@ def ours(config: DenseNetConfig, variables: Any, batch: Batch) -> Call:
     return partial(waited, step, variables, batch)
 
 
-def torch_densenet(config: DenseNetConfig, params: Any, shape: tuple[int, int, int]) -> Any:
+def torch_densenet(config: DenseNetConfig, params: Any, shape: Shape) -> Any:
     """`qkd_jax.models.densenet` as one writes it in torch, for features of `shape`, with our `params`."""
     import torch
     from torch import nn
@@ -109,10 +107,7 @@ def torch_densenet(config: DenseNetConfig, params: Any, shape: tuple[int, int, i
             self.head = nn.Linear(channels, EVENTS)
 
         def forward(self, features: Any) -> Any:
-            half = config.compute_dtype == "bfloat16"
-            with torch.autocast(features.device.type, torch.bfloat16, enabled=half):
-                x = self.trunk(features[:, None])
-            return self.head(x.float().mean((2, 3)))
+            return self.head(self.trunk(features[:, None]).mean((2, 3)))
 
     network = DenseNet()
     for parameter, value in zip(network.parameters(), in_torch_order(params, network), strict=True):
@@ -160,61 +155,41 @@ def torch_step(network: Any, batch: Batch, how: str) -> Call:
     return call
 
 
-def off(how: str, dtype: str, network: Any, mine: Any, theirs: Any) -> float:
+def off(how: str, network: Any, mine: Any, theirs: Any) -> float:
     """The difference of torch's results `theirs` from `mine`; raises InputError if it is too large."""
-    ours, others = list(in_torch_order(mine[1], network)), [each.cpu().numpy() for each in theirs[1]]
-    layers = slice(-2, None) if dtype == "bfloat16" else slice(None)
-    one, other = (np.concatenate([each.ravel() for each in grads[layers]]) for grads in (ours, others))
-    logits = agree(f"{how}: logits", mine[0], theirs[0].detach().cpu(), CLOSE_LOGITS[dtype])
-    return max(logits, agree(f"{how}: gradients", one, other, CLOSE_GRADS[dtype]))
+    one = np.concatenate([each.ravel() for each in in_torch_order(mine[1], network)])
+    other = np.concatenate([each.cpu().numpy().ravel() for each in theirs[1]])
+    logits = agree(f"{how}: logits", mine[0], theirs[0].detach().cpu(), CLOSE_LOGITS)
+    return max(logits, agree(f"{how}: gradients", one, other, CLOSE_GRADS))
 
 
-def teacher_rows(
-    rounds: int,
-    shape: tuple[int, int, int] = SHAPE,
-    config: DenseNetConfig = TEACHER,
-    hows: tuple[str, ...] = HOWS,
-) -> Iterator[Row]:
-    """Our step beside torch's, in float32, and on a GPU also in bfloat16."""
-    batch = noise(shape)
-    for dtype in ("float32", "bfloat16") if jax.default_backend() == "gpu" else ("float32",):
-        if dtype == "bfloat16" and late():
-            return
-        typed = dataclasses.replace(config, compute_dtype=dtype)
-        model = build_model(typed, EVENTS)
-        variables = jax.jit(model.init)(jax.random.key(0), batch.features[:1])
-        calls, offs = {"ours": ours(typed, variables, batch)}, {}
-        if torch_is_here():
-            network, mine = torch_densenet(typed, variables["params"], shape), calls["ours"]()
-            for how in (how for how in hows if not late()):
-                call = torch_step(network, batch, how)
-                try:
-                    theirs = call()
-                except RuntimeError as error:
-                    if "compile" not in how:
-                        raise
-                    # There is no C++ compiler, or no Triton.
-                    print(f"{how}: left out: {error}", flush=True)
-                    continue
-                calls[how], offs[how] = call, off(how, dtype, network, mine, theirs)
-        seconds = in_turns(calls, rounds)
-        own = seconds.pop("ours")
-        per_second = shape[0] / float(np.median(own))
-        # Backward takes twice the operations of forward.
-        operations = 3 * 2 * model_cost(model, variables, shape[1:])["multiply_adds"]
-        share = operations * per_second / arithmetic(typed.compute_dtype)
-        peers: list[str | None] = [*seconds] or [None]
-        for peer in peers:
-            yield Row(
-                what="{} x {} x {}, {}".format(*shape, dtype),
-                ours="DenseNet",
-                peer=peer,
-                seconds=own,
-                peer_seconds=seconds[peer] if peer else (),
-                off=offs[peer] if peer else None,
-                at_least=1.0 if peer else None,
-                note=f"{per_second:.2g} clips/s; {share:.0%} of the device's arithmetic",
-            )
+def teacher_rows(rounds: int, shape: Shape = SHAPE, config: DenseNetConfig = TEACHER) -> Iterator[Row]:
+    """Our step in float32 beside torch's."""
+    batch, model, name = noise(shape), build_model(config, EVENTS), "DenseNet"
+    variables = jax.jit(model.init)(jax.random.key(0), batch.features[:1])
+    calls, offs = {name: ours(config, variables, batch)}, dict[Any, float | None]()
+    if torch_is_here():
+        network, mine = torch_densenet(config, variables["params"], shape), calls[name]()
+        for how in (how for how in HOWS if not late()):
+            call = torch_step(network, batch, how)
+            try:
+                theirs = call()
+            except RuntimeError as error:
+                if "compile" not in how:
+                    raise
+                print(f"{how}: left out, without a C++ compiler or Triton: {error}", flush=True)
+                continue
+            calls[how], offs[name, how] = call, off(how, network, mine, theirs)
+    # Backward takes twice the operations of forward.
+    operations = 3 * 2 * model_cost(model, variables, shape[1:])["multiply_adds"]
+
+    def note(seconds: Sequence[float]) -> str:
+        per_second = shape[0] / float(np.median(seconds))
+        share = operations * per_second / arithmetic()
+        return f"{per_second:.2g} clips/s; {share:.0%} of the device's arithmetic"
+
+    what, pairs = "{} x {} x {}, float32".format(*shape), offs or {(name, None): None}
+    yield from beside(what, in_turns(calls, rounds), pairs, dict.fromkeys(HOWS, 1.0), note)
 
 
 def training(step: Any, state: TrainState, batch: dict[str, jax.Array], teacher: Any = None) -> Call:
@@ -240,7 +215,7 @@ def gradient(first: TrainState) -> np.ndarray:
 
 def distillation_rows(
     rounds: int,
-    shape: tuple[int, int, int] = STUDENT_SHAPE,
+    shape: Shape = STUDENT_SHAPE,
     student: LSTMConfig = STUDENT,
     teacher: DenseNetConfig = TEACHER,
 ) -> Iterator[Row]:
@@ -250,35 +225,26 @@ def distillation_rows(
     model, optimizer = build_model(student, EVENTS), make_optimizer(recipe, 3e-3, 1000)
     state = init_state(model, optimizer, shape[1:], (np.zeros(mels), np.ones(mels)), seed=0)
     every = np.ones(EVENTS, bool)
-    known, unknown, alone = (
+    mine, alone, live = "cached logits", "without distillation", "a live teacher"
+    known, unknown, bare = (
         make_train_step(model, optimizer, make_loss(recipe, weight, events))
         for events in (every, ~every, None)
     )
     network = build_model(teacher, EVENTS)
     variables = jax.jit(network.init)(jax.random.key(1), features[:1])
-    live = partial(jax.jit(network.apply), variables)
-    cached = batch | {"teacher_logits": live(features)}
+    apply = partial(jax.jit(network.apply), variables)
+    cached = batch | {"teacher_logits": apply(features)}
     calls = {
-        "cached logits": training(known, state, cached),
-        "without distillation": training(alone, state, batch),
-        "a live teacher": training(known, state, batch, live),
+        mine: training(known, state, cached),
+        alone: training(bare, state, batch),
+        live: training(known, state, batch, apply),
     }
     grads = {name: gradient(call()) for name, call in calls.items()}
     of_unknown = gradient(training(unknown, state, cached)())
     offs = {
-        "without distillation": agree("no event known", of_unknown, grads["without distillation"], CLOSE),
-        "a live teacher": agree("a live teacher", grads["cached logits"], grads["a live teacher"], CLOSE),
+        (mine, alone): agree("no event known", of_unknown, grads[alone], CLOSE),
+        (mine, live): agree(live, grads[mine], grads[live], CLOSE),
     }
-    seconds = in_turns(calls, rounds)
-    mine = seconds.pop("cached logits")
-    for name, theirs in seconds.items():
-        yield Row(
-            what="{} x {} x {}, {} units".format(*shape, student.hidden_size),
-            ours="cached logits",
-            peer=name,
-            seconds=mine,
-            peer_seconds=theirs,
-            off=offs[name],
-            at_least=1 / 1.05 if name == "without distillation" else None,
-            note=f"{shape[0] / np.median(mine):.2g} clips/s",
-        )
+    what = "{} x {} x {}, {} units".format(*shape, student.hidden_size)
+    seconds, goals = in_turns(calls, rounds), {alone: 1 / 1.05}
+    yield from beside(what, seconds, offs, goals, lambda mine: f"{shape[0] / np.median(mine):.2g} clips/s")

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import soundfile
 
 from benchmarks.speed import features as benchmark
 from benchmarks.speed.features import (
@@ -15,7 +14,6 @@ from benchmarks.speed.features import (
     FEATURES,
     THREADS,
     blocks,
-    file_rows,
     hour_rows,
     in_jax,
     in_kaldi,
@@ -39,11 +37,6 @@ def short(monkeypatch):
     monkeypatch.setattr(benchmark, "CLIP_SECONDS", 1)
     for name in THREADS:
         monkeypatch.setenv(name, "2")
-
-
-def test_noise_is_alternately_loud_and_nearly_silent():
-    spread = noise(40).reshape(40, -1).std(axis=1)
-    assert spread.min() < 1e-3 < 1e-1 < spread.max() < 0.33
 
 
 # One sample less than a frame of a third block, that frame, and many samples beyond it.
@@ -84,15 +77,6 @@ def test_rows_of_an_hour_without_kaldi(monkeypatch):
         next(hour_rows(1, seconds=2, block=1))
 
 
-def test_recordings_are_noise_of_16_bits(tmp_path):
-    clips = recordings(tmp_path, 3)
-    assert len({clip.path.read_bytes() for clip in clips}) == 3
-    for seed, clip in enumerate(clips):
-        samples, rate = soundfile.read(clip.path, dtype="float32")
-        assert rate == 16_000 and soundfile.info(clip.path).subtype == "PCM_16"
-        np.testing.assert_allclose(samples, np.clip(noise(1, seed=seed), -1, 1), rtol=0, atol=2**-15)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:audioread.rawread")
 def test_both_write_the_same_features(tmp_path):
     clips = recordings(tmp_path, 2)
@@ -107,23 +91,3 @@ def test_both_write_the_same_features(tmp_path):
     clips[0].path.write_bytes(b"RIFF")
     with pytest.raises(InputError, match="expected recordings"):
         ours(clips[:1], tmp_path / "cache")
-
-
-@pytest.mark.slow
-def test_the_row_of_files_and_a_loop_that_computes_something_else(monkeypatch, capsys):
-    (row,) = file_rows(2, count=3, workers=1)
-    assert (row.what, row.at_least, len(row.seconds), len(row.peer_seconds)) == ("3 clips of 1 s", 3, 2, 2)
-    assert row.off < CLOSE
-    # The comparison, the call that doesn't count, and two rounds.
-    assert capsys.readouterr().out == "features: 3 of 3 recordings to read\n" * 4
-    other = in_librosa(dataclasses.replace(FEATURES, fmin=51.0))
-
-    def loop(pool, clips, folder):
-        paths = [folder / f"{clip.path.stem}.npy" for clip in clips]
-        for clip, path in zip(clips, paths):
-            np.save(path, other(soundfile.read(clip.path, dtype="float32")[0]))
-        return paths
-
-    monkeypatch.setattr(benchmark, "librosa_loop", loop)
-    with pytest.raises(InputError, match="librosa: expected the peer within"):
-        next(file_rows(1, count=2, workers=1))

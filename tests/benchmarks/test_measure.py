@@ -3,8 +3,6 @@
 import json
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -114,28 +112,6 @@ def test_a_question_that_takes_too_long_is_stopped_and_one_that_fails_is_named(t
         speed.ask("lstm", 1, tmp_path)
     with pytest.raises(SystemExit):
         speed.main(["--only", "lstn"])
-
-
-def test_the_work_of_a_step_is_that_which_xla_counts(monkeypatch):
-    """For a single step, since XLA doesn't count how often a loop runs; its sums and gates come on top."""
-    batch, inputs, hidden_size = 8, 32, 64
-    layer, x = lstm.parameters(inputs, hidden_size), jnp.ones((batch, 1, inputs))
-
-    def loss(layer):
-        z = (
-            x[:, 0] @ layer["w"][hidden_size:]
-            + x[:, 0, :1] * jnp.ones((1, hidden_size)) @ layer["w"][:hidden_size]
-        )
-        return jnp.sum(z**2)
-
-    counted = jax.jit(jax.grad(loss)).lower(layer).compile().cost_analysis()["flops"]
-    operations, _ = lstm.work(batch, 1, inputs, hidden_size)
-    back = 2 * batch * 4 * hidden_size * hidden_size  # through h, which this loss doesn't have
-    assert operations - back == pytest.approx(counted, rel=0.1)
-    monkeypatch.setattr(lstm, "arithmetic", lambda: operations / 16)
-    monkeypatch.setattr(lstm, "bandwidth", lambda: 1e12)
-    note = lstm.speed((batch, 1, inputs), hidden_size, [32.0])
-    assert note == "0 clips/s; 50% of the device's arithmetic, 0% of its bandwidth"
 
 
 def test_marked_parts_are_replaced_and_others_refused(tmp_path):

@@ -136,17 +136,8 @@ def test_unknown_names_and_missing_files_are_refused(place, tmp_path, capsys):
     lacking = cell("tagged", {"tagged": ModelConfig(network=LSTM, teachers=("no.toml",))})
     with pytest.raises(InputError, match=r"--taggers: expected a folder with no.toml, found none in"):
         resolved(lacking, ["tagged"], place, CELLS)
-    given = [
-        "paper",
-        str(tmp_path),
-        "--cells",
-        "plain-1",
-        "--results",
-        str(tmp_path),
-        "--runs",
-        str(tmp_path),
-    ]
-    assert run_command(command.main, given) == 2
+    folders = f"--results {tmp_path} --runs {tmp_path}"
+    assert run_command(command.main, f"paper {tmp_path} --cells plain-1 {folders}".split()) == 2
     assert capsys.readouterr().err.startswith("error: --cells: expected some of plain-256, distilled-256, ")
     with pytest.raises(SystemExit):
         command.main(["paper"])
@@ -160,8 +151,7 @@ def test_the_names_of_an_experiments_results_are_unique():
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["sed", "readings", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "past"))],
+    "name", ["sed", "readings", *(pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "past"))]
 )
 def test_the_pages_are_those_of_the_committed_results(name, tmp_path):
     for path in (RESULTS / name / "cells").glob("*"):

@@ -5,12 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import pytest
 
-from experiments.readings import CHAIN, CHANGES, cells, chain_gradient, chain_quant
-from qkd_jax.config import LSTMConfig, QuantConfig, RunConfig
-from qkd_jax.models.build import build_model
+from experiments.readings import CHANGES, cells, chain_quant
+from qkd_jax.config import RunConfig
 from qkd_jax.quant.fake_quant import fake_quant
 from qkd_jax.run_folder.folder import _flat
 
@@ -36,16 +33,6 @@ def test_each_change_changes_the_settings_it_names_and_nothing_else():
     assert len({repr(settings(every[name], name)) for name in CHANGES}) == len(CHANGES)
 
 
-def test_students_that_start_from_the_float_one_differ_in_their_learning_rate():
-    every = {cell.name: cell for cell in cells(0)}
-    models = every["4-bit-from-float"].config.models
-    rates = {name: model.learning_rate for name, model in models.items() if name != "base"}
-    assert sorted(rates.values()) == [3e-4, 1e-3, 3e-3]
-    assert all(models[name].start == "base" for name in rates)
-    assert every[CHAIN].config.models[CHAIN] == models["4-bit-from-float"]
-    assert every[CHAIN].results == (CHAIN,) and every[CHAIN].within is chain_gradient
-
-
 def test_the_chain_gradient_gives_the_extremes_their_share_of_the_rounding_errors():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 9)), jnp.float32)
     towards = np.random.default_rng(1).normal(size=(5, 9)).astype(np.float32)
@@ -58,26 +45,3 @@ def test_the_chain_gradient_gives_the_extremes_their_share_of_the_rounding_error
         into[row.argmax()] += share
         into[row.argmin()] -= share
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_chain_gradient_changes_the_slope_of_a_quantized_student_alone_and_no_logits():
-    def slopes(bits):
-        quant = QuantConfig.paper(bits) if bits else QuantConfig()
-        model = build_model(LSTMConfig(hidden_size=4, quant=quant), 2)
-        features = jax.random.normal(jax.random.key(0), (2, 9, 3))
-        variables = model.init(jax.random.key(1), features)
-
-        def loss(params):
-            return jnp.sum(model.apply(variables | {"params": params}, features) ** 2)
-
-        return jax.value_and_grad(loss)(variables["params"])
-
-    (value, plain), (_, of_float) = slopes(4), slopes(None)
-    with chain_gradient():
-        (same, chained), (_, float_within) = slopes(4), slopes(None)
-    np.testing.assert_allclose(same, value, rtol=1e-5)
-    apart = optax.tree.norm(optax.tree.sub(chained, plain)) / optax.tree.norm(plain)
-    assert 1e-3 < apart < 0.3
-    jax.tree.map(np.testing.assert_array_equal, float_within, of_float)
-    np.testing.assert_array_equal(slopes(4)[1]["lstm"][0]["w"], plain["lstm"][0]["w"])  # only within it
