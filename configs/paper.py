@@ -1,4 +1,4 @@
-"""The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of 256 units, clips of 10 s.
+"""The paper's sizes (Shi et al. 2019): DenseNet-63 and one-layer LSTMs of hidden size 256, clips of 10 s.
 
 Where the paper is silent, validation decided (docs/results/readings.md): quantized students start from the
 float one.

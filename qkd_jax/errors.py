@@ -1,4 +1,4 @@
-"""Invalid user input, as one printable line each, and what a library's exception says of it."""
+"""Invalid user input, reported in printable lines, and the text for libraries' exceptions."""
 
 import contextlib
 import re
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 def _shortened(line: str) -> str:
-    # The beginning says where the fault is, the end says what it is.
+    # The beginning names the file or field, the end the fault.
     half = _MAX_LINE // 2
     return printable(line if len(line) <= _MAX_LINE else f"{line[: half - 1]}…{line[-half:]}")
 
@@ -81,16 +81,16 @@ def naming(where: object, expected: str) -> Iterator[None]:
 _EXPECTED = {
     "bool": "true or false",
     "bytes": "bytes",
-    "dataclass": "an object",
-    "dataclass_exact": "an object",
-    "dict": "an object",
+    "dataclass": "a JSON object",
+    "dataclass_exact": "a {class_name}",
+    "dict": "a JSON object",
     "finite_number": "a finite number",
     "float": "a number",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
-    "int": "a whole number",
-    "int_from_float": "a whole number",
-    "json_invalid": "JSON: {error}",
+    "int": "an integer",
+    "int_from_float": "an integer",
+    "json_invalid": "valid JSON: {error}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "list": "a list",
@@ -98,16 +98,15 @@ _EXPECTED = {
     "missing": "a value",
     "string": "text",
     "string_pattern_mismatch": "text that matches {pattern}",
-    "string_too_short": "{min_length} or more characters",
-    "string_unicode": "text without surrogates",
-    "too_long": "{max_length} or fewer values",
-    "too_short": "{min_length} or more values",
+    "string_too_short": "at least {min_length} character",
+    "string_unicode": "valid Unicode text",
+    "too_long": "at most {max_length} values",
+    "too_short": "at least {min_length} value",
     "tuple": "a list",
-    "union_tag_invalid": "{discriminator} {expected_tags}",
-    "union_tag_not_found": "a value for {discriminator}",
-    "unexpected_keyword_argument": "no such field",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "a value",
 }
-"""What was expected, by pydantic's type of error without _type and _parsing; {} come from its context."""
+"""The expectation per type of pydantic error, without _type and _parsing; {} come from its context."""
 
 
 def explain(error: "ValidationError") -> str:
@@ -118,19 +117,24 @@ def explain(error: "ValidationError") -> str:
     ...     pydantic.TypeAdapter(dict[str, int]).validate_python({"seed": "one"})
     ... except pydantic.ValidationError as error:
     ...     explain(error)
-    "seed: expected a whole number, got 'one'"
+    "seed: expected an integer, got 'one'"
     """
 
     def line(item: Any) -> str:
-        place = ".".join(str(part) for part in item["loc"])
         kind = re.sub("_(type|parsing)$", "", item["type"])
-        missing = kind.startswith("missing")
+        kind = "missing" if kind.startswith("missing") else kind
+        context = {name: _whole(value) for name, value in item.get("ctx", {}).items()}
+        field = [context["discriminator"].strip("'")] if kind.startswith("union_tag") else []
+        place = ".".join(str(part) for part in [*item["loc"], *field])
         message = item["msg"].removeprefix("Value error, ")
-        if expected := _EXPECTED.get("missing" if missing else kind):
-            limits = {name: _whole(value) for name, value in item.get("ctx", {}).items()}
-            message = f"expected {expected.format_map(limits)}"
-        if kind != "value_error":
-            message += ", got none" if missing else f", got {item['input']!r:.{_MAX_VALUE}}"
+        if expected := _EXPECTED.get(kind):
+            message = f"expected {expected.format_map(context)}"
+        if kind == "unexpected_keyword_argument":
+            message = "unknown field"
+        elif kind in ("missing", "union_tag_not_found"):
+            message += ", found none"
+        elif kind != "value_error":
+            message += f", got {context.get('tag', item['input'])!r:.{_MAX_VALUE}}"
         return f"{place}: {message}" if place else message
 
     return "; ".join(line(item) for item in error.errors()[:_MAX_FAULTS])

@@ -29,8 +29,8 @@ PET = Annotated[Cat | Dog, Discriminator("kind")]
 @pytest.mark.parametrize(
     ("hint", "value", "message"),
     [
-        (int, "x", "expected a whole number, got 'x'"),
-        (int, 2.5, "expected a whole number, got 2.5"),
+        (int, "x", "expected an integer, got 'x'"),
+        (int, 2.5, "expected an integer, got 2.5"),
         (float, "fast", "expected a number, got 'fast'"),
         (bool, "maybe", "expected true or false, got 'maybe'"),
         (str, 1, "expected text, got 1"),
@@ -40,20 +40,20 @@ PET = Annotated[Cat | Dog, Discriminator("kind")]
         (Probability, 1.0, "expected less than 1, got 1.0"),
         (Annotated[float, Field(allow_inf_nan=False)], float("inf"), "expected a finite number, got inf"),
         (Literal["a", "b"], "c", "expected 'a' or 'b', got 'c'"),
-        (Name, "../up", r"expected text that matches ^[A-Za-z0-9][\w.-]*$, got '../up'"),
-        (Annotated[str, Field(min_length=1)], "", "expected 1 or more characters, got ''"),
-        (Annotated[tuple[str, ...], Field(min_length=1)], [], "expected 1 or more values, got []"),
-        (Annotated[list[int], Field(max_length=2)], [1, 2, 3], "expected 2 or fewer values, got [1, 2, 3]"),
+        (Name, "../up", "expected letters, digits, _ . -, starting with a letter or digit, got '../up'"),
+        (Annotated[str, Field(min_length=1)], "", "expected at least 1 character, got ''"),
+        (Annotated[tuple[str, ...], Field(min_length=1)], [], "expected at least 1 value, got []"),
+        (Annotated[list[int], Field(max_length=2)], [1, 2, 3], "expected at most 2 values, got [1, 2, 3]"),
         (tuple[int, ...], 3, "expected a list, got 3"),
         (list[int], "3", "expected a list, got '3'"),
-        (dict[str, int], 3, "expected an object, got 3"),
-        (tuple[int, ...], [1, "x"], "1: expected a whole number, got 'x'"),
-        (Cat, '{"kind": "cat"}', "lives: expected a value, got none"),
-        (Cat, '{"kind": "cat", "lives": 9, "x": 1}', "x: expected no such field, got 1"),
-        (Cat, '{"kind": "cat", "lives": 9.5}', "lives: expected a whole number, got 9.5"),
-        (Cat, "3", "expected an object, got 3"),
-        (PET, '{"kind": "cow"}', "expected 'kind' 'cat', 'dog', got {'kind': 'cow'}"),
-        (PET, "{}", "expected a value for 'kind', got {}"),
+        (dict[str, int], 3, "expected a JSON object, got 3"),
+        (tuple[int, ...], [1, "x"], "1: expected an integer, got 'x'"),
+        (Cat, '{"kind": "cat"}', "lives: expected a value, found none"),
+        (Cat, '{"kind": "cat", "lives": 9, "x": 1}', "x: unknown field"),
+        (Cat, '{"kind": "cat", "lives": 9.5}', "lives: expected an integer, got 9.5"),
+        (Cat, "3", "expected a JSON object, got 3"),
+        (PET, '{"kind": "cow"}', "kind: expected one of 'cat', 'dog', got 'cow'"),
+        (PET, "{}", "kind: expected a value, found none"),
     ],
 )
 def test_each_kind_of_error_says_what_was_expected_and_found(hint, value, message):
@@ -71,13 +71,13 @@ def test_several_errors_are_one_line_and_our_own_stay_as_they_are():
     assert explain(caught.value) == expected
     with pytest.raises(pydantic.ValidationError) as caught:
         RunConfig(data=ManifestData(clip_seconds=0.01))
-    assert explain(caught.value) == "data.clip_seconds: 0.01 s is shorter than one window"
+    assert explain(caught.value) == "data.clip_seconds: expected at least one window (0.025 s), got 0.01"
 
 
 def test_json_that_is_none():
     with pytest.raises(pydantic.ValidationError) as caught:
         pydantic.TypeAdapter(dict).validate_json("{")
-    assert explain(caught.value).startswith("expected JSON: EOF while parsing")
+    assert explain(caught.value).startswith("expected valid JSON: EOF while parsing")
 
 
 def test_an_error_without_a_text_of_ours_has_pydantic_s():

@@ -34,18 +34,18 @@ def augment_frames(
     batch: Mapping[str, Float[Array, "batch *_"]],
     config: AugmentConfig,
     *,
-    hop: int,
+    stride: int,
     sizes: tuple[int, int, int],
 ) -> dict[str, Float[Array, "batch *_"]]:
     """Augment a batch of timed events as `augment` does, its labels and targets along with the features.
 
-    Targets per frame (`strong`, `teacher`) are shifted with the frames, by multiples of `hop`, and set to 0
-    in masked frames; `embedding`, with one row per `hop` frames, is shifted too.  `sizes` counts the strong,
-    weak and unlabelled clips, which lie in this order: strong clips are mixed with strong ones and weak
-    with weak ones (both kinds or neither), and all their targets by the same shares.  `weak` of a strong
-    clip remains the maximum over its frames.
+    Targets per frame (`strong`, `teacher`) are shifted with the frames, by multiples of `stride`, and set to
+    0 in masked frames; `embedding`, with one row per `stride` frames, is shifted too.  `sizes` counts the
+    strong, weak and unlabelled clips, in this order: strong clips are mixed with strong ones and weak with
+    weak ones (both kinds or neither), and their targets by the same shares.  `weak` of a strong clip remains
+    the maximum over its frames.
 
-    `config`, `hop` and `sizes` are static under jit.  Raises ValueError if `sizes` don't add up to the batch.
+    `config`, `stride` and `sizes` are static under jit.  Raises ValueError if `sizes` don't sum to the batch.
     """
     if sum(sizes) != len(batch["features"]):
         raise ValueError(f"sizes: expected {len(batch['features'])} clips in all, got {sizes}")
@@ -55,9 +55,9 @@ def augment_frames(
     shift_key, mixup_key, mask_key = jax.random.split(key, 3)
     if config.time_shift:
         rolled = {name: batch[name] for name in ("features", *per_frame)}
-        batch |= time_shift(shift_key, rolled, config.time_shift, hop)
+        batch |= time_shift(shift_key, rolled, config.time_shift, stride)
         if "embedding" in batch:
-            steps = _steps(shift_key, batch["features"], config.time_shift, hop)
+            steps = _steps(shift_key, batch["features"], config.time_shift, stride)
             batch["embedding"] = _rolled(batch["embedding"], steps)
     if config.mixup:
         mixed, rest = _is_mixed(key, config), strong + weak
@@ -78,14 +78,14 @@ def augment_frames(
 
 
 def time_shift(
-    key: PRNGKeyArray, features: PyTree[Float[Array, "batch frames _"]], largest: float, hop: int = 1
+    key: PRNGKeyArray, features: PyTree[Float[Array, "batch frames _"]], largest: float, stride: int = 1
 ) -> PyTree[Float[Array, "batch frames _"]]:
-    """Roll each clip around its end by a multiple of `hop` frames, uniform within ±`largest` of its length.
+    """Roll each clip around its end by a multiple of `stride` frames, uniform in ±`largest` of its length.
 
-    `features` may be a tree, whose leaves are rolled together.  `largest` (0 to 1) and `hop` are static
+    `features` may be a tree, whose leaves are rolled together.  `largest` (0 to 1) and `stride` are static
     under jit.
     """
-    shifts = hop * _steps(key, jax.tree.leaves(features)[0], largest, hop)
+    shifts = stride * _steps(key, jax.tree.leaves(features)[0], largest, stride)
     return jax.tree.map(lambda leaf: _rolled(leaf, shifts), features)
 
 
@@ -126,10 +126,10 @@ def spec_augment(
     return _masked(features, *_masks(key, features, config))
 
 
-def _steps(key: PRNGKeyArray, features: jax.Array, largest: float, hop: int) -> jax.Array:
-    """Shift of each clip, as a multiple of `hop` frames."""
+def _steps(key: PRNGKeyArray, features: jax.Array, largest: float, stride: int) -> jax.Array:
+    """Shift of each clip, as a multiple of `stride` frames."""
     batch, frames, _ = features.shape
-    most = int(largest * frames) // hop
+    most = int(largest * frames) // stride
     return jax.random.randint(key, (batch,), -most, most + 1)
 
 

@@ -13,13 +13,13 @@ _BLOCKS_PER_SECOND = 10
 def microphone_blocks(sample_rate: int) -> Iterator[np.ndarray]:
     """Record from the default input device without end: blocks of float32 [samples] at `sample_rate` Hz.
 
-    Prints a line on standard error whenever samples were lost because they were read too late; from then
-    on, times are too early.  Raises InputError without sounddevice, PortAudio or such a device.
+    Prints a line on standard error when samples were read too late and lost; later times are then too early.
+    Raises InputError without sounddevice, PortAudio or such a device.
     """
     try:
         import sounddevice
     except ImportError:
-        raise InputError("mic: expected sounddevice: pip install -e '.[microphone]'") from None
+        raise InputError("mic: expected sounddevice: pip install sounddevice") from None
     except OSError as error:
         raise InputError(f"mic: expected the PortAudio library (Debian: libportaudio2): {error}") from None
     try:

@@ -14,7 +14,7 @@ _BLOCK = 1 << 23
 _MAX_RATIO = 64
 """Largest ratio of the wanted rate to a file's: else a false header could turn a second into an hour."""
 _UNKNOWN = 0x7F000000
-"""Lengths from here on are placeholders of programs that write to a pipe, and so can't know the length."""
+"""Lengths from here on are placeholders, written by programs that write to a pipe."""
 
 
 def read_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""The command `qkd-jax`: its commands, presets, and how a command ends.
+"""The command `qkd-jax`: subcommands, presets, exit codes.
 
-A preset is a Python file that binds the name `config` to a RunConfig.  It is run, so use only presets that
-you trust.
+A preset is a Python file that binds `config` to a RunConfig.  It is run: only use presets that you trust.
 """
 
 import importlib
@@ -13,17 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import qkd_jax
-from qkd_jax.commands.override import override
 from qkd_jax.errors import InputError, explain, printable
 
 if TYPE_CHECKING:
     from qkd_jax.config import RunConfig
 
-__all__ = ["load_preset", "main", "override", "preset_paths", "run", "run_command"]
-
 
 class Command(NamedTuple):
-    """A command: the module that holds its `main`, its arguments, and what it does, for the help."""
+    """A command: the module with its `main`; its arguments and its summary in the help."""
 
     module: str
     arguments: str
@@ -31,11 +27,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train", "[PRESET]", "train the models of a preset, demo by default, and score them"),
+    "train": Command("train", "[PRESET]", "train the models of a preset (default: demo) and score them"),
     "eval": Command("evaluate", "RUN[/MODEL]|FILE", "score a run, one of its models, or an exported file"),
-    "export": Command("export", "RUN/MODEL", "write a model to a file for a device"),
+    "export": Command("export", "RUN/MODEL", "export a model for a device"),
     "detect": Command(
-        "detect", "MODEL FILE…", "find events in recordings, on standard input or by microphone"
+        "detect", "MODEL FILE…", "detect events in recordings, standard input or the microphone"
     ),
     "presets": Command("presets", "", "list the presets"),
 }
@@ -44,7 +40,7 @@ WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
-    """Run `arguments`, a command and its own arguments; return its exit status, as `run_command` does."""
+    """Run the command `arguments[0]` with the other arguments; return its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
@@ -61,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
 
 
 def run(command: str, arguments: Sequence[str], prog: str) -> int:
-    """Run one of `COMMANDS`, which the person typed as `prog`; return its exit status."""
+    """Run one of `COMMANDS`, shown as `prog` in messages; return its exit status."""
 
     def imported(arguments: list[str]) -> None:
         _refuse_two_distributions()
@@ -79,10 +75,12 @@ def run(command: str, arguments: Sequence[str], prog: str) -> int:
             remedy = "pip install -e ." if clone else f"pip install {WHOLE}"
             raise InputError(f"{prog} needs {error.name}, which is not installed: {remedy}") from None
 
-    return run_command(imported, arguments)
+    return run_command(imported, arguments, resumable=command in ("train", "detect"))
 
 
-def run_command(main: Callable[[list[str]], None], arguments: Sequence[str]) -> int:
+def run_command(
+    main: Callable[[list[str]], None], arguments: Sequence[str], *, resumable: bool = True
+) -> int:
     """Call `main(arguments)` and return the exit status: 0, 2 for invalid input, 130 if interrupted.
 
     Invalid input and interruptions are reported in one line on stderr; other exceptions pass.
@@ -92,7 +90,8 @@ def run_command(main: Callable[[list[str]], None], arguments: Sequence[str]) -> 
     try:
         main(list(arguments))
     except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'stopped'}; run the same command again to continue", file=sys.stderr)
+        advice = "; run the same command again to continue" if resumable else ""
+        print(f"{str(stop) or ('stopped' if resumable else 'interrupted')}{advice}", file=sys.stderr)
         return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -130,13 +129,14 @@ def load_preset(name: str) -> "RunConfig":
 
     path = Path(name) if name.endswith(".py") else preset_paths().get(name)
     if path is None or not path.is_file():
-        raise InputError(f"expected a preset ({', '.join(preset_paths())}) or a .py file, got {name!r}")
+        raise InputError(f"PRESET: expected {', '.join(preset_paths())}, or a .py file, got {name!r}")
     try:
         config = runpy.run_path(str(path)).get("config")
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error)}") from None
     if not isinstance(config, RunConfig):
-        raise InputError(f"{path}: expected `config` to be a RunConfig, found {type(config).__name__}")
+        found = "none" if config is None else type(config).__name__
+        raise InputError(f"{path}: config: expected a RunConfig, found {found}")
     return config
 
 
@@ -147,12 +147,12 @@ def _help(prog: str) -> str:
         [
             f"usage: {prog} COMMAND …",
             "",
-            "From recordings and labels to a small acoustic event detector.",
+            "Train, export and run small acoustic event detectors.",
             "",
             *rows,
             "",
-            f"  {prog} COMMAND --help  explains a command",
-            f"  {prog} --version       prints the version",
+            f"  {prog} COMMAND --help  show help for a command",
+            f"  {prog} --version       show the version",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""`qkd-jax detect`: find acoustic events in recordings or a live stream, with an exported detector."""
+"""Detect acoustic events in recordings or a live stream with an exported detector."""
 
 import contextlib
 import dataclasses
@@ -29,44 +29,44 @@ if TYPE_CHECKING:
     Blocks = Iterable[np.ndarray]
 
 DESCRIPTION = """\
-Find events in recordings of any length.  MODEL is a .safetensors file that `export` wrote.
-A FILE of - is standard input: 16-bit little-endian samples, mono, at the model's rate, without a header.
-A FILE of mic is the microphone (pip install -e '.[microphone]').
+Detect events in recordings of any length.  MODEL is a .safetensors file written by `qkd-jax export`.
+FILE is a recording, - (standard input: headerless 16-bit little-endian mono samples at the model's sample
+rate) or mic (microphone).
 
-With --state, a stream (- or mic) that was stopped by Ctrl-C, SIGTERM or its end continues when the same
-command runs again, with the same events as if it had not been stopped.  After a crash it continues from the
-last event, or the last minute; events whose lines nobody read are printed again.
+A stream (- or mic) with --state can be stopped and continued with the same command, with the same events.
+After a crash it resumes from the last saved state (after each event and once per minute of sound); later
+events are printed again.
 """
 _POLL_SECONDS = 0.2
-_EXPORTED = (".onnx", ".tflite", ".h")
 _THRESHOLD = re.compile(r"(.+=)?\d*\.?\d+(e-?\d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DetectOptions:
-    """How to detect events, and how to print them."""
+    """Detection and output settings."""
 
     format: Literal["table", "json", "audacity", "desed"] = "table"
     """A table, one JSON object per line, labels for Audacity, or DESED's tab-separated table."""
     false_alarms: str | None = None
-    """The operating point by its false alarms per hour: 10, or 10/h."""
+    """Operating point, in false alarms per hour: 10 or 10/h."""
     threshold: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Thresholds instead of an operating point: 0.8 for all events, bell=0.8 knock=0.9 for single ones."""
+    """Thresholds that replace the operating point: 0.8 for all events, or bell=0.8 knock=0.9 per event."""
     runtime: RuntimeName = "numpy"
-    """What computes: NumPy, or the model that `export` writes for another runtime (C needs a compiler)."""
+    """Runtime that computes the logits; c needs a C compiler."""
     state: str | None = None
-    """File in which a stream's state is kept, so that it can be stopped and continued."""
+    """File that stores the stream's state, so that detection can stop and continue."""
     events: EventConfig = EventConfig()
 
 
 def main(arguments: list[str], prog: str) -> None:
-    """Print the events in the files that `arguments` name after a model; files and options in any order."""
+    """Print the events in the files that `arguments` name after the model; options may stand anywhere."""
     # Matrix-vector products are slower with several threads; NumPy reads this when it is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     names, flags = _files_and_flags(arguments)
     asked_for_help = bool({"-h", "--help", "--help-all"} & set(flags))
     if len(names) < 2 and not asked_for_help:
-        raise InputError(f"expected a model and at least one file: {prog} MODEL FILE… (--help explains)")
+        got = names[0] if names else "none"
+        raise InputError(f"{prog} MODEL FILE…: expected a model and at least one file, got {got}; see --help")
     detector = _load(names[0], prog) if names else None
     default = DetectOptions(events=detector.event_config) if detector else DetectOptions()
     options = override(default, flags, prog=f"{prog} MODEL FILE…", description=DESCRIPTION)
@@ -82,7 +82,7 @@ def chosen_events(options: DetectOptions, events: Sequence[str]) -> EventConfig:
     """
     config = options.events
     if options.false_alarms and options.threshold:
-        raise InputError("--false-alarms, --threshold: expected one of them, got both")
+        raise InputError("--false-alarms, --threshold: expected at most one, got both")
     if options.threshold:
         return dataclasses.replace(
             config, thresholds={"given": _thresholds(options.threshold, config, events)}, use="given"
@@ -92,14 +92,14 @@ def chosen_events(options: DetectOptions, events: Sequence[str]) -> EventConfig:
     point = f"{options.false_alarms.removesuffix('/h')}/h"
     if point not in config.thresholds:
         raise InputError(
-            f"--false-alarms: expected an operating point of the detector ({config.points}), got {point}; "
-            "it has N/h only if the validation recordings without an event lasted at least 1/N hours"
+            f"--false-alarms: expected {config.points}, got {point}; "
+            "N/h requires at least 1/N hours of validation recordings without the event"
         )
     return dataclasses.replace(config, use=point)
 
 
 def _thresholds(words: Sequence[str], config: EventConfig, events: Sequence[str]) -> dict[str, float]:
-    """The threshold of each event: those in `words`, and the present ones for events not among them."""
+    """The threshold per event: from `words`, or else the current one."""
     present = config.thresholds[config.use] if config.use else {}
     thresholds = {event: present.get(event, 0.5) for event in events}
     for word in words:
@@ -137,13 +137,13 @@ def _files_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _load(model: str, prog: str) -> "Detector":
     from qkd_jax.detector.file import load
+    from qkd_jax.runtimes import FORMATS
 
     path = Path(model)
-    if path.suffix in _EXPORTED:
-        others = prog.replace("detect", "eval")
+    if path.suffix != ".safetensors" and path.suffix in FORMATS.values():
         raise InputError(
-            f"{model}: expected a detector in .safetensors, got {path.suffix}; "
-            f"{others} FILE scores the other formats"
+            f"{model}: expected a .safetensors file, got {path.suffix}; to score this file: "
+            f"{prog.replace('detect', 'eval')} {model}"
         )
     return load(path)
 
@@ -152,7 +152,7 @@ def _print_events(model: str, detector: "Detector", files: Sequence[str], option
     from qkd_jax.commands.event_text import lines
 
     if options.state and list(files) not in (["-"], ["mic"]):
-        raise InputError(f"--state: expected one stream, - or mic, got {', '.join(files)}")
+        raise InputError(f"--state: expected exactly one stream (- or mic), got {', '.join(files)}")
     find, errors = _detection(model, detector, options), list[str]()
     found = _events_in(files, find, detector.features.sample_rate, bool(options.state), errors)
     try:
@@ -175,7 +175,7 @@ def _print_events(model: str, detector: "Detector", files: Sequence[str], option
 def _detection(
     model: str, detector: "Detector", options: DetectOptions
 ) -> "Callable[[Blocks], Iterator[Event]]":
-    """The function from blocks of samples to events; it keeps the state if `options` name a file for it."""
+    """The function from blocks of samples to events; it saves the state if `options.state` names a file."""
     from qkd_jax.detector.events import detect_in
     from qkd_jax.runtimes import open_stream
 
@@ -215,7 +215,7 @@ def _blocks(file: str, rate: int, stoppable: bool) -> "Blocks":
     from qkd_jax.detector.stream import raw_blocks
 
     if sys.stdin is None:
-        raise InputError("standard input: expected samples, found it closed")
+        raise InputError("standard input: expected samples, found a closed stream")
     stdin: Any = sys.stdin.buffer  # typed without `raw`
     return raw_blocks(stdin.raw, _wait_for_input if stoppable else lambda: True)
 

@@ -1,4 +1,4 @@
-"""Score a run's models, or an exported file: eval RUN[/MODEL] or FILE [--split valid] …"""
+"""Score a run, one of its models, or an exported file."""
 
 import dataclasses
 import importlib.metadata
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.commands.cli import override
+from qkd_jax.commands.override import override
 from qkd_jax.config import AnyData, DataConfig, DemoData, FeatureConfig, ManifestData, to_json
 from qkd_jax.config.fields import STRICT
 from qkd_jax.data.clip_list import usable_clips
@@ -39,24 +39,27 @@ _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "n
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluateOptions:
-    """What to score."""
+    """Evaluation settings."""
 
     split: Literal["train", "valid", "test"] = "test"
-    """Which recordings."""
+    """Split to score."""
     json: str | None = None
-    """A file for the figures, in full precision."""
+    """JSON file for the metrics, in full precision."""
     data: DataConfig = ManifestData()
-    """Other recordings; the run's own by default.  Events and clip length stay the run's."""
+    """Recordings to score (default: the run's).  Events and clip length are always the run's."""
 
 
 def main(arguments: list[str], prog: str) -> None:
-    """`arguments` start with a run's folder, one of its models, or an exported file."""
+    """Score the run, model or exported file that `arguments` start with."""
     from qkd_jax.commands.evaluate_file import run_around, score_file
 
     options_from = partial(override, prog=f"{prog} RUN[/MODEL]|FILE", description=__doc__)
     if not arguments or arguments[0].startswith("-"):
         options_from(EvaluateOptions(), arguments)  # exits for --help
-        raise InputError(f"expected a run's folder or an exported file first: {prog} RUN[/MODEL]|FILE")
+        raise InputError(
+            "RUN[/MODEL]|FILE: expected a run folder or an exported file first, "
+            f"got {arguments[0] if arguments else 'none'}"
+        )
     path, settings = Path(arguments[0]), arguments[1:]
     is_file = path.is_file()
     run, model = (run_around(path), None) if is_file else find_model(path)
@@ -96,7 +99,7 @@ def score(
     keep = own and os.access(run.folder, os.W_OK)
     dataset = load_split(config, clips, split, run.cache)
     if config.timed and (dataset.kind > 0).any():
-        raise InputError(f"--split: expected a split whose clips all have onsets and offsets, got {split}")
+        raise InputError(f"--split: expected a strongly labelled split, got {split}")
 
     models, logits, rocs = {}, {}, {}
     for name in names:
@@ -121,7 +124,7 @@ def score(
     if keep and model is None:
         _keep(run, results, dataset, logits, rocs)
     if own and not keep:
-        print(f"{run.folder}: read-only, so nothing is written there")
+        print(f"{run.folder} is read-only: results were not saved")
     return results
 
 
@@ -157,11 +160,11 @@ def _keep(
         teachers={teacher for model in run.config.models.values() for teacher in model.teachers},
         rocs=rocs,
     )
-    print(f"{report} shows them; {figures} has the figures")
+    print(f"Report: {report}; metrics: {figures}")
 
 
 def recordings_of(data: AnyData) -> AnyData:
-    """`data`, for the demo as the manifest that it has written: settings with which it makes nothing."""
+    """`data`, for the demo the manifest that it has written, so that no recordings are generated."""
     if not isinstance(data, DemoData):
         return data
     return ManifestData(root=data.root, events=data.events, clip_seconds=data.clip_seconds)
@@ -178,13 +181,14 @@ def _other_clips(run: Run, data: AnyData, split: str) -> list[Clip]:
 def clips_of(
     data: AnyData, features: FeatureConfig, cache: Path, split: str, own: Sequence[Clip]
 ) -> list[Clip]:
-    """The recordings of `data`; those without a split of their own are in `split`.  Raises InputError.
+    """The recordings of `data`; those without a split get `split`.  Raises InputError.
 
-    Recordings with the name of one of a run's `own` stay in the split that they have there, since the run
-    may have learned from them.
+    Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them.
     """
     clips, _ = usable_clips(recordings_of(data), features, cache)
     known = {clip.name: clip.split for clip in own}
     if shared := sum(clip.name in known for clip in clips):
-        print(f"{shared} of {len(clips)} recordings have names of the run's own, and stay in its splits")
+        print(
+            f"{shared} of {len(clips)} recordings share a name with a recording of the run and keep its split"
+        )
     return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]

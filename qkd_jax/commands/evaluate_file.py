@@ -28,7 +28,7 @@ _BATCH = 32
 
 
 def run_around(path: Path) -> Run | None:
-    """The run whose folder holds the file at `path`, if any."""
+    """The run in the folder of `path`, if any."""
     folder = path.absolute().parent
     return load_run(folder) if (folder / "config.json").is_file() else None
 
@@ -55,12 +55,13 @@ def score_file(
         config = RunConfig(features=exported.features, data=dataclasses.replace(data, **own))
         cache = run.cache if run else Path(config.runs) / ".features"
         clips = clips_of(config.data, config.features, cache, split, run.clips if run else ())
-    expected = config.data.events, config.features, config.data.clip_seconds
-    if expected != exported[:3]:
-        raise InputError(
-            f"{path}: expected a detector of the run around it, {expected}, found {exported[:3]}"
-        )
-    if path.suffix == ".safetensors":  # JAX is faster than NumPy, and gives the same codes
+    for field, ours in zip(exported._fields, (config.data.events, config.features, config.data.clip_seconds)):
+        if ours != (found := getattr(exported, field)):
+            raise InputError(
+                f"{path}: expected the events, features and clip length of run {path.absolute().parent}, "
+                f"found other {field}: {_other(found, ours)}"
+            )
+    if path.suffix == ".safetensors":  # JAX is faster than NumPy, with the same codes
         detector = load(path)
         dataset = load_split(config, clips, split, cache)
         predict = jax.jit(lambda _, log_mel: to_jax(detector)(log_mel))
@@ -73,6 +74,14 @@ def score_file(
     results = {"split": split, "clips": len(truth), "models": {path.name: figures}}
     print_table(results)
     return results
+
+
+def _other(found: Any, expected: Any) -> str:
+    """A field of a detector as text; only the settings that differ for features."""
+    if isinstance(found, FeatureConfig):
+        values = dataclasses.asdict(found).items()
+        return ", ".join(f"{name} {value}" for name, value in values if value != getattr(expected, name))
+    return ", ".join(found) if isinstance(found, tuple) else f"{found:g} s"
 
 
 def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:

@@ -21,7 +21,7 @@ def lines(kind: str, found: Found, files: Sequence[str], events: Sequence[str]) 
     if kind == "table":
         return table(found, files, events)
     if kind == "audacity" and len(files) > 1:
-        raise InputError(f"--format: audacity's labels belong to one file, got {len(files)}")
+        raise InputError(f"--format audacity: expected one file, got {len(files)}")
     return {"json": json_lines, "audacity": audacity, "desed": desed}[kind](found)
 
 

@@ -1,4 +1,4 @@
-"""Write a student to a file for a device: export RUN/MODEL [--format onnx] [--out FILE]"""
+"""Export a student for a device."""
 
 import dataclasses
 import importlib.metadata
@@ -14,9 +14,9 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.audio.reading import audio_blocks
-from qkd_jax.commands.cli import override
+from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig, LSTMConfig, is_integer
-from qkd_jax.config.fields import STRICT
+from qkd_jax.config.fields import STRICT, FormatName
 from qkd_jax.data.dataset import load_split
 from qkd_jax.detector import reference, stream
 from qkd_jax.detector.codes import LOGIT_EXPONENT
@@ -27,44 +27,42 @@ from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.models.lstm_integer import to_detector
 from qkd_jax.run_folder.folder import find_model, load_run
 from qkd_jax.run_folder.run import Run
-from qkd_jax.runtimes import FORMATS, FormatName, open_clip, write
+from qkd_jax.runtimes import FORMATS, TOLERANCES, open_clip, write
 from qkd_jax.runtimes.jax import input_codes, to_steps
 
 _BATCH = 32
 _CHECKED = 32  # recordings
-_TOLERANCE = {".tflite": 0.02}  # LiteRT rounds activations by a rule of its own
-_DEFAULT_TOLERANCE = 1e-3  # differences in the last bits of log-mel energies sometimes change a code
 _GAP_SECONDS = 1.0  # measured in docs/results/detection.md
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ExportOptions:
-    """What to write, and where."""
+    """Export settings."""
 
     format: FormatName = "safetensors"
-    """A detector for qkd-jax detect; a model for ONNX Runtime or LiteRT; or a header for a C compiler."""
+    """Format: safetensors (for qkd-jax detect), onnx, litert, or c (a C99 header)."""
     out: str | None = None
-    """The file; by default in the run's folder, with the model's name."""
+    """Output file (default: RUN/MODEL plus the format's suffix)."""
 
 
 def main(arguments: list[str], prog: str) -> None:
-    """`arguments` start with a model of a run."""
+    """Export the model that `arguments` start with."""
     options_from = partial(override, prog=f"{prog} RUN/MODEL", description=__doc__)
     if not arguments or arguments[0].startswith("-"):
         options_from(ExportOptions(), arguments)  # exits for --help
-        raise InputError(f"expected a model of a run first: {prog} RUN/MODEL")
+        raise InputError(f"RUN/MODEL: expected a model first, got {arguments[0] if arguments else 'none'}")
     options = options_from(ExportOptions(), arguments[1:])
     run, model = find_model(arguments[0])
     if model is None:
-        students = ", ".join(_students(run)) or "this run has no student of the integer-only scheme"
-        raise InputError(f"{arguments[0]}: expected RUN/MODEL ({students}), got a run")
+        students = ", ".join(_students(run)) or "this run has no student in the integer-only scheme"
+        raise InputError(f"{arguments[0]}: expected RUN/MODEL ({students}), got a run folder")
     export(run, model, format=options.format, out=options.out)
 
 
 def export(
     run: Run | Path | str, model: str, *, format: FormatName = "safetensors", out: Path | str | None = None
 ) -> Path:
-    """Write a student of the integer-only scheme to a file, by default RUN/MODEL with the format's suffix.
+    """Write a student in the integer-only scheme to a file, by default RUN/MODEL with the format's suffix.
 
     ONNX also gets a model of single steps, MODEL-step.onnx.  Each file is run on validation recordings and
     kept only if its probabilities agree with the reference; prints how closely, bytes and speed.  Returns the
@@ -74,7 +72,7 @@ def export(
     detector = student_detector(run, model)
     path = Path(out) if out else run.folder / f"{model}{FORMATS[format]}"
     if path.suffix != FORMATS[format]:
-        raise InputError(f"--out: expected a file in {FORMATS[format]} for {format}, got {path}")
+        raise InputError(f"--out: expected a name ending in {FORMATS[format]}, got {path}")
     recordings = _recordings(run)
     versions = {library: importlib.metadata.version(library) for library in ("qkd_jax", "jax", "flax")}
     provenance = {"run": run.config.name, "student": model} | versions
@@ -95,12 +93,13 @@ def export(
 def student_detector(run: Run, name: str) -> Detector:
     """Student `name` as a detector, with thresholds from `operating_points` on the validation split.
 
-    Raises InputError if there is no such student, if it isn't of the integer-only scheme, or isn't trained.
+    Raises InputError if there is no such student, isn't in the integer-only scheme, or isn't trained.
     """
     if name not in (students := _students(run)):
         raise InputError(
-            f"{run.folder}: expected a student of the integer-only scheme "
-            f"({', '.join(students) or 'this run has none; presets demo and small do'}), got {name!r}"
+            f"{run.folder}: expected a student in the integer-only scheme "
+            f"({', '.join(students) or 'this run has none; presets demo and small have such students'}), "
+            f"got {name!r}"
         )
     network = run.config.models[name].network
     assert isinstance(network, LSTMConfig)
@@ -153,8 +152,8 @@ def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> st
     _check(path, float(np.mean(differences)))
     frames = len(recordings) * len(features)
     return (
-        f"{seconds / frames * 1e6:.1f} µs per frame; probabilities of {len(recordings)} recordings within "
-        f"{np.max(differences):.1g} of the reference's"
+        f"{seconds / frames * 1e6:.1f} µs per frame; largest probability difference from the reference, "
+        f"{len(recordings)} recordings: {np.max(differences):.1g}"
     )
 
 
@@ -171,16 +170,15 @@ def _compare_steps(detector: Detector, path: Path, waveform: np.ndarray) -> str:
     _check(path, float(difference.mean()))
     return (
         f"{path.stat().st_size:,} bytes; {seconds * 1e6:.1f} µs per step; "
-        f"probabilities of {len(steps)} steps within {difference.max():.1g} of the reference's"
+        f"largest probability difference from the reference, {len(steps)} steps: {difference.max():.1g}"
     )
 
 
 def _check(path: Path, difference: float) -> None:
-    allowed = _TOLERANCE.get(path.suffix, _DEFAULT_TOLERANCE)
-    if not difference <= allowed:
+    if not difference <= (allowed := TOLERANCES[path.suffix]):
         raise InputError(
-            f"{path.name}: expected probabilities within {allowed:g} of the reference's on average, found a "
-            f"difference of {difference:.3g}; please report this"
+            f"{path.name}: expected a mean probability difference of at most {allowed:g} from the reference, "
+            f"found {difference:.3g}; please report this bug"
         )
 
 

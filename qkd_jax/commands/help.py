@@ -32,7 +32,9 @@ class Section(NamedTuple):
 def short_help(config: Any, prog: str, description: str | None = None) -> str:
     """One line per setting in `config`, of at most 100 columns; settings of models once, for all models."""
     lines = _usage(prog, description)
-    lines.append("Values shown are the current ones (of a|b, the first).  --help-all explains every setting.")
+    lines.append(
+        "Current values are shown; in a|b the first is current.  --help-all describes every setting."
+    )
     merged = _merged(_sections(config))
     line = _line if any(section.names for section in merged) else _lines
     for section in merged:
@@ -47,7 +49,7 @@ def short_help(config: Any, prog: str, description: str | None = None) -> str:
 
 
 def long_help(config: Any, prog: str, description: str | None = None) -> str:
-    """Every setting in `config` with its whole explanation, those of each model apart."""
+    """Every setting in `config` with its full description, per model."""
     lines = _usage(prog, description)
     for section in map(_of_one_model, _sections(config)):
         lines += textwrap.wrap(_heading(section), WIDTH)
@@ -136,7 +138,7 @@ def _settings(section: Section) -> Iterator[tuple[str, str]]:
 
 
 def _value(values: list[Any], hint: Any) -> str:
-    """The present value if all agree, else what may be given."""
+    """The current value if all agree, else the possible values."""
     value = values[0] if all(other == values[0] for other in values) else None
     if typing.get_origin(hint) is typing.Literal:
         return _choices(value, typing.get_args(hint))
@@ -175,7 +177,7 @@ def _holds_dataclasses(value: Any) -> bool:
 def _heading(section: Section) -> str:
     summary = (inspect.getdoc(type(section.values[0])) or "").partition("\n")[0]
     if section.names:
-        summary = f"NAME is {', '.join(section.names)}"
+        summary = f"NAME is {'one of ' * (len(section.names) > 1)}{', '.join(section.names)}"
     return f"{'.'.join(section.place)}: {summary}" if section.place else summary
 
 

@@ -22,11 +22,9 @@ _FIELDS = re.compile(r"[a-z]\w*(\.[\w-]+)*(, [a-z]\w*(\.[\w-]+)*)*: ")
 def override(default: T, arguments: Sequence[str], *, prog: str = "", description: str | None = None) -> T:
     """`default`, a dataclass of dataclasses, with the fields that `arguments` set.
 
-    Of a field that may be of several classes, its tag chooses one: with `--data.source esc50`, `data` becomes
-    an ESC50Data that keeps what was set in the fields that both classes have.
-
-    Prints the settings and exits for `--help` and `--help-all`.  Raises InputError, of one line, for a wrong
-    argument.
+    The tag of a union chooses its class: with `--data.source esc50`, `data` becomes an ESC50Data that keeps
+    the fields that were set and that both classes have.  Prints the settings and exits for `--help` and
+    `--help-all`.  Raises InputError for a wrong argument.
 
     >>> from qkd_jax.config import FeatureConfig
     >>> override(FeatureConfig(), ["--n-mels", "32"]).n_mels
@@ -71,13 +69,15 @@ def _split(argument: str, name: str) -> list[str]:
 def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
     """`config` with `teachers` in place of those of each model that has some.
 
-    Models that only served to teach, and that no other model names any more, are dropped.  Raises InputError
-    if there is no model with teachers, and for teachers that RunConfig refuses.
+    Former teachers that no model refers to any more are dropped.  Raises InputError if there is no model with
+    teachers, and for teachers that RunConfig refuses.
     """
     learners = {name for name, model in config.models.items() if model.teachers and name not in teachers}
     if not learners:
         known = ", ".join(config.models) or "none"
-        raise InputError(f"--teacher: expected a run in which a model has teachers, got the models {known}")
+        raise InputError(
+            f"--teacher: expected a preset with a student, found no model with teachers among {known}"
+        )
     before = {teacher for name in learners for teacher in config.models[name].teachers}
     models = {
         name: dataclasses.replace(model, teachers=tuple(teachers)) if name in learners else model
@@ -89,7 +89,7 @@ def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
 
 
 def _named(models: Iterable["ModelConfig"]) -> set[str]:
-    """What `models` learn from or start with."""
+    """The teachers, starts and embeddings that `models` refer to."""
     named: set[str | None] = set()
     for model in models:
         named |= {*model.teachers, model.start, model.objective.embeddings if model.objective else None}
@@ -108,14 +108,14 @@ def _given(arguments: Sequence[str]) -> Given:
             name, equals, value = argument.lstrip("-").partition("=")
             values = given[_dashed(name)] = [value] if equals else []
         elif values is None:
-            raise InputError(f"expected --SETTING VALUE, got {argument!r}")
+            raise InputError(f"expected a flag, --SETTING VALUE, got {argument!r}")
         else:
             values.append(argument)
     return given
 
 
 def _overridden(value: Any, hint: Any, place: str, given: Given) -> Any:
-    """`value` with what `given` sets below the flag `place`; what is used is taken out of `given`.
+    """`value` with the settings `given` below the flag `place`, which are removed from `given`.
 
     `hint` is the type of the field that holds `value`.
     """
@@ -201,7 +201,7 @@ def dataclasses_in(hint: Any) -> list[Any]:
 
 
 def tag_of(kind: Any) -> str:
-    """The field that tells a class from the others of its union: the one with a single possible value."""
+    """The discriminator field of a class in a union: the one with a single possible value."""
     return next(
         name
         for name, hint in typing.get_type_hints(kind).items()
@@ -210,7 +210,7 @@ def tag_of(kind: Any) -> str:
 
 
 def plain(hint: Any) -> Any:
-    """A type without Annotated, and without None."""
+    """A type without Annotated and None."""
     if typing.get_origin(hint) is typing.Annotated:
         return plain(typing.get_args(hint)[0])
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -250,8 +250,8 @@ def _unknown(given: Given, config: Any) -> str:
         same = [each for each in known if each.split(".")[-1] == name.split(".")[-1]]
         near = (same or difflib.get_close_matches(name, known, n=3))[:5]
         advice = f"; did you mean {_either([f'--{each}' for each in near])}?" if near else ""
-        messages.append(f"expected a setting (--help lists them), got --{name}{advice}")
-    return "; ".join(messages)
+        messages.append(f"--{name}: unknown setting{advice}")
+    return "; ".join(messages) + " (--help lists all)"
 
 
 def _either(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`qkd-jax presets`: the presets, each with the first line of its docstring."""
+"""List the presets that `train` accepts, one per line."""
 
 import ast
 
@@ -7,9 +7,9 @@ from qkd_jax.errors import InputError
 
 
 def main(arguments: list[str], prog: str) -> None:
-    """Print each preset's name and what it is for; there are no arguments."""
+    """Print each preset's name and the first line of its docstring; there are no arguments."""
     if set(arguments) & {"-h", "--help"}:
-        print(f"usage: {prog}\n\nList the presets of `train`, one per line.")
+        print(f"usage: {prog}\n\n{__doc__}")
         return
     if arguments:
         raise InputError(f"{prog}: expected no arguments, got {' '.join(arguments)}")

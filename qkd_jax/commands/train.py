@@ -1,9 +1,9 @@
-"""Train the models of a preset, or resume: train [PRESET] [--teacher FILE …] [--section.field value …]"""
+"""Train the models of PRESET, or resume its run.  --teacher MODEL|FILE … sets all students' teachers."""
 
 from typing import TYPE_CHECKING
 
-from qkd_jax.commands.cli import load_preset, override
-from qkd_jax.commands.override import take, with_teachers
+from qkd_jax.commands.cli import load_preset
+from qkd_jax.commands.override import override, take, with_teachers
 from qkd_jax.config import RunConfig
 from qkd_jax.system.interrupt import stop_requests
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str], prog: str) -> None:
-    """`arguments` may start with a preset's name or file, demo by default; `--help` lists the settings."""
+    """Train the preset, a name or a file, that `arguments` start with; by default demo."""
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = load_preset(arguments[0] if named else "demo")
     teachers, settings = take("--teacher", arguments[named:])
@@ -29,7 +29,7 @@ def main(arguments: list[str], prog: str) -> None:
 
 
 def train(config: RunConfig) -> "Run":
-    """Train the models of `config` in order, or resume where they stopped, then score them on the test split.
+    """Train the models of `config` in order, or resume the run, then score them on the test split.
 
     The folder of the returned run holds everything (see `qkd_jax.run_folder.run`); `run.results` has the
     figures.  Raises InputError, and KeyboardInterrupt when asked to stop: the same call then resumes.

@@ -1,7 +1,6 @@
 """Every setting of qkd_jax: frozen keyword-only dataclasses, validated when made.
 
-A field's docstring is its help on the command line.  Errors name the field, what was expected, and what was
-found.
+A field's docstring is its help on the command line.
 """
 
 from qkd_jax.config.clock import Clock, step_clock, step_samples
@@ -40,39 +39,3 @@ from qkd_jax.config.run import (
     with_data,
 )
 from qkd_jax.config.serialize import from_json, to_json
-
-__all__ = [
-    "AnyData",
-    "AudioSetData",
-    "AugmentConfig",
-    "CRNNConfig",
-    "ClipRecipe",
-    "Clock",
-    "DESEDData",
-    "DataConfig",
-    "DemoData",
-    "DenseNetConfig",
-    "ESC50Data",
-    "EventConfig",
-    "EventObjective",
-    "EventRecipe",
-    "FeatureConfig",
-    "LSTMConfig",
-    "ManifestData",
-    "ModelConfig",
-    "Network",
-    "QuantConfig",
-    "ResNetConfig",
-    "RunConfig",
-    "StepNetwork",
-    "UrbanSound8KData",
-    "from_json",
-    "is_file",
-    "is_float",
-    "is_integer",
-    "same_parameters",
-    "step_clock",
-    "step_samples",
-    "to_json",
-    "with_data",
-]

@@ -1,4 +1,4 @@
-"""Where recordings and labels come from: one class for each source."""
+"""Sources of recordings and labels, a class per source."""
 
 from typing import Annotated, Literal
 
@@ -10,18 +10,19 @@ from qkd_jax.config.fields import STRICT, Count, Length
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class _Data:
-    """What all sources share."""
+    """Settings common to all sources."""
 
     root: str | None = None
-    """Folder of the recordings; the demo makes its own, in the run's folder."""
+    """Folder of the recordings; the demo generates its own in the run folder."""
     events: tuple[str, ...] = ()
-    """Events to detect; all labels of the source if none is given.  Other recordings are negatives."""
+    """Events to detect; default: all labels.  Recordings without any of these events are negatives."""
     negatives: Count | None = None
-    """Recordings without any event to keep, drawn at random; all if none is given."""
+    """Number of negatives to keep, drawn at random; default: all."""
     skip_bad: bool = False
-    """Leave out and report recordings that can't be used, instead of stopping."""
+    """Skip and report unusable recordings instead of failing."""
     clip_seconds: Length = 10.0
-    """Length of the models' input: longer recordings are cropped or windowed, shorter ones tiled."""
+    """Clip length in seconds; longer recordings are cropped (training) or windowed (evaluation), shorter ones
+    repeated."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -36,11 +37,11 @@ class ManifestData(_Data):
     labels_column: str = "labels"
     """Column with the labels of a recording; empty for none."""
     label_separator: Annotated[str, Field(min_length=1)] = ";"
-    """What separates several labels."""
+    """Separator between labels."""
     split_column: str = "split"
-    """Column that says train, valid or test; without it recordings are split 70/10/20."""
+    """Column with the split (train, valid or test); if absent, 70/10/20."""
     group_column: str = "group"
-    """Column of what must stay in one split (a recording session, a speaker); optional."""
+    """Column with the group (recording session, speaker); a group stays in one split."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -66,22 +67,22 @@ class UrbanSound8KData(_Data):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DESEDData(_Data):
-    """DESED (Turpault et al. 2019), or folders like it: recordings with timed labels, labels, or none."""
+    """DESED (Turpault et al. 2019), or folders like it: strongly labelled, weakly labelled or unlabelled."""
 
     source: Literal["desed"] = "desed"
     strong: Count | None = None
-    """How many timed training recordings keep their times, the first by name; all if none is given."""
+    """Number of strongly labelled training clips to keep, in name order; default: all."""
     weak: Count | None = None
-    """How many of the next keep their labels without times; the others lose both."""
+    """Number of following clips reduced to weak labels; the rest become unlabelled."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DemoData(_Data):
-    """Recordings that the demo synthesises itself."""
+    """Synthetic demo recordings."""
 
     source: Literal["demo"] = "demo"
     counts: tuple[Count, Count, Count] = (960, 240, 480)
-    """Recordings to make for train, valid and test."""
+    """Number of recordings in train, valid and test."""
 
 
 AnyData = ManifestData | AudioSetData | ESC50Data | UrbanSound8KData | DESEDData | DemoData

@@ -1,4 +1,4 @@
-"""How posteriors become events."""
+"""Post-processing of posteriors into events."""
 
 from typing import Annotated
 
@@ -10,28 +10,29 @@ from qkd_jax.config.fields import STRICT, Positive, Probability, Seconds
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EventConfig:
-    """How a detector's posteriors, a probability of each event at each step, become events."""
+    """Post-processing of a detector's posteriors (per event and step) into events."""
 
     thresholds: dict[str, dict[str, Probability]] = Field(default_factory=dict)
     """The threshold of each event at each operating point (`eer`, or `1/h` for one false alarm per hour)."""
     use: str | None = None
-    """The operating point in use; without one every threshold is 0.5."""
+    """The operating point in use; if none, all thresholds are 0.5."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """An event ends where its probability falls below this share of its threshold."""
+    """Offset threshold, as a fraction of the onset threshold (hysteresis)."""
     median_seconds: Seconds = 0.0
-    """Length of a median filter over the probabilities; 0 for none."""
+    """Median filter length in seconds; 0 disables it."""
     gap_seconds: Seconds = 0.0
-    """Events of one class closer together than this are joined."""
+    """Maximum gap between merged events, in seconds."""
     shortest_seconds: Seconds = 0.0
-    """Events shorter than this, after joining, are dropped."""
+    """Minimum event length after merging, in seconds."""
     history_seconds: Positive | None = None
-    """Longest history that a posterior depends on (half of it the shortest); unlimited by default."""
+    """Maximum LSTM history in seconds (minimum: half of it); unlimited by default."""
 
     def __post_init__(self) -> None:
         if self.use is not None and self.use not in self.thresholds:
-            raise ValueError(f"use: expected an operating point ({self.points}), got {self.use!r}")
+            raise ValueError(f"use: expected {self.points}, got {self.use!r}")
 
     @property
     def points(self) -> str:
-        """The names of the operating points."""
-        return ", ".join(self.thresholds) or "there are none"
+        """The names of the operating points, for messages."""
+        points = ", ".join(self.thresholds)
+        return f"an operating point ({points})" if points else "none (the detector has no operating points)"

@@ -10,7 +10,7 @@ from qkd_jax.config.fields import STRICT, Count, Positive, Rate
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FeatureConfig:
-    """Log-mel energies; names are librosa's.  The default is the paper's: 998 x 64 for 10 s.
+    """Log-mel energies, named as in librosa.  The default is the paper's: 998 x 64 for 10 s.
 
     >>> FeatureConfig().frames(160_000)
     998
@@ -21,7 +21,7 @@ class FeatureConfig:
     win_length: Count = 400
     """Samples per window (25 ms)."""
     hop_length: Rate = 160
-    """Samples between the starts of windows (10 ms)."""
+    """Hop length in samples (10 ms)."""
     n_fft: Annotated[int, Field(ge=1, le=1 << 15)] = 512
     """Points of the FFT; windows are zero-padded to this length."""
     n_mels: Annotated[int, Field(ge=1, le=1 << 10)] = 64

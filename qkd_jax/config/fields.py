@@ -1,5 +1,6 @@
-"""Types of single settings, and the strictness that all settings share."""
+"""Types of settings, and the strictness that all settings share."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -21,9 +22,15 @@ def check_bits(bits: int) -> int:
     return bits
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise ValueError(f"expected letters, digits, _ . -, starting with a letter or digit, got {name!r}")
+    return name
+
+
 Bits = Annotated[int, AfterValidator(check_bits)]
 Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Name = Annotated[str, AfterValidator(_check_name)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,3 +41,4 @@ Length = Annotated[float, Field(gt=0, le=24 * 3600)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 RuntimeName = Literal["numpy", "jax", "onnx", "litert", "c"]
+FormatName = Literal["safetensors", "onnx", "litert", "c"]

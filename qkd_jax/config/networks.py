@@ -1,4 +1,4 @@
-"""Architectures: what computes.  How a network learns is in `qkd_jax.config.run`."""
+"""Network architectures.  Their training settings are in `qkd_jax.config.run`."""
 
 import dataclasses
 import math
@@ -22,20 +22,21 @@ class QuantConfig:
     """
 
     scheme: Literal["paper", "integer"] = "paper"
-    """The paper's ranges, one per vector and step; or static scales, for integer-only arithmetic."""
+    """paper: dynamic range per vector and step; integer: static scales, integer-only arithmetic."""
 
     weights: Bits = 32
     """Weights of the LSTM, one range per gate matrix, and of convolutions, one per kernel; see `ranges`."""
     activations: Bits = 32
-    """The inputs h and x of the LSTM's product, and of convolutions; one range per vector or frame."""
+    """Inputs h and x of the LSTM's matrix products, and of convolutions; one range per vector or frame."""
     gates: Bits = 32
     """f, i, o, the candidate, and tanh of the cell."""
     cell: Bits = 32
-    """The cell state where it is used; 16 in the paper, since fewer bits make training diverge."""
+    """Cell state when read; 16 in the paper, since fewer bits make training diverge."""
     output: Bits = 32
     """Weights and inputs of the output layers, one range each; 32 in the paper."""
     ranges: Literal["joint", "split", "channel"] = "joint"
-    """One range for [h, x] and for [W_h, W_x]; one range each; or one each and one per output channel."""
+    """joint: h and x share a range, and W_h and W_x do; split: separate ranges; channel: split, with one
+    weight range per output channel."""
 
     @classmethod
     def paper(cls, bits: int) -> "QuantConfig":
@@ -66,8 +67,8 @@ class QuantConfig:
             raise ValueError(f"ranges: expected channel in the integer-only scheme, got {self.ranges}")
         if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
             raise ValueError(
-                "scheme: integer needs weights, activations and output of at most 8 bits, gates and cell of "
-                f"16, got {self.weights}, {self.activations}, {self.output}, {self.gates}, {self.cell}"
+                "scheme: expected weights, activations, output of at most 8 bits and gates, cell of 16 for "
+                f"integer, got {self.weights}, {self.activations}, {self.output}, {self.gates}, {self.cell}"
             )
 
 
@@ -83,7 +84,7 @@ class DenseNetConfig:
     stem: Count = 64
     """Channels of the first convolution."""
     bottleneck: Count = 4
-    """Channels within a layer, as a multiple of growth."""
+    """Bottleneck channels as a multiple of growth."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the convolutions; parameters and statistics stay float32."""
 
@@ -98,14 +99,14 @@ class ResNetConfig:
     stem: Count = 64
     """Channels of the first convolution and width of the first stage; it doubles from stage to stage."""
     bottleneck: Count = 4
-    """Channels that a block gives, as a multiple of its stage's width."""
+    """Output channels of a block, as a multiple of its stage's width."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the convolutions; parameters and statistics stay float32."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LSTMConfig:
-    """An LSTM, with convolutions in front if given; the default is the paper's: one layer of 256.
+    """An LSTM, with convolutions in front if given; the default is the paper's: one layer, hidden size 256.
 
     >>> LSTMConfig(convolutions=(16, 32), time_strides=1).receptive_field
     7
@@ -115,7 +116,7 @@ class LSTMConfig:
     convolutions: tuple[Count, ...] = ()
     """Channels of the 3 x 3 convolutions in front of the LSTM; each halves the mel bands, rounded up."""
     time_strides: Annotated[int, Field(ge=0)] = 0
-    """How many of the convolutions, counted from the first, also halve the frames."""
+    """Leading convolutions that also halve the frame rate."""
     layers: Count = 1
     """Layers of the LSTM."""
     hidden_size: Count = 256
@@ -123,7 +124,7 @@ class LSTMConfig:
     pooling: Literal["last", "mean", "attention"] = "last"
     """Input of the output layer: the last state, the mean over time, or all states, weighted by attention."""
     quant: QuantConfig = QuantConfig()
-    """Bit widths, in training and afterwards."""
+    """Bit widths for training and inference."""
 
     def __post_init__(self) -> None:
         if self.time_strides > len(self.convolutions):
@@ -169,21 +170,21 @@ class CRNNConfig:
 
     architecture: Literal["crnn"] = "crnn"
     trunk: Literal["gated", "se", "separable", "resnet", "densenet"] = "gated"
-    """Gated linear units, context gating with SE and tfwSE (Nam & Park 2023), or blocks of these kinds."""
+    """Block type: gated linear units, context gating with SE and tfwSE (Nam & Park 2023), or these kinds."""
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 32, 64, 128, 128, 128, 128)
     """Channels of each block."""
     pools: Pools = ((2, 2), (2, 2), (1, 2), (1, 2), (1, 2), (1, 2), (1, 2))
-    """Frames and bands that the average pool after each block joins."""
+    """Average-pool size (frames, bands) after each block."""
     hidden_size: Count = 128
     """Width of the GRU's hidden state, in each direction."""
     layers: Count = 2
     """Layers of the GRU."""
     bidirectional: bool = True
-    """Read the clip in both directions, which needs the whole clip; or forwards only."""
+    """Bidirectional GRU (requires the whole clip)."""
     dropout: Decay = 0.5
-    """Share of values dropped in training, after each block, and before and after the GRU."""
+    """Dropout rate after each block, and before and after the GRU."""
     quant: QuantConfig = QuantConfig()
-    """Bit widths, in training and afterwards, in the paper's scheme."""
+    """Bit widths for training and inference, in the paper's scheme."""
 
     def __post_init__(self) -> None:
         if len(self.pools) != len(self.channels):
@@ -205,13 +206,13 @@ class CRNNConfig:
     def se_third(cls, **fields: Any) -> "CRNNConfig":
         """SE-CRNN with about a third of the baseline's parameters.
 
-        Xiao & Das (2024) report an "SE-CRNN-16" with a third; no single width gives that, so we chose these.
+        Xiao & Das (2024) report an "SE-CRNN-16" with a third; no single width has that, so we chose these.
         """
         return cls(trunk="se", channels=(16, 32, 64, 64, 64, 64, 64), hidden_size=64, **fields)
 
     @property
     def receptive_field(self) -> int:
-        """Frames that a step joins; convolutions see further on either side."""
+        """Frames that a step pools; convolutions reach further on either side."""
         return self.stride
 
     @property

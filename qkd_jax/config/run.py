@@ -1,4 +1,4 @@
-"""A run: recordings, models in the order in which they train, and the recipe by which they learn."""
+"""A run: recordings, a recipe, and models in the order in which they train."""
 
 import dataclasses
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,55 +18,52 @@ TEACHER_FILES = (".npz", ".toml")
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EventObjective:
-    """What a model of timed events learns from; each has a mean teacher (Tarvainen & Valpola 2017)."""
+    """Loss of a timed-event model with a mean teacher (Tarvainen & Valpola 2017)."""
 
     label_weight: Weight = 1.0
-    """Weight of the labels: binary cross-entropy of steps and of clips."""
+    """Weight of the label loss (binary cross-entropy per step and per clip)."""
     consistency_weight: Weight = 2.0
-    """Weight of agreement with the mean teacher, once it has risen; 0 for none."""
+    """Weight of the consistency loss after the ramp-up; 0 disables it."""
     teacher_weight: Weight = 1.0
-    """Weight of the teachers' probabilities."""
+    """Weight of the soft loss."""
     fusion: Literal["precision", "uniform", "best", "logits"] = "precision"
     """How several teachers are combined: weighted by a softmax over their average precision on validation,
-    uniformly, the best for each event alone, or by the mean of their logits."""
+    uniformly, only the best teacher per event, or by the mean of their logits."""
     temperature: Positive = 1.0
-    """Softness of the teachers' probabilities."""
+    """Temperature of the teachers' posteriors."""
     update: Literal["student", "mean_step", "ema_ste"] = "student"
-    """What the teachers update: the student; the mean teacher, by steps of its own (TAKD); or the student,
-    by the gradient at the mean teacher."""
+    """Network updated by the soft loss: the student; the mean teacher, with optimizer steps of its own
+    (TAKD); or the student, with the gradient at the mean teacher's weights."""
     mean_learning_rate: Positive = 0.1
-    """Learning rate of the mean teacher's own steps, as a share of the model's."""
+    """Learning rate of the mean teacher's own steps, as a fraction of the student's."""
     embeddings: str | None = None
-    """An earlier model whose convolutions guide this one's (EEFD), or a tagger's .toml that names a layer."""
+    """Source of the target embeddings (EEFD): an earlier model, or a tagger's .toml with a layer."""
     embedding_weight: Weight = 1.0
-    """Weight of the distance to these embeddings."""
+    """Weight of the embedding loss."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
-    """One model of a run: its network, and how it learns."""
+    """A model of a run: its network and how it is trained."""
 
     network: Network
     teachers: tuple[str, ...] = ()
-    """What it learns from beside the labels: earlier models of the run, taggers (.toml), logits (.npz)."""
+    """Teachers (earlier models, taggers .toml, logits .npz)."""
     start: str | None = None
-    """The model whose best state it begins with: an earlier model of the run, or RUN/MODEL of another run."""
+    """Model whose best weights initialize this one: an earlier model of the run, or RUN/MODEL of another."""
     learning_rate: Positive | None = None
-    """Adam's learning rate, at its highest; the recipe's by default."""
+    """Peak learning rate of Adam; the recipe's by default."""
     epochs: Count | None = None
     """Passes over the training recordings; the recipe's by default."""
     ema_decay: Decay | None = None
-    """Decay per update of the weights' moving average, which is what is kept; the recipe's by default."""
+    """Decay of the weights' moving average, the saved model; the recipe's by default."""
     objective: EventObjective | None = None
-    """For timed events, what it learns from."""
+    """Loss settings for timed events."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ClipRecipe:
-    """Learn which events a clip holds: labels (eq. 1) and teachers (eq. 2), by Adam.
-
-    The batches are a pure function of seed and update.
-    """
+    """Clip classification with labels (eq. 1) and teachers (eq. 2), trained with Adam."""
 
     task: Literal["clips"] = "clips"
     seed: Seed = 0
@@ -74,58 +71,54 @@ class ClipRecipe:
     batch_size: Count = 32
     """Clips per update."""
     epochs: Count = 12
-    """Passes over the training clips, for models without epochs of their own."""
+    """Passes over the training clips; a model may set its own."""
     learning_rate: Positive = 3e-3
-    """Adam's learning rate at the start, for models without one of their own."""
+    """Peak learning rate of Adam; a model may set its own."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """The learning rate stays, or falls to zero along half a cosine over all epochs."""
+    """Learning-rate schedule: constant, or cosine decay to zero."""
     clip_norm: Positive = 5.0
     """Largest global norm of a gradient; larger ones are scaled down to it."""
     ema_decay: Decay = 0.0
-    """Decay of the weights' moving average, for models without one of their own; 0 for none."""
+    """Decay of the weights' moving average; 0 disables it, and a model may set its own."""
     patience: Count | None = None
-    """Stop a model after this many epochs in a row without a new best on validation; a falling learning rate
-    has then not fallen to the end."""
+    """Epochs without a new validation best before a model stops; a cosine schedule is then cut short."""
     alpha: Share = 0.5
-    """Weight of the teachers' term (soft loss); 1 - alpha is the labels' (hard loss)."""
+    """Weight of the soft loss (teachers); 1 - alpha is that of the hard loss (labels)."""
     temperature: Positive = 2.0
-    """Softness T of the teachers' logits, and in Hinton's form of the student's."""
+    """Temperature T of the teachers' logits; in Hinton's form also of the student's."""
     form: Literal["hinton", "paper"] = "hinton"
-    """Both sides tempered and the soft loss unweighted (Hinton), or eq. 2 to the letter."""
+    """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"
-    """w_c of eq. 1, for each event from the training set's counts, or one number."""
+    """w_c of eq. 1: per event from the training counts, or a constant."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EventRecipe:
-    """Learn which event happens when, from timed, weakly labelled and unlabelled clips (DCASE 2023, task 4A).
-
-    The batches are a pure function of seed and update.
-    """
+    """Sound event detection: which event happens when, by the recipe of DCASE 2023, task 4A."""
 
     task: Literal["events"] = "events"
     seed: Seed = 0
     """Seed of initial weights, order, crops and dropout."""
     strong: Count = 12
-    """Clips per update whose events are timed; an epoch is one pass over these."""
+    """Strongly labelled clips per update; one epoch is one pass over them."""
     weak: Annotated[int, Field(ge=0)] = 12
-    """Clips per update with labels but no times."""
+    """Weakly labelled clips per update."""
     unlabelled: Annotated[int, Field(ge=0)] = 24
-    """Clips per update without labels."""
+    """Unlabelled clips per update."""
     epochs: Count = 200
-    """Passes over the timed clips, for models without epochs of their own."""
+    """Passes over the strongly labelled clips; a model may set its own."""
     learning_rate: Positive = 1e-3
-    """Adam's learning rate once it has risen, for models without one of their own."""
+    """Learning rate of Adam after the ramp-up; a model may set its own."""
     ramp: Share = 0.25
-    """Share of the updates in which learning rate and consistency rise as exp(-5 (1 - s/S)²)."""
+    """Fraction of updates for the ramp-up exp(-5 (1 - s/S)²) of learning rate and consistency weight."""
     clip_norm: Positive = 5.0
     """Largest global norm of a gradient; larger ones are scaled down to it."""
     ema_decay: Decay = 0.999
-    """Decay per update of the mean teacher, which is what is kept; in update s at most 1 - 1/(s + 1)."""
+    """Decay of the mean teacher, the saved model; in update s at most 1 - 1/(s + 1)."""
     patience: Count | None = None
-    """Stop a model after this many epochs in a row without a new best on validation."""
+    """Epochs without a new validation best before a model stops."""
     median: Count = 7
-    """Steps of the median filter before events are measured, an odd number."""
+    """Median filter length for evaluation, in steps (odd)."""
 
     def __post_init__(self) -> None:
         if self.median % 2 == 0:
@@ -142,32 +135,32 @@ RecipeConfig = Annotated[ClipRecipe | EventRecipe, Discriminator("task")]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """What happens to the features of a training batch; nothing by default, as in the paper."""
+    """Augmentation of training features; off by default, as in the paper."""
 
     time_shift: Share = 0.0
-    """Largest shift of a clip in time, around its end, as a share of its length."""
+    """Maximum circular time shift, as a fraction of clip length."""
     time_masks: Annotated[int, Field(ge=0)] = 0
-    """Ranges of frames to blank (SpecAugment, Park et al. 2019)."""
+    """Number of time masks (SpecAugment, Park et al. 2019)."""
     time_mask_frames: Count = 50
-    """Frames of the longest such range."""
+    """Maximum frames per time mask."""
     mel_masks: Annotated[int, Field(ge=0)] = 0
-    """Ranges of mel bands to blank."""
+    """Number of mel masks."""
     mel_mask_bands: Count = 8
-    """Bands of the widest such range."""
+    """Maximum bands per mel mask."""
     mixup: Weight = 0.0
-    """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 for off."""
+    """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 disables it."""
     mixup_share: Share = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability of mixup per batch."""
 
     @property
     def on(self) -> bool:
-        """Whether anything happens."""
+        """Whether any augmentation is on."""
         return bool(self.time_shift or self.time_masks or self.mel_masks or self.mixup)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
-    """A run: models train in the order in which they stand, under `runs`/`name`.
+    """A run: models train in the order listed, under `runs`/`name`.
 
     >>> models = {"teacher": ModelConfig(network=DenseNetConfig())}
     >>> models["student"] = ModelConfig(network=LSTMConfig(), teachers=("teacher",))
@@ -180,9 +173,9 @@ class RunConfig:
     runs: str = "runs"
     """Folder of all runs."""
     cache: str | None = None
-    """Folder where computed features are kept for all runs; `runs`/.features by default."""
+    """Feature cache shared by all runs; `runs`/.features by default."""
     distributed: bool = False
-    """Train together with other processes, each on a part of every batch (docs/scale.md)."""
+    """Train together with other processes; each has its share of every batch (docs/scale.md)."""
     features: FeatureConfig = FeatureConfig()
     data: DataConfig = ManifestData()
     recipe: RecipeConfig = ClipRecipe()
@@ -191,7 +184,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.frames < 1:
-            raise ValueError(f"data.clip_seconds: {self.data.clip_seconds:g} s is shorter than one window")
+            window = f"{self.features.win_length / self.features.sample_rate:g} s"
+            got = f"{self.data.clip_seconds:g}"
+            raise ValueError(f"data.clip_seconds: expected at least one window ({window}), got {got}")
         earlier: dict[str, ModelConfig] = {}
         for name, model in self.models.items():
             where = f"models.{name}"
@@ -209,11 +204,11 @@ class RunConfig:
 
     @property
     def timed(self) -> bool:
-        """Whether the run learns when events happen."""
+        """Whether the run detects when events happen."""
         return isinstance(self.recipe, EventRecipe)
 
     def model(self, name: str) -> ModelConfig:
-        """Model `name`, with the recipe's settings where it has none of its own."""
+        """Model `name`, with the recipe's settings where it sets none."""
         model, recipe = self.models[name], self.recipe
         filled = {
             field: getattr(recipe, field)
@@ -245,12 +240,13 @@ def _check_network(where: str, model: ModelConfig, run: RunConfig) -> None:
     if not isinstance(network, kinds):
         names = " or ".join(kind.architecture for kind in kinds)
         raise ValueError(
-            f"{where}.network.architecture: expected {names} to learn {run.recipe.task}, "
+            f"{where}.network.architecture: expected {names} for recipe.task {run.recipe.task}, "
             f"got {network.architecture}"
         )
     if isinstance(network, LSTMConfig | CRNNConfig) and network.steps(run.frames) < 1:
         raise ValueError(
-            f"{where}.network: {run.frames} frames leave no step; expected fewer convolutions or strides"
+            f"{where}.network: expected at least one step, got none from {run.frames} frames; "
+            "use fewer convolutions or strides"
         )
 
 
@@ -263,10 +259,11 @@ def _check_start(where: str, model: ModelConfig, earlier: dict[str, ModelConfig]
             f"{where}.start: expected {_names(earlier)}, or RUN/MODEL of another run, got {start!r}"
         )
     if begun is not None and not same_parameters(network, begun):
-        raise ValueError(f"{where}.start: expected a model with the same parameters, got {start!r}")
+        raise ValueError(f"{where}.start: expected a model with the same parameter shapes, got {start!r}")
     if is_integer(network) and (start is None or (begun is not None and not is_float(begun))):
         raise ValueError(
-            f"{where}.start: expected a float model, from which the integer-only scheme starts, got {start!r}"
+            f"{where}.start: expected a float model (required by the integer-only scheme), "
+            f"got {repr(start) if start else 'none'}"
         )
 
 
@@ -278,12 +275,12 @@ def _check_teachers(where: str, model: ModelConfig, earlier: dict[str, ModelConf
             )
         if not is_file(teacher) and teacher not in earlier:
             raise ValueError(
-                f"{where}.teachers: expected {_names(earlier)}, a .toml or an .npz, got {teacher!r}"
+                f"{where}.teachers: expected {_names(earlier)}, or a .toml or .npz file, got {teacher!r}"
             )
         if run.augment.on and not run.timed and is_file(teacher):
             raise ValueError(
-                f"{where}.teachers: expected models of the run, since with augmentation a teacher must see "
-                f"the augmented clip, got {teacher!r}"
+                f"{where}.teachers: expected models of the run, because teacher logits must be computed on "
+                f"the augmented clips, got {teacher!r}"
             )
 
 
@@ -291,21 +288,27 @@ def _check_objective(where: str, model: ModelConfig, earlier: dict[str, ModelCon
     objective, network = model.objective, model.network
     assert objective is not None
     if not run.timed:
-        raise ValueError(f"{where}.objective: expected none for recipe.task clips, got one of timed events")
+        raise ValueError(f"{where}.objective: expected no objective for recipe.task clips, found one")
     if objective.update != "student" and not model.teachers:
-        raise ValueError(f"{where}.objective.update: {objective.update} needs teachers, got none")
+        raise ValueError(f"{where}.objective.update: expected teachers for {objective.update}, found none")
     source = objective.embeddings
     if source is None:
         return
     if not source.endswith(".toml") and source not in earlier:
         raise ValueError(
-            f"{where}.objective.embeddings: expected {_names(earlier)}, or a .toml, got {source!r}"
+            f"{where}.objective.embeddings: expected {_names(earlier)}, or a .toml file, got {source!r}"
         )
     guide = earlier[source].network if source in earlier else None
     if not isinstance(network, CRNNConfig) or not isinstance(guide, CRNNConfig | None):
-        raise ValueError(f"{where}.objective.embeddings: expected a CRNN, and a CRNN that guides it")
+        raise ValueError(
+            f"{where}.objective.embeddings: expected CRNNs for student and embeddings, got "
+            f"{network.architecture} and {guide.architecture if guide else source}"
+        )
     if guide is not None and guide.steps(run.frames) != (steps := network.steps(run.frames)):
-        raise ValueError(f"{where}.objective.embeddings: expected a model of {steps} steps, got {source!r}")
+        raise ValueError(
+            f"{where}.objective.embeddings: expected {steps} steps per clip, got {source!r} with "
+            f"{guide.steps(run.frames)}"
+        )
 
 
 def same_parameters(network: Any, other: Any) -> bool:
@@ -326,4 +329,4 @@ def is_float(network: Any) -> bool:
 
 
 def _names(earlier: dict[str, ModelConfig]) -> str:
-    return f"an earlier model of the run ({', '.join(earlier) or 'there is none'})"
+    return f"an earlier model of the run ({', '.join(earlier) or 'no earlier model exists'})"

@@ -6,6 +6,7 @@ import numpy as np
 
 from qkd_jax.errors import InputError, first_line
 
+_KINDS = {"U": "text", "f": "floats", "iu": "integers", "fiu": "numbers"}
 _MAX_BYTES, _MAX_RATIO = 1 << 30, 100
 """An archive may unpack to 1 GiB, or to 100 times its own size if that is more."""
 
@@ -13,13 +14,13 @@ _MAX_BYTES, _MAX_RATIO = 1 << 30, 100
 def read_npz(path: Path, what: str, **wanted: tuple[str, int]) -> list[np.ndarray]:
     """The arrays `wanted` from the archive at `path`, given as kinds of dtype and number of dimensions.
 
-    Raises InputError, whose message says that `what` was expected.
+    Raises InputError: expected `what`.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             most = max(_MAX_BYTES, _MAX_RATIO * path.stat().st_size)
             if (size := sum(member.file_size for member in archive.zip.infolist())) > most:
-                raise ValueError(f"at most {most} bytes, found {size}")
+                raise ValueError(f"expected at most {most} bytes, found {size}")
             return [_checked(name, archive[name], *form) for name, form in wanted.items()]
     except Exception as error:  # a damaged archive may raise anything
         raise InputError(f"{path}: expected {what}: {first_line(error)}") from None
@@ -40,6 +41,7 @@ def _checked(name: str, array: object, kinds: str, dimensions: int) -> np.ndarra
     # A small file can hold any number of elements of size 0, but a list can't.
     if array.dtype.kind not in kinds or not array.dtype.itemsize or array.ndim != dimensions:
         raise ValueError(
-            f"{name}: expected {dimensions} dimensions of kind {kinds}, found {array.dtype} {array.shape}"
+            f"{name}: expected a {dimensions}-D array of {_KINDS[kinds]}, "
+            f"found {array.dtype} of shape {array.shape}"
         )
     return array

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from qkd_jax.config import FeatureConfig
-from qkd_jax.data.clips import KINDS
+from qkd_jax.data.clips import KINDS, NOUNS
 from qkd_jax.data.dataset import Dataset, frame_targets
 from qkd_jax.data.features import finite
 from qkd_jax.errors import InputError
@@ -104,7 +104,9 @@ def timed_batches(
     indices = [data.indices(kind) for kind in KINDS]
     for kind, clips, size in zip(KINDS, indices, sizes):
         if len(clips) < size:
-            raise InputError(f"--recipe.{kind}: expected at most the {len(clips)} {kind} clips, got {size}")
+            raise InputError(
+                f"--recipe.{kind}: expected at most {len(clips)} ({NOUNS[kind]} training clips), got {size}"
+            )
 
     def example(clip: int, rng: np.random.Generator) -> Batch:
         log_mel, kind = data.features[clip], KINDS[data.kind[clip]]

@@ -52,8 +52,8 @@ def cached(
     """The cache entries of `clips`; missing ones are computed, on all cores.
 
     `compute` maps a recording's path to float32 [rows, width], at least one row, and raises InputError or
-    OSError for a recording that can't be used.  Returns one file in NumPy's format per clip, and the reasons,
-    by clip name, why others can't be used and have no file.  An entry is identified by `settings`, which must
+    OSError for a recording that can't be used.  Returns the entries, .npy files, and by clip
+    name the reasons why others can't be used and have none.  An entry is identified by `settings`, which must
     name everything that the result depends on, and by the recording's path, size and modification time; it is
     written whole or not at all.
     """
@@ -74,7 +74,9 @@ def cached(
         places = range(len(clips))[share]
         some = np.fromiter(_in_parallel(lacking, places, _CHUNK), np.int64)
         if len(some):
-            print(f"{title}: {len(some)} of {len(clips)} recordings to read", flush=True)
+            print(
+                f"{title}: computing {len(some)} of {len(clips)} recordings (others are cached)", flush=True
+            )
         for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
             if reason:
                 reasons[int(place)] = reason
@@ -129,11 +131,11 @@ def read_entry(entry: Path) -> np.ndarray:
         match = _SHAPE.search(header)
         shape = tuple(map(int, match.groups())) if match else ()
         if not shape or header != _header(*shape):
-            raise ValueError("another header")
+            raise ValueError("found a damaged header")
         return np.memmap(entry, np.float32, "r", _HEADER, shape)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{entry}: expected a cache entry: {error}; delete the file to compute it again"
+            f"{entry}: expected a cached array, {error}; delete the file to recompute it"
         ) from None
 
 
@@ -141,7 +143,7 @@ def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -
     """Compute and write the entry of one recording; returns why it can't be used, or the empty string."""
     try:
         if not recording.is_file():
-            raise InputError(f"{recording}: not there")
+            raise InputError(f"{recording}: expected a recording, found none")
         result = compute(recording)
     except (InputError, OSError) as error:
         return str(error)

@@ -31,10 +31,9 @@ def read_clips(data: AnyData) -> list[Clip]:
     for event in data.events:
         if event not in counts:
             known = ", ".join(f"{label} ({count})" for label, count in counts.most_common(_MAX_LISTED))
-            raise InputError(
-                f"--data.events: expected labels of the recordings, {known or 'which have none'}, "
-                f"got {event!r}"
-            )
+            if not known:
+                raise InputError("--data.events: expected labelled recordings, found none")
+            raise InputError(f"--data.events: expected one of {known}, got {event!r}")
     if data.negatives is None:
         return clips
     labelled = [clip for clip in clips if clip.labelled]
@@ -54,9 +53,14 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
     if len(bad) == len(clips):
         raise InputError(*list_bad(bad, len(clips)))
     if bad and not data.skip_bad:
-        raise InputError(*list_bad(bad, len(clips)), "--data.skip-bad leaves them out")
+        raise InputError(*list_bad(bad, len(clips)), "to skip them: --data.skip-bad")
     if bad:
-        print("left out:", "\n".join(list_bad(bad, len(clips))), flush=True)
+        print(
+            f"skipped {len(bad)} of {len(clips)} recordings:",
+            *list_bad(bad, len(clips))[1:],
+            sep="\n",
+            flush=True,
+        )
     return [clip for clip in clips if clip.name not in bad], list(bad.values())
 
 

@@ -22,6 +22,7 @@ from qkd_jax.system.files import whole_file
 
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
+NOUNS = dict(zip(KINDS, ("strongly labelled", "weakly labelled", "unlabelled")))
 MAX_SECONDS = 1e9
 """Longest recording that an annotation may refer to."""
 
@@ -137,8 +138,8 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
         other = first.setdefault(clip.group, clip)
         if other.split != clip.split:
             raise InputError(
-                f"--data.group-column: expected group {clip.group!r} in one split, found {other.name} in "
-                f"{other.split} and {clip.name} in {clip.split}"
+                f"{clip.root}: expected all clips of group {clip.group!r} in one split, found {other.name} "
+                f"in {other.split} and {clip.name} in {clip.split}"
             )
     return list(clips)
 
@@ -160,7 +161,9 @@ def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
     if others:
         named = ", ".join(f"{printable(label)} ({count})" for label, count in others[:10])
         more = f" and {len(others) - 10} more" if len(others) > 10 else ""
-        lines.append(f"  other labels, used as negatives: {named}{more}")
+        lines.append(
+            f"  labels that are not events (a recording with only these is a negative): {named}{more}"
+        )
     return "\n".join(lines)
 
 
@@ -181,7 +184,7 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
 
 def read_clip_list(path: Path, root: Path) -> list[Clip]:
     """The clips that `write_clips` wrote to `path`, their recordings under `root`; raises InputError."""
-    what = f"{path}: expected the list of a run's recordings"
+    what = f"{path}: expected a run's clips.jsonl"
     same: dict[Any, Any] = {}  # millions of clips share few sets of labels
 
     def clip(number: int, line: str) -> Clip:

@@ -69,7 +69,7 @@ def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
     if not chosen:
         unlabelled = any(clip.split == split for clip in clips)
         raise InputError(
-            f"{data.root}: expected {'labelled ' * unlabelled}clips of split {split!r}, found none"
+            f"{data.root}: expected {'labelled ' * unlabelled}clips in split {split!r}, found none"
         )
     for event in data.events:
         positives = sum(event in clip.labels for clip in chosen)
@@ -81,20 +81,20 @@ def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
 
 
 def _seconds(data: AnyData, clips: Sequence[Clip], split: str) -> list[float]:
-    """The length of each recording; raises InputError for clips on which timed events can't be measured."""
+    """The length of each recording; raises InputError for clips that can't be scored on timed events."""
     import soundfile
 
     if split != "train" and (other := next((clip for clip in clips if clip.annotations is None), None)):
         raise InputError(
-            f"{data.root}: expected onsets and offsets of all clips of split {split!r}, "
-            f"found none of {other.name}"
+            f"{data.root}: expected onsets and offsets for all clips in split {split!r}, "
+            f"found none for {other.name}"
         )
     seconds = [soundfile.info(clip.path).duration for clip in clips]
     for clip, end in zip(clips, seconds):
         for event, onset, _ in clip.annotations or ():
             if split != "train" and onset >= end:
                 raise InputError(
-                    f"{clip.path}: expected onsets within {end:g} s, found {event} at {onset:g} s"
+                    f"{clip.path}: expected onsets before the end ({end:g} s), found {event} at {onset:g} s"
                 )
     return seconds
 

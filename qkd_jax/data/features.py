@@ -20,7 +20,7 @@ _FORMAT = 2  # raise when the same settings give other features
 def cached_features(
     clips: Sequence[Clip], config: FeatureConfig, cache: Path
 ) -> tuple[Entries, dict[str, str]]:
-    """Files in `cache` with each clip's features, float32 [frames, n_mels]; returns what `cached` does."""
+    """Files in `cache` with each clip's features, float32 [frames, n_mels]; returns as `cached`."""
     return cached(
         clips,
         lambda path: recording_features(path, config),
@@ -49,7 +49,7 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     if not len(features):
         raise InputError(f"{path}: expected at least {config.win_length} samples at {rate} Hz, found {count}")
     if not np.isfinite(features).all():
-        raise InputError(f"{path}: expected samples with full scale 1, found values too large for float32")
+        raise InputError(f"{path}: expected samples in [-1, 1], found values that overflow float32")
     return features
 
 

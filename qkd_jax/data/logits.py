@@ -27,11 +27,7 @@ def read_logits(path: Path, names: Sequence[str], events: Sequence[str]) -> np.n
     Raises InputError if the file can't be read, lacks a clip or an event, or holds a non-finite value.
     """
     kept_names, kept_events, logits = read_npz(path, _WHAT, **_KEYS, logits=(_NUMBERS, 2))
-    if logits.shape != (len(kept_names), len(kept_events)):
-        raise InputError(
-            f"{path}: expected logits keyed by clip: {len(kept_names)} clips, {len(kept_events)} events, "
-            f"logits {logits.shape}"
-        )
+    _check_shape(f"{path}: expected {_WHAT}: logits", logits, (len(kept_names), len(kept_events)))
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     return _finite(path, logits[np.ix_(rows, columns)])
 
@@ -80,13 +76,17 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
         stride=("iu", 0),
     )
     size = (len(kept_names), len(kept_events))
+    for name, array, shape in (
+        ("clip", clip, size),
+        ("steps", steps, (size[0], steps.shape[1], size[1])),
+        ("precision", precision, size[1:]),
+    ):
+        _check_shape(f"{path}: expected logits of clips and steps: {name}", array, shape)
     receptive_field, stride = map(int, lengths)
-    shapes = (clip.shape, (*steps.shape[:1], *steps.shape[2:]), (*size[:1], *precision.shape))
-    if shapes != (size, size, size) or min(receptive_field, stride) < 1:
+    if min(receptive_field, stride) < 1:
         raise InputError(
-            f"{path}: expected logits of clips and steps: {size[0]} clips, {size[1]} events, found "
-            f"{clip.shape}, {steps.shape}, precision {precision.shape}, "
-            f"receptive field {receptive_field}, stride {stride}"
+            f"{path}: expected logits of clips and steps: receptive_field, stride: expected at least 1, "
+            f"found {receptive_field}, {stride}"
         )
     rows, columns = _places(path, (names, events), (kept_names, kept_events))
     return StepLogits(
@@ -98,6 +98,11 @@ def read_step_logits(path: Path, names: Sequence[str], events: Sequence[str]) ->
     )
 
 
+def _check_shape(where: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise InputError(f"{where}: expected shape {shape}, found {array.shape}")
+
+
 def _places(
     path: Path, wanted: Sequence[Sequence[str]], kept: Sequence[np.ndarray]
 ) -> tuple[list[int], list[int]]:
@@ -107,7 +112,10 @@ def _places(
         place = {item: index for index, item in enumerate(known.tolist())}
         missing = [item for item in items if item not in place]
         if missing:
-            raise InputError(f"{path}: no logits for {len(missing)} {kind}s, first {missing[0]!r}")
+            raise InputError(
+                f"{path}: expected logits for all {kind}s, found none for {len(missing)} "
+                f"(first: {missing[0]!r})"
+            )
         places.append([place[item] for item in items])
     rows, columns = places
     return rows, columns

@@ -10,9 +10,9 @@ from qkd_jax.errors import InputError
 
 
 def data_root(config: AnyData, holds: str) -> Path:
-    """The folder `config.root`; raises InputError, naming what it should hold, if there is none."""
+    """The folder `config.root`; raises InputError, naming the expected content, if there is none."""
     if config.root is None:
-        raise InputError(f"--data.root: expected the folder that holds {holds}, got none")
+        raise InputError(f"--data.root: expected the folder that contains {holds}, got none")
     return Path(config.root)
 
 
@@ -47,9 +47,9 @@ def read_table(
     empty.
 
     Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a row
-    with too few or too many fields, an open quote, a table without rows, and a missing column.  If the header
-    seems to have another separator, the last names it, and the flag `named_by` if another file name would
-    select it; otherwise it ends with `hint`.
+    with too few or too many fields, an open quote, a table without rows, and a missing column; the last ends
+    with advice if the header seems to have another separator (a file name given by the flag `named_by` may
+    select it), otherwise with `hint`.
     """
     if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
@@ -64,7 +64,7 @@ def read_table(
                 raise InputError(f"{path}: expected each column once, found {', '.join(names)}")
             if not set(columns) <= set(names):
                 raise InputError(
-                    f"{path}: expected columns {', '.join(columns)}; found {', '.join(names) or 'none'}"
+                    f"{path}: expected columns {', '.join(columns)}, found {', '.join(names) or 'none'}"
                     f"{_separator_hint(names, delimiter, named_by) or hint}"
                 )
             row = None
@@ -79,9 +79,9 @@ def read_table(
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected a table in UTF-8: {error}") from None
         except csv.Error as error:
-            raise InputError(f"{path}: row {reader.line_num}: expected a row of a table: {error}") from None
+            raise InputError(f"{path}: row {reader.line_num}: expected a valid CSV row: {error}") from None
     if row is None:
-        raise InputError(f"{path}: expected rows, found none")
+        raise InputError(f"{path}: expected at least one row, found none")
 
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
@@ -92,13 +92,13 @@ def _separator_hint(names: Sequence[str], delimiter: str, named_by: str) -> str:
     """Advice if the columns `names` seem to have another separator than `delimiter`, else the empty string.
 
     >>> _separator_hint(["filename;labels"], ",", "")
-    '; they seem to be separated by semicolons, expected commas'
+    '; columns seem to be separated by semicolons, expected commas'
     """
     counts = {other: sum(name.count(other) for name in names) for other in _SEPARATORS if other != delimiter}
     other = max(counts, key=lambda separator: counts[separator])
     if counts[other] < max(len(names), 1):
         return ""
-    hint = f"; they seem to be separated by {_SEPARATORS[other]}, expected {_SEPARATORS[delimiter]}"
+    hint = f"; columns seem to be separated by {_SEPARATORS[other]}, expected {_SEPARATORS[delimiter]}"
     if named_by and other in _SUFFIXES:
-        hint += f" or a file for {named_by} that ends in {_SUFFIXES[other]}"
+        hint += f" or a name ending in {_SUFFIXES[other]} ({named_by})"
     return hint

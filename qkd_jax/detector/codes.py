@@ -1,4 +1,4 @@
-"""Codes of the integer-only scheme: the integer arrays that every runtime holds, and what they stand for.
+"""Codes of the integer-only scheme: the integer arrays that every runtime holds, and their values.
 
 An activation is an integer code with a static scale of 2^-exponent: code q stands for q · 2^-exponent.  A
 weight is a signed code with one scale per output.  Their products add up in an int32 accumulator; one float32
@@ -7,8 +7,8 @@ multiplication, rounded half to even, brings it to the scale of the result:
     rescaled(acc) = round(acc · multiplier)
 
 Everything else is integer arithmetic, with shifts that round half up: `shift(v, s) = (v + 2^(s - 1)) >> s`.
-`detector/reference.py` defines the scheme in NumPy.  This module holds what it shares with the other
-runtimes, and imports NumPy alone.
+`detector/reference.py` defines the scheme in NumPy.  This module holds the parts shared with the
+other runtimes, and imports NumPy alone.
 """
 
 from typing import Any, NamedTuple

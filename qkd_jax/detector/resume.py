@@ -1,6 +1,6 @@
 """Save and load the state of a detector on a stream, so that an interrupted stream resumes exactly.
 
-Beside the document, which says whose state it is, the file holds `samples`, h and c of each layer of each
+Beside the document, which identifies the stream, the file holds `samples`, h and c of each layer of each
 LSTM (cells.LSTM.0 …), and the state of the events.
 """
 

@@ -61,7 +61,7 @@ def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray
     """Open the model in the .tflite file at `path` to read its inner tensor `layer`.
 
     `layer` is the name of a tensor that the model computes, or a part of the name that no other has.
-    Returns what `open_model` does, but the function gives that tensor's values, float32 [size]; codes are
+    Like `open_model`, but the function returns that tensor's values, float32 [size]; codes are
     dequantized.  Raises InputError as `open_model` does, and if there is no such tensor.
     """
     if path.suffix != ".tflite":

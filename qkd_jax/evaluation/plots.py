@@ -101,7 +101,7 @@ def curve_figures(
 
 
 def psd_roc_figures(rocs: Mapping[str, Rocs], styles: Styles) -> tuple["Figure", "Figure"]:
-    """The curves of PSDS1 and PSDS2; `rocs` holds those of each model from `evaluate_sound_events`."""
+    """The curves of PSDS1 and PSDS2; `rocs` holds those of each model from `evaluate_timed_events`."""
     figures = []
     for scenario in ("psds1", "psds2"):
         figure, axis = _panel(3.4, 3.4)
@@ -144,9 +144,7 @@ def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, sty
 
 
 def history_figure(
-    history: dict[str, list[dict[str, Any]]],
-    value: Callable[[dict[str, Any]], float],
-    styles: Styles,
+    history: dict[str, list[dict[str, Any]]], value: Callable[[dict[str, Any]], float], styles: Styles
 ) -> "Figure":
     """A `value` by epoch for each model, with a dot at the best epoch, by PSDS or else AUC on validation."""
     from matplotlib.ticker import MaxNLocator

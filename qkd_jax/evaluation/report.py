@@ -47,8 +47,8 @@ def write_report(
     `results` is the argument of `print_table`; `targets` and each model's `logits` are [clips, events], and
     `clips` maps the name of each recording to its path, in the same order.  `history` lists each model's
     epochs: `epoch`, `epoch_loss`, and under `valid` the metrics in percent; models without epochs may be
-    missing.  `rocs` are each model's curves from `evaluate_sound_events`.  `teachers` names the models that
-    teach others: they don't compete with their students, which are compared with the largest of them.
+    missing.  `rocs` are each model's curves from `evaluate_timed_events`.  `teachers` names the teachers
+    among the models: students are compared with the largest of them, not ranked against them.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

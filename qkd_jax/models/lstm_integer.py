@@ -182,7 +182,7 @@ def to_detector(
     events: tuple[str, ...],
     clip_seconds: float,
 ) -> Detector:
-    """The detector that computes what `network`, of the integer-only scheme, computes with `variables`."""
+    """The detector equal to `network`, in the integer-only scheme, with `variables`."""
     quant, norm = network.quant, variables["norm"]["normalize"]
 
     @jax.jit

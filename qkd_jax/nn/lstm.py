@@ -35,7 +35,7 @@ def lstm_init(
 
     Chrono initialization (Tallec & Ollivier 2018): the forget bias is log U[1, steps - 1] and the input
     bias its negative, so that the last state can remember the whole clip; with a forget bias of 1, a model
-    that reads only the last of 998 states learns nothing.  Recurrent weights are orthogonal, the others
+    that reads only the last of 998 states does not train.  Recurrent weights are orthogonal, the others
     have variance 1 / inputs.
 
     >>> (layer,) = lstm_init(jax.random.key(0), inputs=64, hidden_size=256, steps=998)

@@ -1,4 +1,4 @@
-"""Checkpoints: the two newest and the best; the one file that knows Orbax."""
+"""Checkpoints: the two newest and the best; the only file that imports Orbax."""
 
 import contextlib
 import io
@@ -101,7 +101,7 @@ def restore_last(manager: ocp.CheckpointManager, like: TrainState) -> TrainState
 
 
 def _set_aside_without_figures(folder: Path) -> None:
-    """Set aside checkpoints whose validation figures can't be read, with which Orbax can't start."""
+    """Set aside checkpoints with unreadable validation figures, with which Orbax can't start."""
     for path in sorted(folder.glob("*/metrics/metrics")):
         try:
             with _named(path.parents[1]):

@@ -62,7 +62,7 @@ def _begin(run: Run) -> Run:
     for split in SPLITS:
         check_split(config.data, clips, split)
     print(summary(clips, events), flush=True)
-    # Remove what an earlier start left behind.
+    # Remove files of an earlier start.
     for pattern in ("left-out.txt", "norm.npz", "teachers/*.npy", "models/*/embeddings.npz"):
         for path in run.folder.glob(pattern):
             path.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ def find_model(path: Path | str) -> tuple[Run, str | None]:
 
 
 def start_of(run: Run, name: str) -> tuple[Run, str] | None:
-    """The run and the model whose best state model `name` begins with; raises InputError.
+    """The run and the model whose best weights initialize model `name`; raises InputError.
 
     None if it trains from scratch, or if it has a checkpoint already.
     """
@@ -174,7 +174,7 @@ def _demo_root(folder: Path) -> str:
 
 
 def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
-    """Raise InputError that names every setting in which a run's settings differ from those of before."""
+    """Raise InputError that names every setting that differs from the run's."""
     # These don't affect the results: where the folders are, and on how many processes it runs.
     same = {key: getattr(old, key) for key in ("name", "runs", "cache", "distributed")}
     before, after = _flat(old), _flat(dataclasses.replace(new, **same))

@@ -30,14 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax.config import (
-    EventObjective,
-    ModelConfig,
-    RunConfig,
-    is_float,
-    is_integer,
-    same_parameters,
-)
+from qkd_jax.config import EventObjective, ModelConfig, RunConfig, is_float, is_integer, same_parameters
 from qkd_jax.data.arrays import read_npz
 from qkd_jax.data.clips import Clip, read_clip_list
 from qkd_jax.data.features import mean_and_std
@@ -144,7 +137,7 @@ class Run:
             raise InputError(f"models.{name}.network.{error}") from None
         if self.objective(name).update != "mean_step":
             return state
-        # The mean teacher takes steps of its own (TAKD), which have an optimizer state of their own.
+        # The mean teacher's own steps (TAKD) have a separate optimizer state.
         mean = optimizer.init(state.average["params"])
         return dataclasses.replace(state, opt_state={"student": state.opt_state, "mean": mean})
 
@@ -167,7 +160,9 @@ def check_start(config: RunConfig, name: str, other: RunConfig, start: str) -> N
     model: ModelConfig = config.models[name]
     found = other.models.get(Path(start).name)
     if found is None or not same_parameters(model.network, found.network):
-        raise InputError(f"--models.{name}.start: expected a model with the same parameters, got {start}")
+        raise InputError(
+            f"--models.{name}.start: expected a model with the same parameter shapes, got {start}"
+        )
     for field, value in _inputs(config).items():
         if value != (theirs := _inputs(other)[field]):
             raise InputError(
@@ -175,7 +170,7 @@ def check_start(config: RunConfig, name: str, other: RunConfig, start: str) -> N
             )
     if is_integer(model.network) and not is_float(found.network):
         raise InputError(
-            f"--models.{name}.start: expected a float model, since the integer-only scheme starts from one, "
+            f"--models.{name}.start: expected a float model (required by the integer-only scheme), "
             f"got {start}, which is quantized"
         )
 

@@ -50,14 +50,14 @@ def make_optimizer(
     if isinstance(recipe, EventRecipe):
 
         def rate(update: jax.Array) -> jax.Array:
-            return learning_rate * risen(recipe, update, updates)
+            return learning_rate * ramp_factor(recipe, update, updates)
 
     elif recipe.schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, updates)
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optax.adam(rate))
 
 
-def risen(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Array:
+def ramp_factor(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Array:
     """Ramp-up factor in [0, 1] at the 0-based `update` of `updates`."""
     return ramp_up((update + 1) / max(recipe.ramp * updates, 1))
 
@@ -104,5 +104,5 @@ def started_from(state: TrainState, model: dict[str, Any]) -> TrainState:
 
 
 def _averaged(model: dict[str, Any]) -> dict[str, Any]:
-    """A copy of what training updates; a copy, because a state's buffers are donated once each."""
+    """A copy of the trained variables; a copy, because a state's buffers are donated once each."""
     return {key: jax.tree.map(jnp.copy, value) for key, value in model.items() if key not in _NOT_TRAINED}

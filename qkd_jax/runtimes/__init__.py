@@ -1,6 +1,7 @@
 """Runtimes in which a detector runs, each a module of this package; it is imported only when used.
 
-To add a runtime, add a module, a line to `_RUNTIMES`, and its name to `RuntimeName`.  The module defines
+To add a runtime, add a module, a line to `_RUNTIMES`, and its name to `config.fields` (CONTRIBUTING.md).  The
+module defines
 
     open_stream(detector: Detector) -> Runtime
         `detector` on a stream.  From the input codes on, every runtime but LiteRT computes NumPy's codes.
@@ -8,13 +9,13 @@ To add a runtime, add a module, a line to `_RUNTIMES`, and its name to `RuntimeN
 and, if the runtime has a file format,
 
     write(detector: Detector, path: Path, provenance: Mapping[str, str]) -> str
-        Writes the file, and returns what its bytes consist of, or "".
+        Writes the file, and returns the sizes of its parts as text, or "".
     open_clip(path: Path) -> Exported
         Opens the file as a function of whole clips, in this process.
 
 Each raises InputError if a library is missing, with the command that installs it.
 
-Exported files have a checksum, which tells damage from what was written.  It is not a signature: anyone can
+Exported files have a checksum, which detects damage.  It is not a signature: anyone can
 change a file on purpose and correct the checksum.  Libraries that a hostile file could crash therefore first
 open it in a process of their own.  A .h is compiled and run, and can do anything: only open those you trust.
 """
@@ -23,18 +24,16 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qkd_jax.config.fields import RuntimeName
+from qkd_jax.config.fields import FormatName, RuntimeName
 from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.stream import Runtime
 from qkd_jax.errors import InputError, naming
 from qkd_jax.runtimes.common import Exported
 from qkd_jax.system.isolation import try_apart
-
-FormatName = Literal["safetensors", "onnx", "litert", "c"]
 
 
 class _File(NamedTuple):
@@ -43,19 +42,22 @@ class _File(NamedTuple):
     format: FormatName
     suffix: str
     library: str = ""
+    tolerance: float = 1e-3  # the last bits of log-mel energies sometimes change a code
 
 
 _RUNTIMES: dict[RuntimeName, _File | None] = {
     "numpy": _File("safetensors", ".safetensors"),
     "jax": None,
     "onnx": _File("onnx", ".onnx", "ONNX Runtime"),
-    "litert": _File("litert", ".tflite", "LiteRT"),
+    "litert": _File("litert", ".tflite", "LiteRT", tolerance=0.02),  # rounds activations by its own rule
     "c": _File("c", ".h"),
 }
 _FILES = {name: file for name, file in _RUNTIMES.items() if file is not None}
 
 FORMATS: dict[FormatName, str] = {file.format: file.suffix for file in _FILES.values()}
 """The suffix of each file format."""
+TOLERANCES = {file.suffix: file.tolerance for file in _FILES.values()}
+"""Per suffix the largest mean difference of probabilities from the reference."""
 
 
 def open_stream(name: RuntimeName, detector: Detector) -> Runtime:
@@ -70,11 +72,11 @@ def open_stream(name: RuntimeName, detector: Detector) -> Runtime:
 def write(
     form: FormatName, detector: Detector, path: Path, provenance: Mapping[str, str] = {}, **options: Any
 ) -> str:
-    """Write `detector` to `path` in a format, and return what the bytes consist of, or "".
+    """Write `detector` to `path` in a format; return the sizes of its parts as text, or "".
 
-    For onnx, the model of single steps is written beside `path`, as STEM-step.onnx.  `provenance` says
-    where the detector comes from; safetensors keeps it.  `options`: c takes `name`, the prefix of names in
-    the header.  Raises InputError if the detector can't be written so, or a library is missing.
+    For onnx, the model of single steps is written beside `path`, as STEM-step.onnx.  safetensors
+    stores `provenance`, the detector's origin.  `options`: c takes `name`, the prefix of names in the header.
+    Raises InputError if the detector can't be written in the format, or a library is missing.
     """
     [runtime] = [name for name, file in _FILES.items() if file.format == form]
     parts: str = _module(runtime).write(detector, path, provenance, **options)

@@ -164,7 +164,7 @@ def compile_c(header: bytes, where: object) -> Runner:
     compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(compiler[0]) is None:
         raise InputError(
-            f"{where}: needs a C compiler: expected {compiler[0]} (or what CC names), found none"
+            f"{where}: needs a C compiler: expected {compiler[0]} (or the compiler in CC), found none"
         )
     source = _RUNNER.replace("qkd", description.name).replace("QKD", description.name.upper())
     attention = "attention" if description.pooling == "attention" else "output"

@@ -16,9 +16,7 @@ from qkd_jax.detector.stream import LSTMState, Runtime, in_numpy
 from qkd_jax.nn.integer_only import convolve, from_inputs, linear, normalized, step
 
 
-def to_jax(
-    detector: Detector,
-) -> Callable[[Float[Array, "batch frames mel"]], Float[Array, "batch event"]]:
+def to_jax(detector: Detector) -> Callable[[Float[Array, "batch frames mel"]], Float[Array, "batch event"]]:
     """The pure function from log-mel energies of clips to their logits, to which `jit`, `vmap` etc. apply.
 
     Its codes equal those of `detector.reference`, on CPU, GPU and TPU.

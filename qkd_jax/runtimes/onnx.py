@@ -83,7 +83,7 @@ def save(model: Any, path: Path) -> None:
 def load(path: Path) -> bytes:
     """The content that `save` wrote to `path`, for onnxruntime.InferenceSession or onnx.load_from_string.
 
-    Raises InputError if it can't be read, or is not what `save` wrote.
+    Raises InputError if it can't be read or is damaged.
     """
     data = read_exported(path, "an exported ONNX model")
     content = data[: -len(checksum(b""))]

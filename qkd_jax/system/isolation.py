@@ -30,11 +30,7 @@ def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
         done = subprocess.run(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_SECONDS,
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise InputError(

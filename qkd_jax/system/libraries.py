@@ -8,7 +8,7 @@ from qkd_jax.errors import InputError
 
 
 def optional(name: str, what: object, remedy: str) -> Any:
-    """The module `name`; raises InputError, `what` needs its library: `remedy`, if it isn't installed."""
+    """The module `name`; raises InputError, with `remedy`, if it isn't installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

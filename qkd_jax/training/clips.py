@@ -1,4 +1,4 @@
-"""The recipe for clip models: what differs from timed events in loading, batches, update and validation."""
+"""The recipe for clip models: loading, batches, update and validation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import make_optimizer
 from qkd_jax.system.devices import spread
 from qkd_jax.training.step import Loss, TrainStep, make_train_step
-from qkd_jax.training.teachers import check_clip_teachers, live_teacher, teacher_logits
+from qkd_jax.training.teachers import augmented_batches, cache_file_logits, teacher_logits
 
 
 def load(run: Run) -> dict[str, Dataset]:
@@ -28,9 +28,9 @@ def load(run: Run) -> dict[str, Dataset]:
     """
     clips = run.clips
     data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
-    check_clip_teachers(run, data["train"])
+    cache_file_logits(run, data["train"])
     if (count := len(data["train"].names)) < (size := _recipe(run).batch_size):
-        raise InputError(f"--recipe.batch-size: expected at most the {count} training clips, got {size}")
+        raise InputError(f"--recipe.batch-size: expected at most {count} (training clips), got {size}")
     return data
 
 
@@ -45,8 +45,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
         logits, _ = teacher_logits(run, name, train)
     size = recipe.batch_size
     rows = clip_batches(train, logits, frames=run.config.frames, batch_size=size, seed=recipe.seed)
-    # With augmentation the teachers see the augmented clips.
-    augment = live_teacher(run, name) if run.config.augment.on else lambda update, batch: batch
+    augment = augmented_batches(run, name) if run.config.augment.on else lambda update, batch: batch
     return len(train.names) // size, lambda first: (
         augment(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)
     )
@@ -82,7 +81,7 @@ def validate(run: Run, name: str, data: dict[str, Dataset]) -> Callable[[Any], d
 
 
 def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None) -> Loss:
-    """Eq. 2 for the events that a teacher knows, eq. 1 for the others, and for all without a teacher.
+    """Eq. 2 for the events that a teacher covers, eq. 1 for the others, and for all without a teacher.
 
     `weight` [events] weights positive labels (w_c); `known` is bool [events], or None without a teacher.
     """

@@ -1,4 +1,4 @@
-"""The recipe for timed events: what differs from clip models in loading, batches, update and validation."""
+"""The recipe for timed events: loading, batches, update and validation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +16,12 @@ from qkd_jax.evaluation.timed_events import load_sed_scores_eval, timed_metrics
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import spread
 from qkd_jax.training.step import TrainStep, make_timed_step
-from qkd_jax.training.teachers import check_step_teachers, embedding_targets, keep_embeddings, step_targets
+from qkd_jax.training.teachers import (
+    check_step_teachers,
+    embedding_targets,
+    fused_posteriors,
+    write_embeddings,
+)
 
 
 def load(run: Run) -> dict[str, Dataset]:
@@ -28,7 +33,9 @@ def load(run: Run) -> dict[str, Dataset]:
     data = {split: load_split(config, clips, split, run.cache) for split in SPLITS}
     train = data["train"]
     if (size := _recipe(run).strong) > (strong := len(train.indices("strong"))):
-        raise InputError(f"--recipe.strong: expected at most the {strong} timed clips, got {size}")
+        raise InputError(
+            f"--recipe.strong: expected at most {strong} (strongly labelled training clips), got {size}"
+        )
     load_sed_scores_eval()
     longest = max(map(len, train.features))
     for name, model in config.models.items():
@@ -41,7 +48,7 @@ def load(run: Run) -> dict[str, Dataset]:
             )
         check_step_teachers(run, name, train)
         if embeddings is not None and embeddings.endswith(".toml"):
-            keep_embeddings(run, name, train)
+            write_embeddings(run, name, train)
     return data
 
 
@@ -51,7 +58,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
     Each batch is a pure function of the seed and the update.  An epoch is a pass over the strong clips.
     """
     config, recipe, train = run.config, _recipe(run), data["train"]
-    keep_embeddings(run, name, train)
+    write_embeddings(run, name, train)
     sizes, stride = (recipe.strong, recipe.weak, recipe.unlabelled), _network(run, name).stride
     rows = timed_batches(
         train,
@@ -60,7 +67,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
         sizes=sizes,
         seed=recipe.seed,
         stride=stride,
-        teacher=step_targets(run, name, data),
+        teacher=fused_posteriors(run, name, data),
         embeddings=embedding_targets(run, name, len(train.names)),
     )
     epoch = len(train.indices("strong")) // recipe.strong
@@ -70,7 +77,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
     @jax.jit
     def augmented(update: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), update)
-        return augment_frames(key, batch, config=config.augment, hop=stride, sizes=sizes)
+        return augment_frames(key, batch, config=config.augment, stride=stride, sizes=sizes)
 
     return epoch, lambda first: (
         augmented(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)

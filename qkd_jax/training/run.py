@@ -69,10 +69,7 @@ def _train_model(
 
 
 def first_state(
-    run: Run,
-    name: str,
-    norm: tuple[np.ndarray, np.ndarray],
-    batches_from: Callable[[int], Iterable[Any]],
+    run: Run, name: str, norm: tuple[np.ndarray, np.ndarray], batches_from: Callable[[int], Iterable[Any]]
 ) -> TrainState:
     """A new state, or another model's best; for the integer-only scheme, with calibrated exponents."""
     state = run.new_state(name, norm)

@@ -10,7 +10,7 @@ import optax
 from qkd_jax.config import EventRecipe, ModelConfig
 from qkd_jax.distill.objectives import consistency_loss, label_loss, teacher_loss
 from qkd_jax.models.build import Model
-from qkd_jax.run_folder.state import TrainState, make_optimizer, risen
+from qkd_jax.run_folder.state import TrainState, make_optimizer, ramp_factor
 
 Batch = Mapping[str, Any]
 Loss = Callable[[jax.Array, Batch], jax.Array]
@@ -22,8 +22,8 @@ def make_train_step(
 ) -> TrainStep:
     """The jitted update (state, batch) -> (state, metrics) of a clip model; the state's buffers are donated.
 
-    `loss(logits, batch)` is a scalar; `batch` holds `features` [batch, frames, mels] and what the loss
-    needs.  Metrics: `loss`, and `grad_norm` before clipping.  If the state has a moving average, it decays
+    `loss(logits, batch)` is a scalar; `batch` holds `features` [batch, frames, mels] and the inputs of
+    the loss.  Metrics: `loss`, and `grad_norm` before clipping.  If the state has a moving average, it decays
     by `ema_decay`, in update t at most by (1 + t) / (10 + t), so that initial values fade quickly.
     """
 
@@ -55,11 +55,12 @@ def make_timed_step(model: Model, config: ModelConfig, recipe: EventRecipe, upda
         L = label_weight · BCE(ŷ, y) + consistency_weight · ramp · MSE(ŷ, m)
             [+ teacher_weight · BCE(ŷ, t)] [+ embedding_weight · MSE(embedding)]
 
-    then m <- EMA(student).  `config.objective.update` says what the teachers update: the student, by this
-    loss; the mean teacher, by a step of its own on BCE(m, t) afterwards (`mean_step`); or the student, by the
-    gradient of BCE(m, t) at the mean teacher's parameters (`ema_ste`).  The last two are readings of TAKD
-    (Xiao & Das 2024, who call the mean teacher "mean student"), whose equations aren't public; the first,
-    with consistency, is their control CDTD.  The mean teacher is validated, kept and scored.
+    then m <- EMA(student).  `config.objective.update` selects the network updated by the soft loss: the
+    student, by this loss; the mean teacher, by its own step on BCE(m, t) afterwards (`mean_step`); or the
+    student, by the gradient of BCE(m, t) at the mean teacher's parameters (`ema_ste`).  The last two are
+    interpretations of TAKD (Xiao & Das 2024, who call the mean teacher "mean student"), whose equations
+    aren't public; the first, with consistency, is their control CDTD.  The mean teacher is validated, saved
+    and scored.
     Metrics: `loss`, its terms, and `grad_norm` before clipping.
     """
     objective, rate = config.objective, config.learning_rate
@@ -79,7 +80,7 @@ def make_timed_step(model: Model, config: ModelConfig, recipe: EventRecipe, upda
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         # The generator rbg makes the many bits of dropout, and compiles, at little cost.
         key = jax.random.fold_in(jax.random.key(recipe.seed, impl="rbg"), state.step)
-        consistency = objective.consistency_weight * risen(recipe, state.step, updates)
+        consistency = objective.consistency_weight * ramp_factor(recipe, state.step, updates)
         mean = logits_of(state.model, batch["features"]) if objective.consistency_weight else None
 
         def loss_of(params):

@@ -1,4 +1,4 @@
-"""Targets from teachers: logits of clips, posteriors of steps, and embeddings; computed once and kept."""
+"""Targets from teachers: clip logits, step posteriors and embeddings, computed once and stored in the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,7 @@ from qkd_jax.data.batches import Batch, EmbeddingTargets, StepTargets, tiled
 from qkd_jax.data.cache import read_entry
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import mean_and_std
-from qkd_jax.data.logits import (
-    StepLogits,
-    read_logits,
-    read_step_logits,
-    write_logits,
-    write_step_logits,
-)
+from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.distill.embeddings import tagger_embeddings
 from qkd_jax.distill.objectives import fuse, fusion_weights, step_of_frame
 from qkd_jax.distill.tagger import tagger_logits
@@ -36,8 +30,8 @@ _BATCH = 16
 _MIN_STD = 0.01  # relative to the largest standard deviation
 
 
-def check_clip_teachers(run: Run, train: Dataset) -> None:
-    """Compute and keep the logits of all teachers from files; raises InputError for unusable ones."""
+def cache_file_logits(run: Run, train: Dataset) -> None:
+    """Compute and store the logits of all teachers from files; raises InputError for unusable ones."""
     for model in run.config.models.values():
         for teacher in filter(is_file, model.teachers):
             _file_logits(run, teacher, train)
@@ -46,8 +40,8 @@ def check_clip_teachers(run: Run, train: Dataset) -> None:
 def teacher_logits(run: Run, name: str, train: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the logits of model `name`'s teachers on the training clips, float32 [clips, events].
 
-    An event's mean is over the teachers that know it.  The second array, bool [events], is False for events
-    that none knows, whose logits are 0.
+    An event's mean is over the teachers that cover it.  The second array, bool [events], is False for events
+    that none covers, whose logits are 0.
     """
     logits = np.stack(
         [
@@ -55,15 +49,15 @@ def teacher_logits(run: Run, name: str, train: Dataset) -> tuple[np.ndarray, np.
             for teacher in run.config.models[name].teachers
         ]
     )
-    knows = ~np.isnan(logits).any(axis=1, keepdims=True)  # [teachers, 1, events]
-    total = np.where(knows, logits, 0).sum(axis=0) / np.maximum(knows.sum(axis=0), 1)
-    return total.astype(np.float32), knows.any(axis=(0, 1))
+    covers = ~np.isnan(logits).any(axis=1, keepdims=True)  # [teachers, 1, events]
+    total = np.where(covers, logits, 0).sum(axis=0) / np.maximum(covers.sum(axis=0), 1)
+    return total.astype(np.float32), covers.any(axis=(0, 1))
 
 
 def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
-    """Logits of a tagger or a file for the training clips, float32 [clips, events]; NaN for unknown events.
+    """Logits of a tagger or a file for the training clips, float32 [clips, events]; NaN for events it lacks.
 
-    They are kept in the run, which later changes of the file must not change.
+    They are stored in the run, so that later changes of the file don't affect it.
     """
     path, file = run.teacher_file(teacher), Path(teacher)
     if lacking(path):
@@ -86,22 +80,19 @@ def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
 
 def _model_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     """Logits of the best state of a model of the run on the unaugmented training clips, computed once."""
-    # A file of its own, since the eval command may write logits in the middle of the training.
+    # Not logits-train.npz, which the eval command may write during training.
     path = run.model_folder(teacher) / "teaching.npz"
     if lacking(path):
         predict, variables = make_predict(run.model(teacher)), run.best_variables(teacher)
         size = run.config.recipe.batch_size
         write_logits(
-            path,
-            train.names,
-            train.events,
-            clip_logits(predict, variables, train, run.config.frames, size),
+            path, train.names, train.events, clip_logits(predict, variables, train, run.config.frames, size)
         )
     return read_logits(path, train.names, train.events)
 
 
 def teaching_file(run: Run, name: str, data: dict[str, Dataset]) -> Path:
-    """The logits of model `name` on the training clips, a file that models of other runs can learn from."""
+    """The file with the logits of model `name` on the training clips, a teacher for models of other runs."""
     if run.config.timed:
         _step_logits(run, name, data)
     else:
@@ -109,7 +100,7 @@ def teaching_file(run: Run, name: str, data: dict[str, Dataset]) -> Path:
     return run.model_folder(name) / "teaching.npz"
 
 
-def live_teacher(run: Run, name: str) -> Callable[[int, Batch], Batch]:
+def augmented_batches(run: Run, name: str) -> Callable[[int, Batch], Batch]:
     """The function (update, batch) -> augmented batch, with the same augmentation for each model of the run.
 
     If model `name` has teachers, models of the run, the batch gets their mean logits on the augmented clips.
@@ -154,7 +145,7 @@ def check_step_teachers(run: Run, name: str, train: Dataset) -> None:
         )
 
 
-def step_targets(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets | None:
+def fused_posteriors(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets | None:
     """The fused posteriors of model `name`'s teachers on the training clips; None without teachers."""
     config, objective = run.config.model(name), run.objective(name)
     if not config.teachers:
@@ -173,7 +164,7 @@ def step_targets(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets |
 
 
 def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
-    """The logits of a teacher on the training clips: read from its file, or computed once and kept."""
+    """The logits of a teacher on the training clips: read from its file, or computed once and stored."""
     train, config = data["train"], run.config
     if is_file(teacher):
         return read_step_logits(Path(teacher), train.names, train.events)
@@ -186,7 +177,7 @@ def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits
         clip, steps = step_logits(predict, variables, train, config.frames, network)
         if len({len(logits) for logits in steps}) > 1:
             raise InputError(
-                "--data.clip-seconds: expected no recording longer than the input where models teach, "
+                "--data.clip-seconds: expected the length of the longest training recording or more, "
                 f"got {config.data.clip_seconds:g}"
             )
         kept = StepLogits(clip, np.stack(steps), precision, network.receptive_field, network.stride)
@@ -195,7 +186,7 @@ def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits
 
 
 def embedding_targets(run: Run, name: str, clips: int) -> EmbeddingTargets | None:
-    """The embeddings that `keep_embeddings` wrote for model `name`; None if none guide it."""
+    """The embeddings that `write_embeddings` wrote for model `name`; None if it has no source."""
     if run.objective(name).embeddings is None:
         return None
     path, what = run.embeddings_file(name), f"embeddings of {clips} clips"
@@ -211,8 +202,8 @@ def embedding_targets(run: Run, name: str, clips: int) -> EmbeddingTargets | Non
     return EmbeddingTargets(rows, row_of_step)
 
 
-def keep_embeddings(run: Run, name: str, train: Dataset) -> None:
-    """Write the embeddings of the training clips that guide model `name` (EEFD), if any do.
+def write_embeddings(run: Run, name: str, train: Dataset) -> None:
+    """Write the target embeddings of model `name` on the training clips (EEFD), if it has a source of them.
 
     `rows` float16 [clips, rows, size], and for each of the model's steps the nearest row.  Each dimension is
     standardized, except those that hardly vary: otherwise distances would be meaningless, since YAMNet's

@@ -234,7 +234,7 @@ def test_batches_are_mixed_as_often_as_set():
 SIZES = (8, 7, 5)
 STRONG, WEAK, UNLABELLED = slice(8), slice(8, 15), slice(15, 20)
 KIND = np.repeat([0, 1, 2], SIZES)
-jitted = jax.jit(augment_frames, static_argnames=("config", "hop", "sizes"))
+jitted = jax.jit(augment_frames, static_argnames=("config", "stride", "sizes"))
 ALL_OF_FRAMES = AugmentConfig(time_shift=0.4, mixup=0.5, time_masks=2, time_mask_frames=6)
 
 
@@ -257,7 +257,7 @@ def sed_batch(seed=0):
 
 
 def augmented_frames(key, config, batch=None, sizes=SIZES, hop=4, function=jitted):
-    result = function(key, sed_batch() if batch is None else batch, config, hop=hop, sizes=sizes)
+    result = function(key, sed_batch() if batch is None else batch, config, stride=hop, sizes=sizes)
     return {name: np.asarray(values) for name, values in result.items()}
 
 
@@ -332,7 +332,7 @@ def test_strong_and_weak_clips_are_mixed_among_themselves_and_unlabelled_ones_no
 def test_both_kinds_are_mixed_or_neither_as_often_as_set():
     batch = sed_batch()
     config = AugmentConfig(mixup=1.0, mixup_share=0.5)
-    function = functools.partial(augment_frames, config=config, hop=1, sizes=SIZES)
+    function = functools.partial(augment_frames, config=config, stride=1, sizes=SIZES)
     result = jax.jit(jax.vmap(function, in_axes=(0, None)))(jax.random.split(jax.random.key(11), 300), batch)
     same = (np.asarray(result["features"]) == np.asarray(batch["features"])).all(axis=(2, 3))
     strong, weak = same[:, STRONG].all(axis=1), same[:, WEAK].all(axis=1)

@@ -65,7 +65,7 @@ def test_an_unsupported_rate_is_named():
 
 def test_without_sounddevice_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
-    with pytest.raises(InputError, match=r"mic: expected sounddevice: pip install -e '\.\[microphone\]'"):
+    with pytest.raises(InputError, match=r"mic: expected sounddevice: pip install sounddevice"):
         next(microphone_blocks(RATE))
 
 

@@ -144,16 +144,22 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"expected a model and at least one file: qkd-jax detect MODEL FILE…"),
+        ([], r"qkd-jax detect MODEL FILE…: expected a model and at least one file, got none; see --help"),
         (["MODEL", "--format", "json"], r"expected a model and at least one file"),
         (["gone.safetensors", "FILE"], r"gone\.safetensors: expected a detector's file, found none"),
         (["FILE", "FILE"], r"a\.wav: expected a detector in a \.safetensors file"),
         (
             ["x.onnx", "FILE"],
-            r"x\.onnx: expected a detector in \.safetensors, got \.onnx; qkd-jax eval FILE scores",
+            r"x\.onnx: expected a \.safetensors file, got \.onnx; to score this file: qkd-jax eval x",
         ),
-        (["x.h", "FILE"], r"x\.h: expected a detector in \.safetensors, got \.h; qkd-jax eval FILE scores"),
-        (["MODEL", "FILE", "--false-alarms", "2"], r"^--false-alarms: .*\(eer, 1/h\), got 2/h; .*1/N hours$"),
+        (
+            ["x.h", "FILE"],
+            r"x\.h: expected a \.safetensors file, got \.h; to score this file: qkd-jax eval x",
+        ),
+        (
+            ["MODEL", "FILE", "--false-alarms", "2"],
+            r"^--false-alarms: .*\(eer, 1/h\), got 2/h; N/h requires at least 1/N hours of",
+        ),
         (
             ["MODEL", "FILE", "--false-alarms", "1", "--threshold", "0.1"],
             r"^--false-alarms, --thres.* got both",
@@ -168,13 +174,16 @@ def test_an_operating_point_or_a_threshold_can_be_asked_for(model, record, capsy
             r"^--threshold: expected a number between 0 and 1.*'dog=x'$",
         ),
         (["MODEL", "FILE", "--threshold", "cow=0.5"], r"^--threshold: expected an event \(.*\), got 'cow'$"),
-        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected 1 or more values"),
+        (["MODEL", "FILE", "--threshold"], r"^--threshold: expected at least 1 value"),
         (["MODEL", "FILE", "--format", "xml"], r"^--format: expected .*'audacity'.*, got 'xml'$"),
-        (["MODEL", "FILE", "-", "--format", "audacity"], r"^--format: audacity's labels .* one file, got 2"),
+        (["MODEL", "FILE", "-", "--format", "audacity"], r"^--format audacity: expected one file, got 2"),
         (["MODEL", "FILE", "--formt", "json"], r"--formt.*--format"),
         (["MODEL", "FILE", "--runtime", "tpu"], r"^--runtime: expected 'numpy'.*, got 'tpu'$"),
-        (["MODEL", "FILE", "--state", "S"], r"^--state: expected one stream, - or mic, got .*a\.wav"),
-        (["MODEL", "-", "mic", "--state", "S"], r"^--state: expected one stream, .* got -, mic"),
+        (
+            ["MODEL", "FILE", "--state", "S"],
+            r"^--state: expected exactly one stream \(- or mic\), got .*a\.wav",
+        ),
+        (["MODEL", "-", "mic", "--state", "S"], r"^--state: expected exactly one stream .* got -, mic"),
         (["MODEL", "mic", "--state", "FILE"], r"a\.wav: expected a state in a \.safetensors file"),
     ],
 )
@@ -187,7 +196,7 @@ def test_what_is_wrong_is_one_line(model, record, arguments, message, capsys):
 
 
 def test_a_model_without_operating_points_says_so():
-    with pytest.raises(InputError, match=r"operating point of the detector \(there are none\), got 1/h"):
+    with pytest.raises(InputError, match=r"expected none \(the detector has no operating points\), got 1/h"):
         chosen_events(DetectOptions(false_alarms="1/h"), ("dog",))
 
 

@@ -56,7 +56,7 @@ def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys,
     # With or without a split column, recordings that the models may have learned from are not scored.
     printed = capsys.readouterr().out
     assert (
-        f"{len(kept)} of {len(kept)} recordings have names of the run's own, and stay in its splits"
+        f"{len(kept)} of {len(kept)} recordings share a name with a recording of the run and keep its split"
         in printed
     )
     assert "test: 10 clips" in printed
@@ -105,7 +105,7 @@ def test_faults_of_scoring(finished, tmp_path):
     run = load_run(finished)
     with pytest.raises(InputError, match=r"expected a model of the run \(teacher, plain, four\), got 'five'"):
         score(run, model="five")
-    with pytest.raises(InputError, match="expected clips of split 'tset', found none"):
+    with pytest.raises(InputError, match="expected clips in split 'tset', found none"):
         score(run, split="tset")
     with pytest.raises(InputError, match=r"expected a run's folder, with a config\.json"):
         load_run(tmp_path)

@@ -56,7 +56,7 @@ def test_audacity_reads_onset_offset_and_label():
     assert [label for *_, label in rows] == ["baby cry", "dog"]
     times = np.array([row[:2] for row in rows], float)
     np.testing.assert_allclose(times, [[event.onset, event.offset] for _, event in FOUND[:2]], atol=1e-6)
-    with pytest.raises(InputError, match=r"^--format: audacity's labels belong to one file, got 2"):
+    with pytest.raises(InputError, match=r"^--format audacity: expected one file, got 2"):
         text("audacity")
 
 

@@ -190,7 +190,8 @@ def test_a_damaged_export_is_not_kept(run, detector, monkeypatch):
     wrong = dataclasses.replace(detector, output=output)
     monkeypatch.setattr("qkd_jax.runtimes.numpy.load", lambda path: wrong)
     with pytest.raises(
-        InputError, match=r"int.safetensors: expected probabilities within .* of the reference's"
+        InputError,
+        match=r"int.safetensors: expected a mean probability difference of at most .* from the reference",
     ):
         export(run, "int")
     assert path.read_bytes() == before
@@ -211,8 +212,8 @@ def test_thresholds_are_those_of_the_validation_recordings(run, detector):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none", r"expected a student of the integer-only scheme \(int, int-last\), got 'none'"),
-        ("float", r"expected a student of the integer-only scheme \(int, int-last\), got 'float'"),
+        ("none", r"expected a student in the integer-only scheme \(int, int-last\), got 'none'"),
+        ("float", r"expected a student in the integer-only scheme \(int, int-last\), got 'float'"),
     ],
 )
 def test_only_students_of_the_integer_only_scheme_can_be_exported(name, message, run):
@@ -221,7 +222,7 @@ def test_only_students_of_the_integer_only_scheme_can_be_exported(name, message,
 
 
 def test_a_file_of_another_kind_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match=r"--out: expected a file in .onnx for onnx, got .*int.tflite"):
+    with pytest.raises(InputError, match=r"--out: expected a name ending in .onnx, got .*int.tflite"):
         export(run, "int", format="onnx", out=tmp_path / "int.tflite")
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(InputError, match=r"x.txt: expected a detector in .safetensors, .onnx, .tflite or .h"):
@@ -260,7 +261,7 @@ def test_a_recording_shorter_than_a_window_is_tiled_like_its_features(samples, r
 def test_export_of_a_run_lists_its_students(run, finished):
     with pytest.raises(InputError, match=r"expected RUN/MODEL \(int, int-last\), got a run"):
         command(export_command, run.folder)
-    with pytest.raises(InputError, match=r"expected RUN/MODEL \(this run has no student of the integer-only"):
+    with pytest.raises(InputError, match=r"expected RUN/MODEL \(this run has no student in the integer-only"):
         command(export_command, finished)
 
 

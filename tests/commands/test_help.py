@@ -24,7 +24,7 @@ def shown(text):
     names, found = [""], []
     for line in text.splitlines():
         if line.startswith("models.NAME"):
-            names = line.partition(": NAME is ")[2].split(", ")
+            names = line.partition(": NAME is ")[2].removeprefix("one of ").split(", ")
         if line.startswith("  --"):
             # Explanations stand two spaces behind a setting.
             for part in re.split(r" (?=--)", re.split(r"(?<=\S)  ", line.strip())[0]):

@@ -128,7 +128,7 @@ def test_json_gives_an_equal_configuration_with_models_in_order(name):
 def test_json_errors_name_file_and_field():
     with pytest.raises(InputError, match=r"run/config.json: recipe\.clips\.seed: .*got 'x'"):
         from_json(RunConfig, '{"recipe": {"task": "clips", "seed": "x"}}', "run/config.json")
-    with pytest.raises(InputError, match=r"run/config.json: expected JSON: EOF"):
+    with pytest.raises(InputError, match=r"run/config.json: expected valid JSON: EOF"):
         from_json(RunConfig, "{", "run/config.json")
 
 
@@ -137,23 +137,23 @@ def test_json_errors_name_file_and_field():
     [
         (
             '{"data": {"source": "fsd50k"}}',
-            r"data: expected 'source' 'manifest', 'audioset', 'esc50', .*'fsd50k'",
+            r"data\.source: expected one of 'manifest', 'audioset', 'esc50', .*got 'fsd50k'",
         ),
         (
             '{"data": {"source": "esc50", "manifest": "x"}}',
-            r"data\.esc50\.manifest: expected no such field, got 'x'",
+            r"data\.esc50\.manifest: unknown field",
         ),
-        ('{"recipe": {"task": "steps"}}', r"recipe: expected 'task' 'clips', 'events', got .*'steps'"),
-        ('{"recipe": {"task": "clips", "weak": 3}}', r"recipe\.clips\.weak: expected no such field, got 3"),
+        ('{"recipe": {"task": "steps"}}', r"recipe\.task: expected one of 'clips', 'events', got 'steps'"),
+        ('{"recipe": {"task": "clips", "weak": 3}}', r"recipe\.clips\.weak: unknown field"),
         (
             '{"models": {"m": {"network": {"architecture": "gru"}}}}',
-            r"models\.m\.network: expected 'architecture' 'densenet', .*'gru'",
+            r"models\.m\.network\.architecture: expected one of 'densenet', .*got 'gru'",
         ),
         (
             '{"models": {"m": {"network": {"architecture": "lstm", "dropout": 0.1}}}}',
-            r"models\.m\.network\.lstm\.dropout: expected no such field, got 0.1",
+            r"models\.m\.network\.lstm\.dropout: unknown field",
         ),
-        ('{"models": {"m": {}}}', r"models\.m\.network: expected a value, got none"),
+        ('{"models": {"m": {}}}', r"models\.m\.network: expected a value, found none"),
     ],
 )
 def test_the_tag_of_a_union_decides_which_settings_there_are(text, message):
@@ -191,10 +191,10 @@ OTHER_PARAMETERS = [
 COARSE = crnn({"pools": ((4, 2), *CRNNConfig().pools[1:])})
 MISTAKES = [
     (lambda: ClipRecipe(batch_size=0), "batch_size: expected at least 1, got 0"),
-    (lambda: ClipRecipe(batch_size=2.0), "batch_size: expected a whole number, got 2.0"),
-    (lambda: ClipRecipe(seed=True), "seed: expected a whole number, got True"),
+    (lambda: ClipRecipe(batch_size=2.0), "batch_size: expected an integer, got 2.0"),
+    (lambda: ClipRecipe(seed=True), "seed: expected an integer, got True"),
     (lambda: ClipRecipe(learning_rate="fast"), "learning_rate: expected a number, got 'fast'"),
-    (lambda: ClipRecipe(sed=1), "sed: expected no such field, got 1"),
+    (lambda: ClipRecipe(sed=1), "sed: unknown field"),
     (lambda: EventRecipe(median=6), "median: expected an odd number of steps, got 6"),
     (lambda: QuantConfig(weights=17), "weights: bits: expected 2 to 16, or 32 for off, got 17"),
     (lambda: QuantConfig(output=1), "output: bits: expected 2 to 16, or 32 for off, got 1"),
@@ -203,8 +203,8 @@ MISTAKES = [
     *(
         (
             lambda fields=fields: dataclasses.replace(QuantConfig.integer(4), **fields),
-            "scheme: integer needs weights, activations and output of at most 8 bits, gates and cell of 16, "
-            f"got {got}",
+            "scheme: expected weights, activations, output of at most 8 bits and gates, cell of 16 for "
+            f"integer, got {got}",
         )
         for fields, got in (
             ({"weights": 32, "activations": 32, "output": 32, "gates": 32, "cell": 32}, "32, 32, 32, 32, 32"),
@@ -237,29 +237,29 @@ MISTAKES = [
         lambda: FeatureConfig(sample_rate=8000),
         "fmin, fmax: expected fmin < fmax <= sample_rate / 2 = 4000 Hz, got 50 and 8000",
     ),
-    (lambda: EventConfig(use="1/h"), "use: expected an operating point (there are none), got '1/h'"),
+    (lambda: EventConfig(use="1/h"), "use: expected none (the detector has no operating points), got '1/h'"),
     (
         lambda: EventConfig(use="1/h", thresholds={"eer": {"dog": 0.5}, "f1": {"dog": 0.4}}),
         "use: expected an operating point (eer, f1), got '1/h'",
     ),
-    (lambda: run(name="../up"), "name: expected text that matches"),
-    (lambda: run({"a/b": LSTM}), "models.a/b.[key]: expected text that matches"),
+    (lambda: run(name="../up"), "name: expected letters, digits, _ . -, starting"),
+    (lambda: run({"a/b": LSTM}), "models.a/b.[key]: expected letters, digits, _ . -, starting"),
     (
         lambda: run(data=ManifestData(clip_seconds=0.01)),
-        "data.clip_seconds: 0.01 s is shorter than one window",
+        "data.clip_seconds: expected at least one window (0.025 s), got 0.01",
     ),
     (
         lambda: run({"m": CRNN}),
-        "models.m.network.architecture: expected densenet or resnet or lstm to learn clips, got crnn",
+        "models.m.network.architecture: expected densenet or resnet or lstm for recipe.task clips, got crnn",
     ),
     (
         lambda: events({"m": DENSENET}),
-        "models.m.network.architecture: expected lstm or crnn to learn events, got densenet",
+        "models.m.network.architecture: expected lstm or crnn for recipe.task events, got densenet",
     ),
     *(
         (
             lambda model=model: run({"s": model}),
-            "models.s.network: 998 frames leave no step; expected fewer convolutions or strides",
+            "models.s.network: expected at least one step, got none from 998 frames; use fewer convolutions",
         )
         for model in (lstm(convolutions=(1,) * 9, time_strides=9), lstm(convolutions=(1,) * 499))
     ),
@@ -271,15 +271,15 @@ MISTAKES = [
             "got 'a'",
         )
         for models, names in (
-            ({"b": lstm({"start": "a"})}, "there is none"),
-            ({"b": lstm({"start": "a"}), "a": LSTM}, "there is none"),
+            ({"b": lstm({"start": "a"})}, "no earlier model exists"),
+            ({"b": lstm({"start": "a"}), "a": LSTM}, "no earlier model exists"),
             ({"c": LSTM, "b": lstm({"start": "a"}), "a": LSTM}, "c"),
         )
     ),
     *(
         (
             lambda models=models: run(models),
-            "models.b.start: expected a model with the same parameters, got 'a'",
+            "models.b.start: expected a model with the same parameter shapes, got 'a'",
         )
         for models in OTHER_PARAMETERS
     ),
@@ -288,8 +288,8 @@ MISTAKES = [
             lambda first=first, start=start: run(
                 {"first": lstm(quant=first), "s": lstm({"start": start}, quant=QuantConfig.integer(8))}
             ),
-            "models.s.start: expected a float model, from which the integer-only scheme starts, "
-            f"got {start!r}",
+            "models.s.start: expected a float model (required by the integer-only scheme), "
+            f"got {repr(start) if start else 'none'}",
         )
         for first, start in ((QuantConfig(), None), (QuantConfig.paper(4), "first"))
     ),
@@ -297,11 +297,11 @@ MISTAKES = [
     *(
         (
             lambda models=models: run(models),
-            f"models.b.teachers: expected an earlier model of the run ({names}), a .toml or an .npz, "
+            f"models.b.teachers: expected an earlier model of the run ({names}), or a .toml or .npz file, "
             f"got {got!r}",
         )
         for models, names, got in (
-            ({"b": lstm({"teachers": ("a",)}), "a": LSTM}, "there is none", "a"),
+            ({"b": lstm({"teachers": ("a",)}), "a": LSTM}, "no earlier model exists", "a"),
             ({"a": LSTM, "b": lstm({"teachers": ("a", "b")})}, "a", "b"),
             ({"a": LSTM, "c": LSTM, "b": lstm({"teachers": ("a.wav",)})}, "a, c", "a.wav"),
         )
@@ -315,32 +315,32 @@ MISTAKES = [
             lambda teacher=teacher: run(
                 {"b": lstm({"teachers": (teacher,)})}, augment=AugmentConfig(mel_masks=1)
             ),
-            "models.b.teachers: expected models of the run, since with augmentation a teacher must see the "
-            f"augmented clip, got {teacher!r}",
+            "models.b.teachers: expected models of the run, because teacher logits must be computed on "
+            f"the augmented clips, got {teacher!r}",
         )
         for teacher in ("x.toml", "x.npz")
     ),
     # Objectives belong to timed events.
     (
         lambda: run({"m": lstm(learns())}),
-        "models.m.objective: expected none for recipe.task clips, got one of timed events",
+        "models.m.objective: expected no objective for recipe.task clips, found one",
     ),
     *(
         (
             lambda update=update: events({"m": crnn(**learns(update=update))}),
-            f"models.m.objective.update: {update} needs teachers, got none",
+            f"models.m.objective.update: expected teachers for {update}, found none",
         )
         for update in ("mean_step", "ema_ste")
     ),
     (
         lambda: events({"m": crnn(**learns(embeddings="m"))}),
-        "models.m.objective.embeddings: expected an earlier model of the run (there is none), or a .toml, "
-        "got 'm'",
+        "models.m.objective.embeddings: expected an earlier model of the run (no earlier model exists), or a "
+        ".toml file, got 'm'",
     ),
     *(
         (
             lambda models=models: events(models),
-            "models.b.objective.embeddings: expected a CRNN, and a CRNN that guides it",
+            "models.b.objective.embeddings: expected CRNNs for student and embeddings, got ",
         )
         for models in (
             {"b": lstm(learns(embeddings="x.toml"))},
@@ -350,7 +350,7 @@ MISTAKES = [
     ),
     (
         lambda: events({"a": COARSE, "b": crnn(**learns(embeddings="a"))}),
-        "models.b.objective.embeddings: expected a model of 249 steps, got 'a'",
+        "models.b.objective.embeddings: expected 249 steps per clip, got 'a' with ",
     ),
 ]
 

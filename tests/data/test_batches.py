@@ -232,9 +232,9 @@ def test_posteriors_of_a_teacher_are_spread_over_frames_and_cropped_with_them():
 @pytest.mark.parametrize(
     ("sizes", "error"),
     [
-        ((21, 1, 1), r"--recipe\.strong: expected at most the 20 strong clips, got 21"),
-        ((1, 21, 1), r"--recipe\.weak: expected at most the 20 weak clips, got 21"),
-        ((1, 1, 13), r"--recipe\.unlabelled: expected at most the 12 unlabelled clips, got 13"),
+        ((21, 1, 1), r"--recipe\.strong: expected at most 20 \(strongly labelled training clips\), got 21"),
+        ((1, 21, 1), r"--recipe\.weak: expected at most 20 \(weakly labelled training clips\), got 21"),
+        ((1, 1, 13), r"--recipe\.unlabelled: expected at most 12 \(unlabelled training clips\), got 13"),
     ],
 )
 def test_a_batch_contains_at_most_all_clips_of_a_kind(sizes, error):

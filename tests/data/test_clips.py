@@ -152,10 +152,10 @@ ROW = {"name": "a", "labels": [], "group": "", "split": None, "annotations": Non
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("{", "expected JSON"),
-        ("[]\n", "expected an object"),
-        ("null\n", "expected an object"),
-        ('{"a": ' * 100_000, "expected JSON"),
+        ("{", "expected valid JSON"),
+        ("[]\n", "expected a JSON object"),
+        ("null\n", "expected a JSON object"),
+        ('{"a": ' * 100_000, "expected valid JSON"),
         ('{"name": "a"}\n', "labels: expected a value"),
         (
             '{"name": "a", "labels": ["dog"], "group": "g", "split": "valid"}\n',
@@ -175,18 +175,14 @@ ROW = {"name": "a", "labels": [], "group": "", "split": None, "annotations": Non
 def test_the_line_of_a_list_that_is_not_a_clip_is_named(tmp_path, text, error):
     text = text if isinstance(text, str) else f"{json.dumps(ROW)}\n{json.dumps(text)}\n"
     (tmp_path / "clips.jsonl").write_text(text)
-    expected = (
-        rf"clips\.jsonl: expected the list of a run's recordings: line {text.count(chr(10)) or 1}: {error}"
-    )
+    expected = rf"clips\.jsonl: expected a run's clips.jsonl: line {text.count(chr(10)) or 1}: {error}"
     with pytest.raises(InputError, match=expected):
         read_clip_list(tmp_path / "clips.jsonl", tmp_path)
 
 
 def test_a_list_of_clips_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "clips.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(
-        InputError, match=r"clips\.jsonl: expected the list of a run's recordings: 'utf-8' codec"
-    ):
+    with pytest.raises(InputError, match=r"clips\.jsonl: expected a run's clips.jsonl: 'utf-8' codec"):
         read_clip_list(tmp_path / "clips.jsonl", tmp_path)
 
 
@@ -206,7 +202,7 @@ def test_the_summary_counts_events_kinds_and_other_labels():
     assert summary(clips, ("dog",)).splitlines() == [
         "recordings: 2 train, 1 valid, 2 test",
         "  dog: 2 train, 0 valid, 0 test",
-        "  other labels, used as negatives: cat (2), dgo (1)",
+        "  labels that are not events (a recording with only these is a negative): cat (2), dgo (1)",
     ]
     strong = dataclasses.replace(clip("a", {"dog"}), split="train", annotations=(Annotation("dog", 0, 1),))
     clips += [strong, dataclasses.replace(clip("b"), split="train", labelled=False)]

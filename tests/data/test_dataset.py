@@ -106,14 +106,16 @@ def test_a_split_of_clips_keeps_order_names_targets_and_features(tmp_path):
     for item, features in zip(clips, data.features):
         np.testing.assert_array_equal(features, recording_features(item.path, CONFIG.features))
     clips[2].path.unlink()
-    with pytest.raises(InputError, match=r"1 of 5 recordings can't be used:\n.*2\.wav: not there"):
+    with pytest.raises(
+        InputError, match=r"1 of 5 recordings can't be used:\n.*2\.wav: expected a recording, found none"
+    ):
         load_split(CONFIG, clips, "train", tmp_path / "c")
 
 
 def test_a_split_needs_labelled_clips():
-    with pytest.raises(InputError, match=r"recordings: expected clips of split 'test', found none"):
+    with pytest.raises(InputError, match=r"recordings: expected clips in split 'test', found none"):
         check_split(CONFIG.data, [clip("a", {"bell"}, "train")], "test")
-    with pytest.raises(InputError, match=r"expected labelled clips of split 'test', found none"):
+    with pytest.raises(InputError, match=r"expected labelled clips in split 'test', found none"):
         check_split(CONFIG.data, [unlabelled("a", "test")], "test")
 
 
@@ -195,17 +197,20 @@ def test_clips_that_cannot_serve_timed_events_are_named(timed, root, tmp_path):
     weak = changed("test/audio/1.wav", annotations=None)
     with pytest.raises(
         InputError,
-        match=rf"{root}: expected onsets and offsets of all clips of split 'test', found none of test/audio",
+        match=rf"{root}: expected onsets and offsets for all clips in split 'test', found none for test",
     ):
         load_split(timed, weak, "test", tmp_path)
     late = changed("test/audio/1.wav", annotations=(Annotation("cat", 0.5625, 0.6),))
     with pytest.raises(
         InputError,
-        match=rf"{root}/test/audio/1\.wav: expected onsets within 0\.5625 s, found cat at 0\.5625 s",
+        match=rf"{root}/test/audio/1\.wav: expected onsets before the end \(0\.5625 s\), "
+        r"found cat at 0\.5625 s",
     ):
         load_split(timed, late, "test", tmp_path)
     gone = [dataclasses.replace(clip, name=f"gone/{clip.name}") for clip in clips]
-    with pytest.raises(InputError, match=r"5 of 5 recordings can't be used:\n.*gone/.*: not there"):
+    with pytest.raises(
+        InputError, match=r"5 of 5 recordings can't be used:\n.*gone/.*: expected a recording, found none"
+    ):
         load_split(timed, gone, "train", tmp_path)
     nothing = [dataclasses.replace(clip, labels=clip.labels - {"dog"}) for clip in clips]
     # The two unlabelled clips are not negatives.

@@ -45,8 +45,12 @@ def test_a_failed_write_leaves_the_old_file(path):
 @pytest.mark.parametrize(
     ("names", "events", "error"),
     [
-        (["b.wav", "x.wav", "y.wav"], EVENTS, "no logits for 2 clips, first 'x.wav'"),
-        (NAMES, ("bell", "siren"), "no logits for 1 events, first 'siren'"),
+        (
+            ["b.wav", "x.wav", "y.wav"],
+            EVENTS,
+            r"expected logits for all clips, found none for 2 \(first: 'x.wav'\)",
+        ),
+        (NAMES, ("bell", "siren"), r"expected logits for all events, found none for 1 \(first: 'siren'\)"),
     ],
 )
 def test_clips_and_events_without_logits_are_named(path, names, events, error):
@@ -103,11 +107,11 @@ def test_a_file_that_does_not_hold_logits_is_named(path, spoil):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"names": np.array([NAMES])}, "names: expected 1 dimensions"),
-        ({"names": np.arange(3)}, "names: expected 1 dimensions of kind U, found int64"),
-        ({"events": np.array("bell")}, "events: expected 1 dimensions"),
-        ({"logits": LOGITS.astype("U9")}, "logits: expected 2 dimensions of kind fiu, found <U9"),
-        ({"logits": LOGITS.astype(complex)}, "logits: expected 2 dimensions of kind fiu"),
+        ({"names": np.array([NAMES])}, "names: expected a 1-D array"),
+        ({"names": np.arange(3)}, "names: expected a 1-D array of text, found int64"),
+        ({"events": np.array("bell")}, "events: expected a 1-D array"),
+        ({"logits": LOGITS.astype("U9")}, "logits: expected a 2-D array of numbers, found <U9"),
+        ({"logits": LOGITS.astype(complex)}, "logits: expected a 2-D array of numbers"),
         ({"logits": LOGITS.astype(float) * 1e300}, "expected finite logits"),
     ],
 )
@@ -123,7 +127,7 @@ def test_a_billion_empty_names_are_refused(path):
     np.savez(path, events=np.array(EVENTS), logits=LOGITS)
     with zipfile.ZipFile(path, "a") as archive:  # NumPy can't write this dtype
         archive.writestr("names.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(InputError, match=r"logits\.npz: .*names: expected 1 dimensions of kind U, found <U0"):
+    with pytest.raises(InputError, match=r"logits\.npz: .*names: expected a 1-D array of text, found <U0"):
         read_logits(path, NAMES, EVENTS)
 
 

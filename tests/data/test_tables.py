@@ -68,15 +68,15 @@ def test_rows_may_lack_their_last_fields_if_that_is_allowed(read):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected columns filename, fold; found none"),
-        ("a,b\n1,2\n", "expected columns filename, fold; found a, b"),
-        ("filename\nx\n", "expected columns filename, fold; found filename"),
+        ("", "expected columns filename, fold, found none"),
+        ("a,b\n1,2\n", "expected columns filename, fold, found a, b"),
+        ("filename\nx\n", "expected columns filename, fold, found filename"),
         ("filename,fold,fold\na,1,2\n", "expected each column once, found filename, fold, fold"),
-        ("filename,fold\n", "expected rows, found none"),
+        ("filename,fold\n", "expected at least one row, found none"),
         ("filename,fold\n\na,1\nb\n", "row 4: expected 2 fields, got 1"),
         ("filename,fold\na,1,2\n", "row 2: expected 2 fields, got 3"),
-        ('filename,fold\n"a,1\nb,2\n', "row 3: expected a row of a table: unexpected end of data"),
-        ("filename,fold\n" + "a" * 200_000 + ",1\n", "row 2: expected a row of a table: field larger"),
+        ('filename,fold\n"a,1\nb,2\n', "row 3: expected a valid CSV row: unexpected end of data"),
+        ("filename,fold\n" + "a" * 200_000 + ",1\n", "row 2: expected a valid CSV row: field larger"),
     ],
 )
 def test_errors_are_one_line_and_say_where(read, tmp_path, content, message):
@@ -86,7 +86,7 @@ def test_errors_are_one_line_and_say_where(read, tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-SEPARATED, ENDS_IN = "they seem to be separated by", "for --list that ends in"
+SEPARATED, ENDS_IN = "columns seem to be separated by", "a name ending in"
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ SEPARATED, ENDS_IN = "they seem to be separated by", "for --list that ends in"
         ("filename;fold", ",", "--list", f"{SEPARATED} semicolons, expected commas"),
         ("name;class;note, free", ",", "", f"{SEPARATED} semicolons, expected commas"),
         ("filename\tfold", ",", "", f"{SEPARATED} tabs, expected commas"),
-        ("filename\tfold", ",", "--list", f"{SEPARATED} tabs, expected commas or a file {ENDS_IN} .tsv"),
+        ("filename\tfold", ",", "--list", f"{SEPARATED} tabs, expected commas or {ENDS_IN} .tsv (--list)"),
         ("filename,fold", "\t", "", f"{SEPARATED} commas, expected tabs"),
-        ("filename,fold", "\t", "--list", f"{SEPARATED} commas, expected tabs or a file {ENDS_IN} .csv"),
+        ("filename,fold", "\t", "--list", f"{SEPARATED} commas, expected tabs or {ENDS_IN} .csv (--list)"),
         # Nothing points to another separator.
         ("file,class", ",", "--list", "--columns"),
         ("file;name,fold", ",", "--list", "--columns"),
@@ -112,11 +112,11 @@ def test_a_missing_column_comes_with_advice_on_the_separator_or_the_columns(
     text = f"{header}\na.wav,1\n" if header else ""
     with pytest.raises(InputError) as error:
         read(text, delimiter=delimiter, hint="; --columns", named_by=named_by)
-    assert str(error.value).split("; ")[2:] == [advice]
+    assert str(error.value).split("; ")[1:] == [advice]
 
 
 def test_a_table_of_comments_has_no_rows(read):
-    with pytest.raises(InputError, match=r"list\.csv: expected rows, found none"):
+    with pytest.raises(InputError, match=r"list\.csv: expected at least one row, found none"):
         read("# filename, fold\n", header=False)
 
 
@@ -137,4 +137,4 @@ def test_a_missing_root_is_named(tmp_path):
     assert data_root(ManifestData(root=str(tmp_path)), "list.csv") == tmp_path
     with pytest.raises(InputError) as error:
         data_root(ManifestData(), "list.csv")
-    assert str(error.value) == "--data.root: expected the folder that holds list.csv, got none"
+    assert str(error.value) == "--data.root: expected the folder that contains list.csv, got none"

@@ -218,9 +218,9 @@ BOMB = 20_000 * '{"a":'
         (safetensors.numpy.save({}, {"a\n": "{}"}), rf"expected metadata \['{FORMAT}'\], found \['a\\n'\]"),
         (safetensors.numpy.save({}, {OTHER_VERSION: ""}), rf"'{FORMAT}'\], found \['{OTHER_VERSION}'\]"),
         (safetensors.numpy.save({}, {FORMAT: "", "a": ""}), rf"expected metadata \['{FORMAT}'\], found \["),
-        (safetensors.numpy.save({}, {FORMAT: "{"}), "metadata: expected JSON"),
-        (safetensors.numpy.save({}, {FORMAT: "[" * 9999}), "metadata: expected JSON: recursion limit"),
-        (safetensors.numpy.save({}, {FORMAT: "{}"}), "metadata: detector: expected a value, got none"),
+        (safetensors.numpy.save({}, {FORMAT: "{"}), "metadata: expected valid JSON"),
+        (safetensors.numpy.save({}, {FORMAT: "[" * 9999}), "metadata: expected valid JSON: recursion limit"),
+        (safetensors.numpy.save({}, {FORMAT: "{}"}), "metadata: detector: expected a value, found none"),
     ],
     ids=range(14),  # safetensors orders metadata at random
 )  # fmt: skip
@@ -253,9 +253,9 @@ SETTINGS = [
     ("network.layers", 10**9, r"cell_exponents: expected 1000000000, one per layer, got 1"),
     ("network.pooling", "mean", r"attention\.bias: expected none, got int32 \[3\]"),
     ("network.quant.scheme", "paper", r"network\.quant\.scheme: expected integer, got paper"),
-    ("network.quant.weights", 16, r"scheme: integer needs weights, .* of at most 8 bits"),
+    ("network.quant.weights", 16, r"scheme: expected weights, .* of at most 8 bits"),
     ("network.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
-    ("network.quant.bits", 4, r"quant\.bits: expected no such field"),
+    ("network.quant.bits", 4, r"quant\.bits: unknown field"),
     ("features.n_mels", 10**9, r"features\.n_mels: expected at most 1024"),
     ("features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
     ("features.n_fft", 10**9, r"features\.n_fft: expected at most 32768"),
@@ -265,10 +265,10 @@ SETTINGS = [
     ("features.sample_rate", 10**9, r"sample_rate: expected at most 1048576"),
     ("features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
     ("features.fmin", float("nan"), r"fmin: "),
-    ("events", [], r"events: expected 1 or more values"),
+    ("events", [], r"events: expected at least 1 value"),
     ("events", ["a", "b"], r"attention\.bias: expected int32 \[2\], got int32 \[3\]"),
     ("events", ["a", "b", "b"], r"events: expected each once, got a, b, b"),
-    ("events", ["a", "b", ""], r"events\.2: expected 1 or more characters"),
+    ("events", ["a", "b", ""], r"events\.2: expected at least 1 character"),
     ("events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
     ("events", [1] * 9999, r"events\.0: expected text, got 1; .{200,1000}$"),
     ("clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
@@ -284,8 +284,8 @@ SETTINGS = [
     ("event_config.shortest_seconds", 86401.0, r"event_config\.shortest_seconds: expected at most"),
     ("event_config.history_seconds", 1e99, r"event_config\.history_seconds: expected at most 86400"),
     ("event_config.thresholds", {"eer": {"cat": 0.5}}, r"eer: expected one for .*, got cat"),
-    ("event_config", None, r"detector\.event_config: expected a value, got none"),
-    ("x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: expected no such field"),
+    ("event_config", None, r"detector\.event_config: expected a value, found none"),
+    ("x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: unknown field"),
 ]
 
 
@@ -293,11 +293,11 @@ SETTINGS = [
     ("path", "value", "message"),
     [
         *((f"detector.{path}", value, message) for path, value, message in SETTINGS),
-        ("detector", None, r"detector: expected a value, got none"),
-        ("provenance", None, r"provenance: expected a value, got none"),
+        ("detector", None, r"detector: expected a value, found none"),
+        ("provenance", None, r"provenance: expected a value, found none"),
         ("provenance.run", 1, r"provenance\.run: expected text, got 1"),
         ("sha256", "F" * 65, r"sha256: expected text that matches"),
-        ("version", 2, r"version: expected no such field"),
+        ("version", 2, r"version: unknown field"),
     ],
 )
 def test_invalid_settings_are_refused(tmp_path, saved, path, value, message):
@@ -497,7 +497,7 @@ def test_values_stay_below_2_to_the_29(activations, signed, unsigned):
     [
         (lambda d: {"events": ("a", "b")}, r"^attention\.bias: expected int32 \[2\], got int32 \[3\]"),
         (lambda d: {"events": ("a", "a", "b")}, r"^events: expected each once, got a, a, b"),
-        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected text"),
+        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected valid Unicode text"),
         (lambda d: {"mean": d.mean.astype(np.float64)}, r"^mean: expected float32 \[8\], got float64 \[8\]"),
         (lambda d: {"std": -d.std}, r"^std: expected positive normal numbers, got -"),
         (lambda d: {"input_exponent": 17}, r"^input_exponent: expected at most 16, got 17"),
@@ -573,13 +573,13 @@ def test_a_file_of_version_1_loads(tmp_path, detector):
     ("path", "value", "message"),
     [
         ("detector.student.units", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
-        ("detector.student.units", "8", r"network\.hidden_size: expected a whole number, got '8'"),
+        ("detector.student.units", "8", r"network\.hidden_size: expected an integer, got '8'"),
         ("detector.student.halvings", 4, r"network: time_strides: expected at most 3"),
-        ("detector.student.name", "a", r"network\.name: expected no such field"),
-        ("detector.student", 3, r"detector\.network: expected a value, got none"),
-        ("detector.student", None, r"detector\.network: expected a value, got none"),
+        ("detector.student.name", "a", r"network\.name: unknown field"),
+        ("detector.student", 3, r"detector\.network: expected a value, found none"),
+        ("detector.student", None, r"detector\.network: expected a value, found none"),
         ("detector.detection.gap_seconds", -1.0, r"event_config\.gap_seconds: expected at least"),
-        ("detector", [], r"metadata: detector: expected an object, got \[\]"),
+        ("detector", [], r"metadata: detector: expected a JSON object, got \[\]"),
         ("sha256", 3, r"metadata: sha256: expected text"),
     ],
 )

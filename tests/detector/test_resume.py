@@ -167,7 +167,7 @@ def changed(data, arrays=(), **numbers):
     [
         ({"steps": -1}, {}, "steps: expected at least 0, got -1"),
         ({"steps": 1 << 60}, {}, "steps: expected at most"),
-        ({"steps": 1.5}, {}, "steps: expected a whole number"),
+        ({"steps": 1.5}, {}, "steps: expected an integer"),
         ({"steps": 0}, {}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
         ({"steps": 3}, {}, r"(first|last): expected values that a stream can leave"),
         ({"unread": 10**9}, {}, "unread, skip: expected fewer than 400 samples"),

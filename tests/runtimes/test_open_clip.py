@@ -32,7 +32,7 @@ def describe(model, **changes):
         ({"form": None}, "expected a model of whole clips"),
         ({"events": None}, "expected a detector as exported: "),
         ({"events": "[1, 2, 3]"}, "events.0: expected text"),
-        ({"events": "[" * 100_000}, "expected JSON"),
+        ({"events": "[" * 100_000}, "expected valid JSON"),
         ({"events": '["a"]'}, r"expected logits of 1 events, found \(3,\)"),
         ({"clip_seconds": "1e999"}, "clip_seconds: "),
         ({"clip_seconds": "1e300"}, "clip_seconds: expected at most"),
@@ -73,10 +73,10 @@ def litert_file(path, *descriptions):
     ("descriptions", "message"),
     [
         ((), "expected a detector as exported: "),
-        (("{}",), "events: expected a value, got none"),
-        (("[" * 100_000,), "expected JSON"),
+        (("{}",), "events: expected a value, found none"),
+        (("[" * 100_000,), "expected valid JSON"),
         (('{"frames": 0, "hop": -1}',), "frames: expected at least 1, got 0"),
-        ((" " * (1 << 21) + "{}",), "expected JSON"),  # longer than any exported description
+        ((" " * (1 << 21) + "{}",), "expected valid JSON"),  # longer than any exported description
     ],
 )
 def test_litert_with_another_description_is_refused(tmp_path, descriptions, message):
@@ -88,10 +88,10 @@ def test_litert_with_another_description_is_refused(tmp_path, descriptions, mess
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (b"", "expected JSON"),
-        (b"\xff\xfe", "expected JSON"),
+        (b"", "expected valid JSON"),
+        (b"\xff\xfe", "expected valid JSON"),
         (b'// {"name": "x(){}"}', "name: expected text that matches"),
-        (b"// " + b"[" * 100_000, "expected JSON"),
+        (b"// " + b"[" * 100_000, "expected valid JSON"),
     ],
 )
 def test_a_header_with_another_description_is_refused(tmp_path, second, message):

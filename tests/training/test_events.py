@@ -16,7 +16,7 @@ from qkd_jax.detector.events import detect
 from qkd_jax.detector.file import load
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.run import Run
-from qkd_jax.training.teachers import embedding_targets, keep_embeddings, step_targets
+from qkd_jax.training.teachers import embedding_targets, fused_posteriors, write_embeddings
 from tests.tones import CRNN, LSTM, PITCHES, RATE, config_of, write_tones
 
 pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed: pip install -e '.[sed]'")
@@ -69,7 +69,7 @@ def test_targets_are_the_teachers_posteriors_fused(run, data, tmp_path):
     four = dataclasses.replace(run.config.models["four"], teachers=("first", str(path)))
     models = {**run.config.models, "four": four}
     changed = Run(run.folder, dataclasses.replace(run.config, models=models))
-    targets = step_targets(changed, "four", data)
+    targets = fused_posteriors(changed, "four", data)
     share = scipy.special.softmax(np.stack([2 * other.precision, other.precision]), axis=0)
     for fused, logits in ((targets.steps, own.steps), (targets.clip, own.clip)):
         yes = np.asarray(jax.nn.sigmoid(logits))
@@ -103,7 +103,7 @@ def test_a_taggers_embeddings_come_from_the_windows_nearest_to_the_steps(run, da
     guided = dataclasses.replace(FIRST, objective=EventObjective(embeddings="tagger.toml"))
     alone = Run(tmp_path, dataclasses.replace(run.config, models={"guided": guided}))
     monkeypatch.setattr(Run, "clips", run.clips)
-    keep_embeddings(alone, "guided", data["train"])
+    write_embeddings(alone, "guided", data["train"])
     embeddings = embedding_targets(alone, "guided", len(entries))
     values = embeddings.rows[3, embeddings.row_of_step].astype(np.float64)
     # A step reads two frames of 256 samples, the second 128 later: its centre is at 192 samples.
@@ -134,7 +134,7 @@ def test_an_exported_student_detects_when_an_event_happens(run, root, tmp_path):
 def test_a_split_can_be_scored_if_its_events_are_timed(run):
     results = score(run, model="first", split="valid")
     assert results["clips"] == 24 and results["models"]["first"]["metrics"]["average"]["psds1"] > 0
-    with pytest.raises(InputError, match="clips all have onsets and offsets, got train"):
+    with pytest.raises(InputError, match="--split: expected a strongly labelled split, got train"):
         score(run, model="first", split="train")
 
 
@@ -158,7 +158,7 @@ def test_a_resumed_run_ends_bit_identical(root, run, tmp_path, monkeypatch):
         ({"start": "a"}, r"models\.a\.start: expected an earlier model"),
         (
             {"objective": EventObjective(update="mean_step")},
-            r"models\.a\.objective\.update: mean_step needs teachers, got none",
+            r"models\.a\.objective\.update: expected teachers for mean_step, found none",
         ),
         ({"network": LSTM.quantized(QuantConfig.integer(8))}, r"a\.start: expected a float"),
         (
@@ -174,7 +174,7 @@ def test_faults_of_a_model_are_named(changes, message):
 
 def test_a_guide_with_other_steps_is_named():
     models = {"a": COARSER, "b": ModelConfig(network=CRNN, objective=EventObjective(embeddings="a"))}
-    message = r"models\.b\.objective\.embeddings: expected a model of \d+ steps, got 'a'"
+    message = r"models\.b\.objective\.embeddings: expected \d+ steps per clip, got 'a' with \d+"
     with pytest.raises(ValueError, match=message):
         RunConfig(recipe=EventRecipe(), models=models)
 
@@ -197,7 +197,11 @@ GUIDED = ModelConfig(network=CRNN, objective=EventObjective(embeddings="none.tom
     [
         ((), r"models: expected at least one, got none"),
         (("other-steps",), r"other-steps\.npz: expected 30 steps of 61 frames, found 29"),
-        (("other-clips",), r"other-clips\.npz: no logits for 72 clips, first 'train/audio/train000.wav'"),
+        (
+            ("other-clips",),
+            r"other-clips\.npz: expected logits for all clips, found none for 72 "
+            r"\(first: 'train/audio/train000.wav'",
+        ),
         (
             ("first", "other-stride"),
             r"models\.student\.teachers: expected teachers with equal receptive fields and strides",
@@ -227,7 +231,7 @@ def test_faults_of_teachers_are_named_before_anything_trains(root, tmp_path, run
     [
         (
             {"recipe": EventRecipe(strong=26)},
-            r"--recipe\.strong: expected at most the 24 timed clips, got 26",
+            r"--recipe\.strong: expected at most 24 \(strongly labelled training clips\), got 26",
         ),
         (
             {"models": {"a": FIRST, "b": GUIDED}},

@@ -94,7 +94,7 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
         figures = tmp_path / "figures.json"
         done = command("eval.py", disk / "tiny", "--json", figures)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"{disk}/tiny: read-only, so nothing is written there"
+        assert done.stdout.splitlines()[-1] == f"{disk}/tiny is read-only: results were not saved"
         assert figures.read_text() == (disk / "tiny" / "results.json").read_text()
 
 
@@ -106,7 +106,7 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
     ("closed", "said"),
     [
         ("tiny/config.json", "expected a run's settings: .*Permission denied.*"),
-        ("tiny/clips.jsonl", "expected the list of a run's recordings: .*Permission denied.*"),
+        ("tiny/clips.jsonl", "expected a run's clips.jsonl: .*Permission denied.*"),
         ("tiny/norm.npz", "expected mean and standard deviation .*Permission denied.*"),
         ("tiny/models/plain/checkpoints", "could not be read: Permission denied"),
         ("tiny/data/audio/train-00003.wav", "expected a recording that libsndfile reads: .*"),

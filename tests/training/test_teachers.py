@@ -21,7 +21,7 @@ from qkd_jax.distill.objectives import positive_weights, weighted_bce
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import load_run
 from qkd_jax.training import loop
-from qkd_jax.training.teachers import live_teacher, teacher_logits
+from qkd_jax.training.teachers import augmented_batches, teacher_logits
 from tests.waveform_models import write_loudness
 
 AUGMENT = AugmentConfig(
@@ -171,7 +171,7 @@ def test_logits_from_a_file_teach_and_no_teacher_is_trained(
     ("teachers", "message"),
     [
         (["teacher", "gone.npz"], r"gone\.npz: expected logits keyed by clip: .*No such file"),
-        (["few.npz"], r"few\.npz: no logits for 23 clips, first"),
+        (["few.npz"], r"few\.npz: expected logits for all clips, found none for 23"),
         (["teacher", "gone.toml"], r"gone\.toml: expected a tagger's settings in TOML: .*No such file"),
     ],
 )
@@ -190,7 +190,7 @@ def test_teachers_see_the_augmented_clips(finished, data, name):
     run = load_run(finished)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, augment=AUGMENT))
     batch = {"features": np.stack(data.features)[:8], "labels": data.targets[:8]}
-    change = live_teacher(run, name)
+    change = augmented_batches(run, name)
     changed = change(5, batch)
     key = jax.random.fold_in(jax.random.key(run.config.recipe.seed), 5)
     features, labels = augment(key, *map(jnp.asarray, batch.values()), AUGMENT)

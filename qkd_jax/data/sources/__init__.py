@@ -1,7 +1,4 @@
-"""Sources of clips: for each class of data settings the function that reads it.
-
-A new source is such a function, its settings in `config.data`, and a line in `SOURCES`.
-"""
+"""Sources of clips: the function that reads each class of data settings (CONTRIBUTING.md: how to add one)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -39,7 +39,7 @@ def read_audioset(config: AudioSetData) -> list[Clip]:
     labels = _read_labels(root)
     recordings = _find_recordings(root, labels)
     if not recordings:
-        raise InputError(f"--data.root: expected recordings named by YouTube ids under {root}, found none")
+        raise InputError(f"--data.root: expected recordings named by YouTube ID in {root}, found none")
     if len(recordings) < len(labels):
         print(_left_out(root, labels, recordings, config.events), flush=True)
     return [
@@ -55,7 +55,9 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     display_names = {row["mid"]: row["display_name"] for _, row in index}
     paths = [root / name for name in _SEGMENTS if (root / name).is_file()]
     if not paths:
-        raise InputError(f"--data.root: expected one of {', '.join(_SEGMENTS)} in {root}, found none")
+        raise InputError(
+            f"--data.root: expected at least one of {', '.join(_SEGMENTS)} in {root}, found none"
+        )
     labels: dict[str, frozenset[str]] = {}
     sets: dict[frozenset[str], frozenset[str]] = {}  # segments with the same labels share one set
     for path in paths:
@@ -64,7 +66,8 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
             for mid in mids:
                 if mid not in display_names:
                     raise InputError(
-                        f"{path}: row {line}: positive_labels: expected MIDs of {_LABELS}, got {mid!r}"
+                        f"{path}: row {line}: positive_labels: expected a MID listed in {_LABELS}, "
+                        f"got {mid!r}"
                     )
             known = labels.get(row["YTID"], frozenset()).union(display_names[mid] for mid in mids)
             labels[row["YTID"]] = sets.setdefault(known, known)
@@ -111,5 +114,5 @@ def _left_out(
     of_all = Counter(label for kinds in labels.values() for label in kinds)
     of_missing = Counter(label for ytid in missing for label in labels[ytid])
     each = "; ".join(f"{event} {of_missing[event]:,} of {of_all[event]:,}" for event in events)
-    line = f"audioset: {len(missing):,} of {len(labels):,} segments have no recording under {root}"
-    return f"{line} and are left out" + (f" ({each})" if each else "")
+    line = f"audioset: {len(missing):,} of {len(labels):,} segments have no recording in {root}"
+    return f"{line}; skipped" + (f" ({each})" if each else "")

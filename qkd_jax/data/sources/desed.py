@@ -88,10 +88,11 @@ def read_desed(config: DESEDData) -> list[Clip]:
     for split in ("train", "valid"):
         if split not in {part.split for part in present}:
             tables = [part.strong or part.weak for part in parts if part.split == split]
-            wanted = " or ".join(filter(None, tables)) + ("" if published else ", or DESED's metadata,")
-            raise InputError(f"--data.root: expected {wanted} with audio in {root}, found none")
+            wanted = " or ".join(filter(None, tables)) + " with its audio folder"
+            wanted += "" if published else ", or DESED's metadata folder,"
+            raise InputError(f"--data.root: expected {wanted} in {root}, found neither")
     if absent := [part.audio for part in parts if part not in present]:
-        print(f"desed: folder or table is missing in {root} for {', '.join(absent)}", flush=True)
+        print(f"desed: skipped {', '.join(absent)}: folder or table missing in {root}", flush=True)
     return _with_fewer_labels([clip for part in present for clip in _read_part(root, part)], config)
 
 
@@ -153,7 +154,7 @@ def _read_strong(path: Path) -> dict[str, list[Annotation]]:
             continue
         onset, offset = (_seconds(row[column], f"{where}: {column}") for column in ("onset", "offset"))
         if offset <= onset:
-            raise InputError(f"{where}: offset: expected more than the onset, {onset:g}, got {offset:g}")
+            raise InputError(f"{where}: offset: expected more than {onset:g} s (the onset), got {offset:g} s")
         if not event:
             raise InputError(f"{where}: event_label: expected an event, got {event!r}")
         of_file.append(Annotation(event, onset, offset))
@@ -181,7 +182,7 @@ def _seconds(text: str, where: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= MAX_SECONDS:
-        raise InputError(f"{where}: expected seconds, 0 to {MAX_SECONDS:g}, got {text!r}")
+        raise InputError(f"{where}: expected a time from 0 to {MAX_SECONDS:g} s, got {text!r}")
     return seconds
 
 

@@ -39,7 +39,7 @@ def read_manifest(config: ManifestData) -> list[Clip]:
         split = row.get(config.split_column)
         if split not in (None, *SPLITS):
             raise InputError(
-                f"{path}: row {line}: {config.split_column}: expected {', '.join(SPLITS)}, got {split!r}"
+                f"{path}: row {line}: {config.split_column}: expected train, valid or test, got {split!r}"
             )
         clips.append(
             Clip(

@@ -102,11 +102,11 @@ def test_a_segment_listed_twice_has_the_labels_of_both_rows(read):
 def test_segments_without_a_recording_are_reported(read, tmp_path, capsys):
     read(recordings=["_aBcDeFgHiA.wav"], events=("Dog", "Baby cry, infant cry"))
     assert capsys.readouterr().out == (
-        f"audioset: 2 of 3 segments have no recording under {tmp_path} and are left out "
+        f"audioset: 2 of 3 segments have no recording in {tmp_path}; skipped "
         "(Dog 0 of 1; Baby cry, infant cry 1 of 1)\n"
     )
     read(recordings=["_aBcDeFgHiA.wav"])
-    assert capsys.readouterr().out.endswith("and are left out\n")
+    assert capsys.readouterr().out.endswith("; skipped\n")
 
 
 def test_large_numbers_are_printed_with_separators(read, capsys):
@@ -120,7 +120,7 @@ def test_a_set_without_recordings_is_refused(read, tmp_path):
     with pytest.raises(InputError) as error:
         read(recordings=["x.wav"])
     assert str(error.value) == (
-        f"--data.root: expected recordings named by YouTube ids under {tmp_path}, found none"
+        f"--data.root: expected recordings named by YouTube ID in {tmp_path}, found none"
     )
 
 
@@ -131,13 +131,13 @@ def test_a_set_without_recordings_is_refused(read, tmp_path):
         ("_aBcDeFgHiA, 0.000, 9.000", "expected 4 fields, got 3"),
         (
             '_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr,/m/none"',
-            "positive_labels: expected MIDs of class_labels_indices.csv, got '/m/none'",
+            "positive_labels: expected a MID listed in class_labels_indices.csv, got '/m/none'",
         ),
         (
             '_aBcDeFgHiA, 0.000, 9.000, ""',
-            "positive_labels: expected MIDs of class_labels_indices.csv, got ''",
+            "positive_labels: expected a MID listed in class_labels_indices.csv, got ''",
         ),
-        ('_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr', "expected a row of a table: unexpected end of data"),
+        ('_aBcDeFgHiA, 0.000, 9.000, "/m/0bt9lr', "expected a valid CSV row: unexpected end of data"),
     ],
 )
 def test_a_bad_segment_is_named(read, tmp_path, row, message):
@@ -149,14 +149,17 @@ def test_a_bad_segment_is_named(read, tmp_path, row, message):
 @pytest.mark.parametrize(
     ("tables", "error"),
     [
-        ({"tables": {"eval_segments.csv": HEADER}}, r"eval_segments\.csv: expected rows, found none"),
+        (
+            {"tables": {"eval_segments.csv": HEADER}},
+            r"eval_segments\.csv: expected at least one row, found none",
+        ),
         (
             {"labels": "index,mid\n0,/m/09x0r\n"},
-            r"class_labels_indices\.csv: expected columns mid, display_name; found index, mid",
+            r"class_labels_indices\.csv: expected columns mid, display_name, found index, mid",
         ),
         (
             {"labels": "index\tmid\tdisplay_name\n0\t/m/09x0r\tSpeech\n"},
-            r".*found index\?mid\?display_name; they seem to be separated by tabs, expected commas",
+            r".*found index\?mid\?display_name; columns seem to be separated by tabs, expected commas",
         ),
     ],
 )
@@ -176,7 +179,7 @@ def test_another_encoding_is_named(read, tmp_path, file):
 def test_a_missing_root_and_missing_tables_are_named(read, tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^--data\.root: expected the folder that holds class_labels_indices\.csv, got none$",
+        match=r"^--data\.root: expected the folder that contains class_labels_indices\.csv, got none$",
     ):
         read_audioset(AudioSetData())
     with pytest.raises(
@@ -184,6 +187,7 @@ def test_a_missing_root_and_missing_tables_are_named(read, tmp_path):
     ):
         read_audioset(AudioSetData(root=str(tmp_path)))
     with pytest.raises(
-        InputError, match=rf"^--data\.root: expected one of balanced_.*, eval_.* in {tmp_path}, found none$"
+        InputError,
+        match=rf"^--data\.root: expected at least one of balanced_.*, eval_.* in {tmp_path}, found none$",
     ):
         read({})

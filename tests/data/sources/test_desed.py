@@ -156,8 +156,8 @@ def test_missing_parts_are_left_out_and_named(read, tmp_path, capsys):
         "synthetic21_train",
     }
     assert capsys.readouterr().out == (
-        f"desed: folder or table is missing in {tmp_path / 'set'} for audio/train/weak, "
-        "audio/train/strong_label_real\n"
+        "desed: skipped audio/train/weak, audio/train/strong_label_real: "
+        f"folder or table missing in {tmp_path / 'set'}\n"
     )
 
 
@@ -166,33 +166,36 @@ def test_clips_for_validation_are_required(read, tmp_path):
     with pytest.raises(InputError) as error:
         read(tables)
     assert str(error.value) == (
-        "--data.root: expected metadata/validation/synthetic21_validation/soundscapes.tsv with audio in "
-        f"{tmp_path / 'set'}, found none"
+        "--data.root: expected metadata/validation/synthetic21_validation/soundscapes.tsv with its audio "
+        f"folder in {tmp_path / 'set'}, found neither"
     )
 
 
 def test_a_missing_root_or_set_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"^--data\.root: expected the folder that holds DESED.*, got none$"):
+    with pytest.raises(
+        InputError, match=r"^--data\.root: expected the folder that contains DESED.*, got none$"
+    ):
         read_desed(DESEDData())
     with pytest.raises(InputError) as error:
         read_desed(DESEDData(root=str(tmp_path)))
     assert str(error.value) == (
-        f"--data.root: expected train/strong.tsv, or DESED's metadata, with audio in {tmp_path}, found none"
+        "--data.root: expected train/strong.tsv with its audio folder, or DESED's metadata folder, "
+        f"in {tmp_path}, found neither"
     )
 
 
 @pytest.mark.parametrize(
     ("table", "row", "error"),
     [
-        ("strong", "a.flac\tx\t2\tdog", "onset: expected seconds, 0 to 1e+09, got 'x'"),
-        ("strong", "a.flac\t-0.5\t2\tdog", "onset: expected seconds, 0 to 1e+09, got '-0.5'"),
-        ("strong", "a.flac\tnan\t2\tdog", "onset: expected seconds, 0 to 1e+09, got 'nan'"),
-        ("strong", "a.flac\t\t2\tdog", "onset: expected seconds, 0 to 1e+09, got ''"),
-        ("strong", "a.flac\t1\t1e300\tdog", "offset: expected seconds, 0 to 1e+09, got '1e300'"),
-        ("strong", "a.flac\t1\tinf\tdog", "offset: expected seconds, 0 to 1e+09, got 'inf'"),
-        ("strong", "a.flac\t1", "offset: expected seconds, 0 to 1e+09, got ''"),
-        ("strong", "a.flac\t1.5\t1.5\tdog", "offset: expected more than the onset, 1.5, got 1.5"),
-        ("strong", "a.flac\t2\t1\tdog", "offset: expected more than the onset, 2, got 1"),
+        ("strong", "a.flac\tx\t2\tdog", "onset: expected a time from 0 to 1e+09 s, got 'x'"),
+        ("strong", "a.flac\t-0.5\t2\tdog", "onset: expected a time from 0 to 1e+09 s, got '-0.5'"),
+        ("strong", "a.flac\tnan\t2\tdog", "onset: expected a time from 0 to 1e+09 s, got 'nan'"),
+        ("strong", "a.flac\t\t2\tdog", "onset: expected a time from 0 to 1e+09 s, got ''"),
+        ("strong", "a.flac\t1\t1e300\tdog", "offset: expected a time from 0 to 1e+09 s, got '1e300'"),
+        ("strong", "a.flac\t1\tinf\tdog", "offset: expected a time from 0 to 1e+09 s, got 'inf'"),
+        ("strong", "a.flac\t1", "offset: expected a time from 0 to 1e+09 s, got ''"),
+        ("strong", "a.flac\t1.5\t1.5\tdog", "offset: expected more than 1.5 s (the onset), got 1.5 s"),
+        ("strong", "a.flac\t2\t1\tdog", "offset: expected more than 2 s (the onset), got 1 s"),
         ("strong", "a.flac\t1\t2\t", "event_label: expected an event, got ''"),
         ("strong", "../a.flac\t1\t2\tdog", "filename: expected a path within --data.root, got '../a.flac'"),
         ("strong", "a.flac\t1\t2\tdog\tx", "expected 4 fields, got 5"),
@@ -230,10 +233,10 @@ def test_contradictory_tables_are_named(read, tmp_path):
 @pytest.mark.parametrize(("table", "columns"), [("strong", "filename, onset"), ("weak", "filename, event_l")])
 @pytest.mark.parametrize(
     ("header", "found"),
-    [("file", "file"), ("a,b", "a,b; they seem to be separated by commas, expected tabs")],
+    [("file", "file"), ("a,b", "a,b; columns seem to be separated by commas, expected tabs")],
 )
 def test_a_missing_column_is_named(read, table, columns, header, found):
-    with pytest.raises(InputError, match=rf"{table}\.tsv: expected columns {columns}.*; found {found}$"):
+    with pytest.raises(InputError, match=rf"{table}\.tsv: expected columns {columns}.*, found {found}$"):
         read(PLAIN | {f"test/{table}.tsv": f"{header}\nx\n"})
 
 
@@ -274,7 +277,5 @@ def test_events_and_negatives_are_chosen_by_the_remaining_labels(read, tmp_path)
     # One of five negatives is kept; the unlabelled clip is not a negative.
     assert [clip.name for clip in clips if not clip.labelled] == ["train/audio/train_2.flac"]
     assert sum(clip.labelled and "cat" not in clip.labels for clip in clips) == 1
-    with pytest.raises(
-        InputError, match=r"expected labels of the recordings, cat \(3\), dog \(3\), got 'cow'"
-    ):
+    with pytest.raises(InputError, match=r"expected one of cat \(3\), dog \(3\), got 'cow'"):
         read_clips(DESEDData(root=root, events=("cow",)))

@@ -109,24 +109,27 @@ def test_a_wrong_row_is_named(tmp_path, table, row, message):
 )
 @pytest.mark.parametrize(
     ("header", "found"),
-    [("fold,x", "fold, x"), ("fold;x", "fold;x; they seem to be separated by semicolons, expected commas")],
+    [
+        ("fold,x", "fold, x"),
+        ("fold;x", "fold;x; columns seem to be separated by semicolons, expected commas"),
+    ],
 )
 def test_a_missing_column_is_named(tmp_path, table, columns, header, found):
     with pytest.raises(InputError) as error:
         read(table, f"{header}\n1,2\n", tmp_path)
-    assert str(error.value) == f"{tmp_path / table}: expected columns {columns}; found {found}"
+    assert str(error.value) == f"{tmp_path / table}: expected columns {columns}, found {found}"
 
 
 @pytest.mark.parametrize("table", SOURCES)
 def test_a_missing_root_or_table_and_an_empty_or_latin_1_table_are_named(tmp_path, table):
     source, settings, text = SOURCES[table]
     with pytest.raises(
-        InputError, match=rf"^--data\.root: expected the folder that holds {table}, got none$"
+        InputError, match=rf"^--data\.root: expected the folder that contains {table}, got none$"
     ):
         source(settings())
     with pytest.raises(InputError, match=rf"^--data\.root: expected a table at .*/{table}, found none$"):
         source(settings(root=str(tmp_path)))
-    with pytest.raises(InputError, match=rf"{table}: expected rows, found none"):
+    with pytest.raises(InputError, match=rf"{table}: expected at least one row, found none"):
         read(table, text.splitlines()[0] + "\n", tmp_path)
     (tmp_path / table).write_text(text.replace("a", "é"), encoding="latin-1")
     with pytest.raises(InputError, match=rf"{table}: expected a table in UTF-8"):

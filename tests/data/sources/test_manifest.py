@@ -78,18 +78,18 @@ def test_names_of_recordings_are_normalised(read, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected columns filename, labels; found none"),
-        ("name,labels\na.wav,dog\n", f"expected columns filename, labels; found name, labels; {ADVICE}"),
-        ("filename,tags\na.wav,dog\n", f"expected columns filename, labels; found filename, tags; {ADVICE}"),
-        ("filename;labels\na.wav;dog\n", "they seem to be separated by semicolons, expected commas$"),
+        ("", "expected columns filename, labels, found none"),
+        ("name,labels\na.wav,dog\n", f"expected columns filename, labels, found name, labels; {ADVICE}"),
+        ("filename,tags\na.wav,dog\n", f"expected columns filename, labels, found filename, tags; {ADVICE}"),
+        ("filename;labels\na.wav;dog\n", "columns seem to be separated by semicolons, expected commas$"),
         (
             "filename\tlabels\na.wav\tdog\n",
-            r"separated by tabs, expected commas or a file for --data\.manifest that ends in \.tsv$",
+            r"separated by tabs, expected commas or a name ending in \.tsv \(--data\.manifest\)$",
         ),
-        ("filename,labels\n", "expected rows, found none"),
+        ("filename,labels\n", "expected at least one row, found none"),
         (
             "filename,labels,split\na.wav,,train\nb.wav,,dev\n",
-            "row 3: split: expected train, valid, test, got 'dev'",
+            "row 3: split: expected train, valid or test, got 'dev'",
         ),
         ("filename,labels,split\na.wav,,train\nb.wav,,\n", "row 3: split: expected train.*, got ''"),
         (
@@ -107,7 +107,7 @@ def test_names_of_recordings_are_normalised(read, tmp_path):
         ),
         ("filename,labels\n,dog\n", "row 2: filename: expected a path within .*, got ''"),
         ("filename,labels\na.wav\n", "row 2: expected 2 fields, got 1"),
-        ('filename,labels\n"a.wav,dog\n', "row 2: expected a row of a table"),
+        ('filename,labels\n"a.wav,dog\n', "row 2: expected a valid CSV row"),
     ],
 )
 def test_errors_name_the_row_the_column_and_the_value(read, text, message):
@@ -117,7 +117,7 @@ def test_errors_name_the_row_the_column_and_the_value(read, text, message):
 
 
 def test_a_manifest_without_tabs_whose_name_ends_in_tsv_is_refused(read):
-    error = r"separated by commas, expected tabs or a file for --data\.manifest that ends in \.csv$"
+    error = r"separated by commas, expected tabs or a name ending in \.csv \(--data\.manifest\)$"
     with pytest.raises(InputError, match=rf"list\.tsv: .*{error}"):
         read("filename,labels\na.wav,dog\n", manifest="list.tsv")
 
@@ -143,7 +143,7 @@ def test_a_manifest_in_another_encoding_is_named(read):
 
 
 def test_a_missing_root_or_manifest_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"^--data\.root: expected the folder that holds metadata\.csv"):
+    with pytest.raises(InputError, match=r"^--data\.root: expected the folder that contains metadata\.csv"):
         read_manifest(ManifestData())
     with pytest.raises(InputError, match=r"^--data\.root: expected a table at .*list\.tsv, found none"):
         read_manifest(ManifestData(root=str(tmp_path), manifest="list.tsv"))
