@@ -21,6 +21,8 @@ DEEP = LSTMConfig(
 )
 """Two layers behind a convolution of stride 1, with odd numbers of bits."""
 
+FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
+
 
 def random_detector(network: LSTMConfig, *, seed: int = 0, mels: int = 32, events: int = 3) -> Detector:
     """A detector with random codes, whose activations are neither all zero nor all saturated."""

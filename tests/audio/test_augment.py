@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qkd_jax.audio.augment import augment, augment_frames, mixup, spec_augment, time_shift
 from qkd_jax.config import AugmentConfig
+from tests.trees import assert_close, assert_equal
 
 # Clips of different mean energies; no two cells are equal.
 FEATURES = np.random.default_rng(0).normal(-5, 2, (64, 20, 12)).astype(np.float32)
@@ -20,9 +21,9 @@ FEATURES += np.linspace(-3, 3, 64, dtype=np.float32)[:, None, None]
 MANY = np.tile(FEATURES, (32, 1, 1))
 # A clip's labels name the clip.
 LABELS = np.eye(64, dtype=np.float32)
-ALL = AugmentConfig(
-    time_shift=0.2, time_masks=2, time_mask_frames=5, mel_masks=1, mel_mask_bands=4, mixup=1.0
-)
+MASKS = {"time_masks": 2, "time_mask_frames": 5, "mel_masks": 1, "mel_mask_bands": 4}
+ALL = AugmentConfig(time_shift=0.2, mixup=1.0, **MASKS)
+
 
 keys = st.integers(0, 2**31 - 1).map(jax.random.key)
 
@@ -64,6 +65,12 @@ def mixed_from(labels):
     return np.diag(labels), partner
 
 
+def mixed_by(values, share, partner):
+    """`values`, a row per clip, after mixup."""
+    own = share.reshape(-1, *[1] * (values.ndim - 1))
+    return own * values + (1 - own) * values[partner]
+
+
 def assert_uniform(drawn, values):
     """All `values` are about as frequent: chi-squared, which fails for 1 key in 1000."""
     counts = [np.sum(np.asarray(drawn) == value) for value in values]
@@ -78,15 +85,15 @@ def test_a_shifted_clip_is_rolled_within_bounds(key, largest):
     shifts_of(shifted, FEATURES, reach=int(largest * 20))
 
 
-def test_shifts_are_uniform_and_per_clip():
-    shifted = np.asarray(time_shift(jax.random.key(0), jnp.asarray(MANY), 0.2))
-    assert_uniform(shifts_of(shifted, MANY, reach=4), range(-4, 5))
+@pytest.mark.parametrize(("largest", "hop", "shifts"), [(0.2, 1, range(-4, 5)), (0.4, 3, range(-6, 7, 3))])
+def test_shifts_are_uniform_multiples_of_a_hop_and_per_clip(largest, hop, shifts):
+    shifted = np.asarray(time_shift(jax.random.key(0), jnp.asarray(MANY), largest, hop))
+    assert_uniform(shifts_of(shifted, MANY, reach=int(20 * largest)), shifts)
 
 
 def test_the_largest_shift_of_all_is_once_around():
     shifted = np.asarray(time_shift(jax.random.key(0), jnp.asarray(MANY), 1.0))
-    ways = [(shifted == np.roll(MANY, k, axis=1)).all(axis=(1, 2)).any() for k in range(20)]
-    assert all(ways)
+    assert all((shifted == np.roll(MANY, k, axis=1)).all(axis=(1, 2)).any() for k in range(20))
 
 
 @settings(deadline=None, max_examples=20)
@@ -102,10 +109,10 @@ def test_masks_set_ranges_of_frames_and_bands_to_the_clips_mean(key, time, frame
 
 @pytest.mark.parametrize("axis", ["time", "mel"])
 def test_lengths_of_masks_are_uniform_and_then_their_positions(axis):
-    if axis == "time":
-        size, config = 20, AugmentConfig(time_masks=1, time_mask_frames=4)
-    else:
-        size, config = 12, AugmentConfig(mel_masks=1, mel_mask_bands=4)
+    size, config = {
+        "time": (20, AugmentConfig(time_masks=1, time_mask_frames=4)),
+        "mel": (12, AugmentConfig(mel_masks=1, mel_mask_bands=4)),
+    }[axis]
     masked = np.asarray(spec_augment(jax.random.key(1), jnp.asarray(MANY), config))
     rows = masks_of(masked, MANY)[0 if axis == "time" else 1]
     lengths = rows.sum(axis=1)
@@ -134,9 +141,8 @@ def test_masks_longer_than_the_clip_are_limited_to_it():
 def test_mixup_is_a_share_of_one_clip_and_the_rest_of_another(key, alpha):
     mixed, labels = (np.asarray(x) for x in mixup(key, jnp.asarray(FEATURES), jnp.asarray(LABELS), alpha))
     share, partner = mixed_from(labels)
-    own = share[:, None, None]
-    np.testing.assert_allclose(mixed, own * FEATURES + (1 - own) * FEATURES[partner], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(labels, share[:, None] * LABELS + (1 - share[:, None]) * LABELS[partner])
+    np.testing.assert_allclose(mixed, mixed_by(FEATURES, share, partner), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(labels, mixed_by(LABELS, share, partner))
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 5.0])
@@ -178,28 +184,12 @@ def test_augment_shifts_then_mixes_then_masks():
     assert np.mean(apart) > 0.5
 
 
-def test_settings_of_0_do_nothing():
-    key = jax.random.key(6)
-    features, labels = augmented(key, AugmentConfig())
-    np.testing.assert_array_equal(features, FEATURES)
-    np.testing.assert_array_equal(labels, LABELS)
-
-    features, labels = augmented(key, AugmentConfig(time_shift=0.2))
-    assert shifts_of(features, FEATURES, reach=4).any()
-    np.testing.assert_array_equal(labels, LABELS)
-
-    for config in (AugmentConfig(time_masks=1, time_mask_frames=5), AugmentConfig(mel_masks=1)):
-        features, labels = augmented(key, config)
-        in_time, in_mel = masks_of(features, FEATURES)
-        assert in_time.any() == (config.time_masks > 0) and in_mel.any() == (config.mel_masks > 0)
+def test_settings_of_0_do_nothing_and_only_mixup_changes_labels():
+    masks = AugmentConfig(time_masks=1, time_mask_frames=5), AugmentConfig(mel_masks=1)
+    for config in (AugmentConfig(), AugmentConfig(time_shift=0.2), *masks):
+        features, labels = augmented(jax.random.key(6), config)
         np.testing.assert_array_equal(labels, LABELS)
-
-    features, labels = augmented(key, AugmentConfig(mixup=1.0))
-    shares, partners = mixed_from(labels)
-    own = shares[:, None, None]
-    mixed = own * FEATURES + (1 - own) * FEATURES[partners]
-    np.testing.assert_allclose(features, mixed, rtol=1e-5, atol=1e-5)
-    assert (partners != np.arange(64)).any()
+        assert (features != FEATURES).any() == (config != AugmentConfig())
 
 
 SINGLE = [AugmentConfig(time_shift=0.4), AugmentConfig(time_masks=3), AugmentConfig(mixup=1.0)]
@@ -209,8 +199,8 @@ SINGLE = [AugmentConfig(time_shift=0.4), AugmentConfig(time_masks=3), AugmentCon
 def test_draws_depend_on_the_key_alone_and_jit_changes_nothing(config):
     once, again = (augmented(jax.random.key(7), config) for _ in range(2))
     compiled = augmented(jax.random.key(7), config, jax.jit(augment, static_argnames="config"))
-    jax.tree.map(np.testing.assert_array_equal, again, once)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), compiled, once)
+    assert_equal(again, once)
+    assert_close(compiled, once, rtol=1e-5, atol=1e-5)
     other, _ = augmented(jax.random.key(8), config)
     assert (once[0] != other).any(axis=(1, 2)).mean() > 0.7
 
@@ -264,29 +254,22 @@ def augmented_frames(key, config, batch=None, sizes=SIZES, hop=4, function=jitte
 @settings(deadline=None, max_examples=6)
 @given(keys, st.sampled_from([1, 3, 4]), st.floats(0, 0.45))
 def test_frames_and_their_targets_are_shifted_together(key, hop, largest):
-    batch = {name: np.asarray(values) for name, values in sed_batch().items()}
+    batch = jax.tree.map(np.asarray, sed_batch())
     batch["embedding"] = np.random.default_rng(1).random((20, 20 // hop, 3), np.float32)
     result = augmented_frames(key, AugmentConfig(time_shift=largest), batch, hop=hop)
     shifts = shifts_of(result["features"], batch["features"], reach=int(largest * 20))
     assert not (shifts % hop).any()
-    for clip, shift in enumerate(shifts):
-        for name in ("strong", "teacher"):
-            rolled = np.roll(batch[name][clip], shift, axis=0)
+    for name, per_step in (("strong", 1), ("teacher", 1), ("embedding", hop)):
+        for clip, shift in enumerate(shifts):
+            rolled = np.roll(batch[name][clip], shift // per_step, axis=0)
             np.testing.assert_array_equal(result[name][clip], rolled)
-        rolled = np.roll(batch["embedding"][clip], shift // hop, axis=0)
-        np.testing.assert_array_equal(result["embedding"][clip], rolled)
     for name in batch.keys() - {"features", "strong", "teacher", "embedding"}:
         np.testing.assert_array_equal(result[name], batch[name])
 
 
-def test_shifts_by_multiples_of_a_hop_are_uniform():
-    shifted = np.asarray(time_shift(jax.random.key(10), jnp.asarray(MANY), 0.4, 3))
-    assert_uniform(shifts_of(shifted, MANY, reach=8), (-6, -3, 0, 3, 6))
-
-
 @pytest.mark.parametrize(("time", "frames", "mel"), [(2, 6, 1), (1, 4, 0), (0, 1, 1)])
 def test_masked_frames_have_no_events(time, frames, mel):
-    batch = {name: np.asarray(values) for name, values in sed_batch().items()}
+    batch = jax.tree.map(np.asarray, sed_batch())
     config = AugmentConfig(time_masks=time, time_mask_frames=frames, mel_masks=mel, mel_mask_bands=2)
     for key in jax.random.split(jax.random.key(16), 5):
         result = augmented_frames(key, config)
@@ -305,20 +288,17 @@ def test_masked_frames_have_no_events(time, frames, mel):
 
 def test_strong_and_weak_clips_are_mixed_among_themselves_and_unlabelled_ones_not():
     """The teacher's logits name the clips, so each result shows its share and its partner."""
-    batch = sed_batch() | {"teacher_clip": jnp.eye(20)}
+    batch = jax.tree.map(np.asarray, sed_batch() | {"teacher_clip": jnp.eye(20)})
     mixed_with = {0: set(), 1: set()}
     for seed in range(15):
         result = augmented_frames(jax.random.key(seed), AugmentConfig(mixup=1.0), batch)
         share, partner = mixed_from(result["teacher_clip"])
         np.testing.assert_array_equal(KIND[partner], KIND)
         np.testing.assert_array_equal(result["teacher_clip"][UNLABELLED], np.eye(20)[UNLABELLED])
+        mixed = {name: mixed_by(values, share, partner) for name, values in batch.items()}
         for name in ("features", "strong", "teacher", "embedding"):
-            own, values = share[:, None, None], np.asarray(batch[name])
-            mixed = own * values + (1 - own) * values[partner]
-            np.testing.assert_allclose(result[name], mixed, rtol=1e-5, atol=1e-6)
-        own, values = share[:, None], np.asarray(batch["weak"])
-        mixed = own * values + (1 - own) * values[partner]
-        np.testing.assert_allclose(result["weak"][WEAK], mixed[WEAK], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(result[name], mixed[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result["weak"][WEAK], mixed["weak"][WEAK], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(result["weak"][STRONG], result["strong"][STRONG].max(axis=1))
         for name in ("has_strong", "has_weak"):
             np.testing.assert_array_equal(result[name], batch[name])
@@ -376,11 +356,11 @@ def test_draws_for_frames_depend_on_the_key_alone_and_jit_changes_nothing():
         augmented_frames(jax.random.key(14), ALL_OF_FRAMES, function=function)
         for function in (augment_frames, jitted)
     )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), compiled, once)
+    assert_close(compiled, once, rtol=1e-5, atol=1e-6)
     other = augmented_frames(jax.random.key(15), ALL_OF_FRAMES)
     assert (once["features"] != other["features"]).any(axis=(1, 2)).mean() > 0.7
     plain = augmented_frames(jax.random.key(14), AugmentConfig())
-    jax.tree.map(np.testing.assert_array_equal, plain, {k: np.asarray(v) for k, v in sed_batch().items()})
+    assert_equal(plain, jax.tree.map(np.asarray, sed_batch()))
 
 
 def test_sizes_that_are_not_the_batchs_are_refused():

@@ -1,3 +1,5 @@
+"""Log-mel energies in JAX and in NumPy: equal to librosa's, and a frame depends on its samples alone."""
+
 import functools
 
 import jax
@@ -5,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qkd_jax.audio import log_mel_numpy
 from qkd_jax.audio.log_mel import log_mel
 from qkd_jax.config import FeatureConfig
 from tests.oracles import librosa_log_mel
@@ -13,6 +16,9 @@ log_mel_jit = jax.jit(log_mel, static_argnames="config")
 PAPER = FeatureConfig()
 SMALL = FeatureConfig(n_mels=32, hop_length=200, fmin=0.0, fmax=7000.0, floor=1e-3)
 NARROW = FeatureConfig(sample_rate=8000, win_length=256, hop_length=80, n_fft=256, n_mels=40, fmax=4000.0)
+SPARSE = FeatureConfig(win_length=200, hop_length=700, n_fft=256, n_mels=20)
+CONFIGS = {"paper": PAPER, "small": SMALL, "narrow": NARROW, "sparse": SPARSE}
+configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def noise(samples, seed=0):
@@ -32,23 +38,37 @@ def silence(samples):
     return np.zeros(samples, np.float32)
 
 
-@pytest.mark.parametrize("config", [PAPER, SMALL, NARROW], ids=["paper", "small", "narrow"])
-@pytest.mark.parametrize("signal", [noise, sines, click, silence])
+def swelling(samples):
+    """Noise between silence and full scale."""
+    return 10 * noise(samples).clip(-0.1, 0.1) * np.float32(np.sin(np.arange(samples) / 900) ** 8)
+
+
+@configs
+@pytest.mark.parametrize("signal", [noise, sines, click, silence, swelling])
 def test_equals_librosa_in_float64(signal, config):
-    waveform = signal(8123)
-    energies = log_mel(jnp.asarray(waveform), config)
+    waveform = signal(9000)
+    in_jax, in_numpy = log_mel(jnp.asarray(waveform), config), log_mel_numpy.log_mel(config, waveform)
+    assert in_numpy.dtype == np.float32
     # This compares shapes too: there are as many frames as librosa's.
-    np.testing.assert_allclose(energies, librosa_log_mel(waveform, config), atol=1e-3)
+    for energies in (in_jax, in_numpy):
+        np.testing.assert_allclose(energies, librosa_log_mel(waveform, config), atol=1e-3)
+    np.testing.assert_allclose(in_numpy, in_jax, rtol=0, atol=1e-3)
 
 
-def test_ten_seconds_are_998_frames_of_64_bands():
-    waveform = noise(160_000)
-    energies = log_mel(jnp.asarray(waveform))
-    assert energies.shape == (998, 64)
-    np.testing.assert_allclose(energies, librosa_log_mel(waveform, PAPER), atol=1e-3)
+@configs
+def test_in_numpy_a_frame_depends_on_its_samples_alone_bit_for_bit(config):
+    samples = swelling(20_000)
+    energies = log_mel_numpy.log_mel(config, samples)
+    assert len(energies) == config.frames(len(samples)) > 20
+    for frame, row in enumerate(energies):
+        begin = frame * config.hop_length
+        alone = log_mel_numpy.log_mel(config, samples[begin : begin + config.win_length].copy())
+        np.testing.assert_array_equal(alone, row[None])
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (399, 0), (400, 1), (559, 1), (560, 2)])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(0, 0), (399, 0), (400, 1), (559, 1), (560, 2), (160_000, 998)]
+)
 def test_no_frame_is_padded_or_partial(samples, frames):
     assert PAPER.frames(samples) == frames
     assert log_mel(jnp.zeros(samples)).shape == (frames, 64)

@@ -1,5 +1,6 @@
 """The microphone, with a sounddevice made for the test."""
 
+import contextlib
 import importlib
 import itertools
 import sys
@@ -18,32 +19,25 @@ class PortAudioError(Exception):
     """What sounddevice raises."""
 
 
-class Device:
+@contextlib.contextmanager
+def device(rate, channels, dtype):
     """A device whose samples count up, and which supports one rate."""
+    if rate != RATE:
+        raise PortAudioError("Invalid sample rate")
+    assert (channels, dtype) == (1, "float32")
+    indices = itertools.count()
 
-    def __init__(self, rate, channels, dtype):
-        if rate != RATE:
-            raise PortAudioError("Invalid sample rate")
-        assert (channels, dtype) == (1, "float32")
-        self.count, self.open = 0, False
+    def read(samples):
+        index = next(indices)
+        block = np.arange(index * samples, (index + 1) * samples, dtype=np.float32)[:, None] / 2**15
+        return block, index == 2  # the third comes too late
 
-    def __enter__(self):
-        self.open = True
-        return self
-
-    def __exit__(self, *_):
-        self.open = False
-
-    def read(self, samples):
-        assert self.open
-        begin, self.count = self.count, self.count + samples
-        block = np.arange(begin, self.count, dtype=np.float32)[:, None] / 2**15
-        return block, begin == 2 * samples  # the third comes too late
+    yield types.SimpleNamespace(read=read)
 
 
 @pytest.fixture
 def sounddevice(monkeypatch):
-    fake = types.SimpleNamespace(InputStream=Device, PortAudioError=PortAudioError)
+    fake = types.SimpleNamespace(InputStream=device, PortAudioError=PortAudioError)
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
 
 

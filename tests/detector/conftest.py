@@ -1,10 +1,9 @@
 import pytest
 
-from qkd_jax.detector.detector import Detector
-from tests.detectors import DEEP, FRONT, PLAIN, random_detector
+from tests.detectors import FORMS, random_detector
 
 
-@pytest.fixture(params=["plain", "front", "deep"])
-def detector(request) -> Detector:
+@pytest.fixture(params=FORMS)
+def detector(request):
     """Detectors of each form, with random codes."""
-    return random_detector({"plain": PLAIN, "front": FRONT, "deep": DEEP}[request.param])
+    return random_detector(FORMS[request.param])

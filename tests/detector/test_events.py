@@ -15,6 +15,7 @@ from qkd_jax.detector import stream
 from qkd_jax.detector.events import detect, event_rule, finish, push, start
 from qkd_jax.errors import InputError
 from tests.detectors import FRONT, PLAIN, random_detector
+from tests.streams import steps_of
 
 DETECTOR = random_detector(PLAIN)
 STEP = 0.01
@@ -25,14 +26,10 @@ def with_config(detector=DETECTOR, **fields):
     return dataclasses.replace(detector, event_config=EventConfig(**fields))
 
 
-def logit(probability):
-    return math.log(probability / (1 - probability))
-
-
 def logits_of(probabilities):
     """Logits with these probabilities for the first event, and very low ones for the others."""
-    column = [logit(p) for p in probabilities]
-    return np.stack([column, *[[-9.0] * len(column)] * 2], axis=1).astype(np.float32)
+    column = np.log(probabilities) - np.log1p(-np.array(probabilities))
+    return np.stack([column, *[np.full(len(column), -9.0)] * 2], axis=1).astype(np.float32)
 
 
 def sound(samples):
@@ -43,8 +40,7 @@ def sound(samples):
 
 
 def logits_in(detector, samples):
-    runtime = stream.in_numpy(detector)
-    return stream.push(runtime, stream.start(runtime), samples)[1]
+    return steps_of(stream.in_numpy(detector), samples)
 
 
 def medians(detector, samples):
@@ -64,10 +60,8 @@ def events_of(detector, logits, cuts=()):
 
 def steps(events):
     """First and last step of each event."""
-    return [
-        (round((event.onset - FIRST) / STEP + 0.5), round((event.offset - FIRST) / STEP - 0.5))
-        for event in events
-    ]
+    first = FIRST - STEP / 2
+    return [(round((e.onset - first) / STEP), round((e.offset - first) / STEP) - 1) for e in events]
 
 
 def offline(detector, logits):
@@ -76,9 +70,8 @@ def offline(detector, logits):
     for index, name in enumerate(detector.events):
         column, reach = logits[:, index].tolist(), round(config.median_seconds / STEP) // 2
         padded = column[:1] * reach + column + column[-1:] * reach
-        p = [
-            1 / (1 + math.exp(-statistics.median(padded[i : i + 2 * reach + 1]))) for i in range(len(column))
-        ]
+        pieces = (padded[i : i + 2 * reach + 1] for i in range(len(column)))
+        p = [1 / (1 + math.exp(-statistics.median(piece))) for piece in pieces]
         threshold = config.thresholds[config.use][name] if config.use else 0.5
         runs, on = [], False
         for step, value in enumerate(p):
@@ -115,12 +108,7 @@ CONFIGS = st.builds(
 
 
 @settings(deadline=None, max_examples=200)
-@given(
-    config=CONFIGS,
-    length=st.integers(0, 90),
-    seed=st.integers(0, 1000),
-    cuts=st.lists(st.integers(0, 90), max_size=9),
-)
+@given(CONFIGS, st.integers(0, 90), st.integers(0, 1000), st.lists(st.integers(0, 90), max_size=9))
 def test_events_equal_those_of_a_plain_loop_however_the_logits_are_cut(config, length, seed, cuts):
     config = dataclasses.replace(config, use="eer" if config.thresholds else None)
     detector = dataclasses.replace(DETECTOR, event_config=config)
@@ -133,20 +121,6 @@ def test_events_equal_those_of_a_plain_loop_however_the_logits_are_cut(config, l
     assert rows == sorted(offline(detector, logits))
 
 
-def test_an_event_continues_exactly_while_it_is_above_its_end():
-    logits = logits_of([0.1, 0.79, 0.81, 0.5, 0.41, 0.39, 0.41, 0.7, 0.81, 0.39])
-    thresholds = {"f1": dict.fromkeys(DETECTOR.events, 0.8)}
-    events = events_of(with_config(thresholds=thresholds, use="f1"), logits)
-    assert steps(events) == [(2, 4), (8, 8)]
-    assert [event.peak for event in events] == pytest.approx([0.81, 0.81], abs=1e-6)
-    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=1.0), logits)) == [
-        (2, 2),
-        (8, 8),
-    ]
-    assert steps(events_of(with_config(thresholds=thresholds), logits)) == [(1, 9)]
-    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=0.1), logits)) == [(2, 9)]
-
-
 def test_onset_and_offset_are_where_steps_meet():
     """A step covers the time around its centre, up to half-way to its neighbours."""
     detector = with_config(random_detector(FRONT))
@@ -154,15 +128,6 @@ def test_onset_and_offset_are_where_steps_meet():
     (event,) = events_of(detector, logits_of([0.1, 0.9, 0.8, 0.1]))
     assert (event.onset, event.offset) == pytest.approx((first + step / 2, first + 2.5 * step))
     assert event.event == detector.events[0]
-
-
-def test_short_events_are_dropped_after_gaps_are_closed():
-    logits = logits_of([0.9, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.1])
-    assert steps(events_of(with_config(), logits)) == [(0, 0), (3, 4), (8, 8)]
-    assert steps(events_of(with_config(shortest_seconds=0.02), logits)) == [(3, 4)]
-    assert steps(events_of(with_config(gap_seconds=0.03), logits)) == [(0, 4), (8, 8)]
-    assert steps(events_of(with_config(gap_seconds=0.04), logits)) == [(0, 8)]
-    assert steps(events_of(with_config(gap_seconds=0.03, shortest_seconds=0.03), logits)) == [(0, 4)]
 
 
 def test_an_event_is_reported_once_and_as_soon_as_it_is_over():
@@ -187,16 +152,9 @@ def test_events_are_reported_in_the_order_in_which_they_end():
 @pytest.mark.parametrize("detector", [DETECTOR, random_detector(FRONT)], ids=["plain", "front"])
 def test_events_in_a_waveform_are_the_same_however_it_is_cut(detector):
     samples = sound(40_000)
-    detector = with_config(
-        detector,
-        thresholds={"median": medians(detector, samples)},
-        use="median",
-        end=1.0,
-        median_seconds=0.05,
-        gap_seconds=0.02,
-        shortest_seconds=0.03,
-        history_seconds=1.0,
-    )
+    fields = {"thresholds": {"median": medians(detector, samples)}, "use": "median", "end": 1.0}
+    times = {"median_seconds": 0.05, "gap_seconds": 0.02, "shortest_seconds": 0.03, "history_seconds": 1.0}
+    detector = with_config(detector, **fields, **times)
     whole = list(detect(detector, [samples]))
     logits = logits_in(detector, samples)
     assert whole == events_of(detector, logits)
@@ -252,3 +210,26 @@ def test_thresholds_of_other_events_are_named():
 def test_blocks_that_are_no_waveform_are_refused(block, message):
     with pytest.raises(InputError, match=message):
         list(detect(DETECTOR, [np.zeros(500, np.float32), block]))
+
+
+def test_an_event_continues_exactly_while_it_is_above_its_end():
+    logits = logits_of([0.1, 0.79, 0.81, 0.5, 0.41, 0.39, 0.41, 0.7, 0.81, 0.39])
+    thresholds = {"f1": dict.fromkeys(DETECTOR.events, 0.8)}
+    events = events_of(with_config(thresholds=thresholds, use="f1"), logits)
+    assert steps(events) == [(2, 4), (8, 8)]
+    assert [event.peak for event in events] == pytest.approx([0.81, 0.81], abs=1e-6)
+    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=1.0), logits)) == [
+        (2, 2),
+        (8, 8),
+    ]
+    assert steps(events_of(with_config(thresholds=thresholds), logits)) == [(1, 9)]
+    assert steps(events_of(with_config(thresholds=thresholds, use="f1", end=0.1), logits)) == [(2, 9)]
+
+
+def test_short_events_are_dropped_after_gaps_are_closed():
+    logits = logits_of([0.9, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.1])
+    assert steps(events_of(with_config(), logits)) == [(0, 0), (3, 4), (8, 8)]
+    assert steps(events_of(with_config(shortest_seconds=0.02), logits)) == [(3, 4)]
+    assert steps(events_of(with_config(gap_seconds=0.03), logits)) == [(0, 4), (8, 8)]
+    assert steps(events_of(with_config(gap_seconds=0.04), logits)) == [(0, 8)]
+    assert steps(events_of(with_config(gap_seconds=0.03, shortest_seconds=0.03), logits)) == [(0, 4)]

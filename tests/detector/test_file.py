@@ -1,13 +1,12 @@
 """A detector in a file: it loads as it was saved, and other files are refused with one line that says why."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import re
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,9 +28,6 @@ from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, w
 EVENT_CONFIG = EventConfig(
     thresholds={"eer": {"dog": 0.25, "baby_cry": 0.1, "gunshot": 0.7}}, use="eer", history_seconds=8.0
 )
-
-
-HEAVY = {"jax", "flax", "optax", "orbax", "grain", "librosa", "scipy", "onnx", "onnxruntime"}
 
 
 def assert_same(one, other):
@@ -57,6 +53,12 @@ def saved(tmp_path):
     return (tmp_path / "saved.safetensors").read_bytes()
 
 
+@pytest.fixture(params=[2, 1])
+def any_version(request, saved):
+    """`saved` in each version of the format."""
+    return saved if request.param == 2 else as_version_1(saved)
+
+
 def refusal(folder, data):
     """The message of `load` for a file of these bytes."""
     path = folder / "given.safetensors"
@@ -69,18 +71,20 @@ def refusal(folder, data):
     return message
 
 
-def test_a_detector_loads_as_it_was_saved(tmp_path, detector):
+@pytest.mark.parametrize("version", [2, 1])
+def test_a_detector_loads_as_it_was_saved(tmp_path, detector, version):
     detector = dataclasses.replace(detector, event_config=EVENT_CONFIG)
     path, provenance = tmp_path / "new" / "a.safetensors", {"run": "runs/é\n", "jax": "0.10"}
     save(detector, path, provenance)
-    loaded = load(path)
+    if version == 1:
+        path.write_bytes(as_version_1(path.read_bytes()))
+    loaded = load(str(path))
     assert_same(loaded, detector)
-    assert load_provenance(path) == provenance
+    assert load_provenance(path) == load_provenance(str(path)) == provenance
     codes = random_codes(detector, 60)
-    for one, other in zip(
-        *(reference.advance(of, reference.start(of), codes)[1:] for of in (loaded, detector))
-    ):
-        np.testing.assert_array_equal(one, other)
+    got, expected = (reference.advance(of, reference.start(of), codes)[1:] for of in (loaded, detector))
+    assert_same(got, expected)
+    assert_same(*(reference.clip_logits(of, codes) for of in (loaded, detector)))
 
 
 BITS = st.integers(2, 8)
@@ -99,14 +103,12 @@ def test_all_bits_and_sizes_load_as_saved(tmp_path_factory, network, bits, seed,
     network = with_bits(network, weights, activations)
     network = dataclasses.replace(network, quant=dataclasses.replace(network.quant, output=output))
     detector = random_detector(network, seed=seed, mels=mels, events=events)
-
-    def fewer(linear):
-        largest = 2 ** (output - 1) - 1
-        return linear and linear._replace(w=np.clip(linear.w, -largest, largest))
-
-    detector = dataclasses.replace(
-        detector, output=fewer(detector.output), attention=fewer(detector.attention)
-    )
+    largest = 2 ** (output - 1) - 1
+    fewer = {
+        name: linear and linear._replace(w=np.clip(linear.w, -largest, largest))
+        for name, linear in (("output", detector.output), ("attention", detector.attention))
+    }
+    detector = dataclasses.replace(detector, **fewer)
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     save(detector, path)
     assert_same(load(path), detector)
@@ -117,7 +119,6 @@ def test_equal_detectors_give_equal_bytes(tmp_path, detector):
     for name in "ab":
         save(detector, tmp_path / name, provenance)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert load_provenance(tmp_path / "a") == provenance
 
 
 def test_the_papers_network_at_4_bits_fits_in_2_percent_of_the_teacher(tmp_path):
@@ -134,9 +135,8 @@ def test_the_file_is_as_documented(tmp_path):
     w_h = detector.lstm[0].w_h
     nibbles = np.stack([tensors["lstm.0.w_h"] & 15, tensors["lstm.0.w_h"] >> 4], axis=1)
     np.testing.assert_array_equal(nibbles.reshape(w_h.shape).astype(int) - 8, w_h)
-    np.testing.assert_array_equal(
-        tensors["attention.w"].reshape(-1, 3).astype(int) - 128, detector.attention.w
-    )
+    attention = tensors["attention.w"].reshape(-1, 3).astype(int) - 128
+    np.testing.assert_array_equal(attention, detector.attention.w)
     np.testing.assert_array_equal(tensors["front.2.multiplier"], detector.front[2].multiplier)
     with safetensors.safe_open(path, "numpy") as file:
         (text,) = file.metadata().values()
@@ -164,23 +164,12 @@ def test_arrays_may_have_any_memory_layout(tmp_path):
     assert_same(load(tmp_path / "a"), detector)
 
 
-def test_detection_needs_no_jax():
-    modules = [
-        f"qkd_jax.detector.{path.stem}" for path in Path(detector_file.__file__).parent.glob("[a-z]*.py")
-    ]
-    assert len(modules) > 5
-    modules += ["qkd_jax.runtimes", "qkd_jax.runtimes.numpy", "qkd_jax.audio.reading"]
-    code = f"import sys, {', '.join(modules)}; print({HEAVY} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_every_changed_byte_and_every_truncation_is_detected(tmp_path, saved):
-    rng = np.random.default_rng(0)
-    for at in [*range(100), *rng.choice(len(saved), 300, replace=False)]:
-        refusal(tmp_path, saved[:at] + bytes([saved[at] ^ 1 << rng.integers(8)]) + saved[at + 1 :])
-    for end in [*range(100), *rng.choice(len(saved), 100, replace=False), len(saved) - 1]:
-        refusal(tmp_path, saved[:end])
+def test_every_changed_byte_and_every_truncation_is_detected(tmp_path, any_version):
+    data, rng = any_version, np.random.default_rng(0)
+    for at in [*range(100), *rng.choice(len(data), 300, replace=False)]:
+        refusal(tmp_path, data[:at] + bytes([data[at] ^ 1 << rng.integers(8)]) + data[at + 1 :])
+    for end in [*range(100), *rng.choice(len(data), 100, replace=False), len(data) - 1]:
+        refusal(tmp_path, data[:end])
 
 
 def test_paths_without_a_file_are_named(tmp_path):
@@ -201,26 +190,31 @@ def test_a_file_that_is_too_large_is_not_read_whole(tmp_path, saved):
 
 
 OTHER_VERSION = FORMAT.replace("2", "3")
-BOMB = 20_000 * '{"a":'
+NO_SAFETENSORS = r"\.safetensors file, found other or truncated content"
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"expected a detector in a \.safetensors file, found other or truncated content"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(99), r"\.safetensors file, found other or truncated content"),
-        (struct.pack("<Q", 1 << 60) + b"{}", r"\.safetensors file, found other or truncated content"),
+        (b"", rf"expected a detector in a {NO_SAFETENSORS}"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), NO_SAFETENSORS),
+        (struct.pack("<Q", 1 << 60) + b"{}", NO_SAFETENSORS),
         (struct.pack("<Q", 1 << 19) + bytes(1 << 20), "metadata of at most 262144 bytes, found 524288"),
         (bytes(99), r"expected a \.safetensors file: "),
-        (joined(BOMB[:60_000], b""), r"expected a \.safetensors file: .*recursion"),
+        (joined(10_000 * '{"a":', b""), r"expected a \.safetensors file: .*recursion"),
         (joined("[]", b""), r"expected a \.safetensors file: .*"),
         (safetensors.numpy.save({"a": np.zeros(3)}), rf"expected metadata \['{FORMAT}'\], found \[\]"),
-        (safetensors.numpy.save({}, {"a\n": "{}"}), rf"expected metadata \['{FORMAT}'\], found \['a\\n'\]"),
-        (safetensors.numpy.save({}, {OTHER_VERSION: ""}), rf"'{FORMAT}'\], found \['{OTHER_VERSION}'\]"),
-        (safetensors.numpy.save({}, {FORMAT: "", "a": ""}), rf"expected metadata \['{FORMAT}'\], found \["),
-        (safetensors.numpy.save({}, {FORMAT: "{"}), "metadata: expected valid JSON"),
-        (safetensors.numpy.save({}, {FORMAT: "[" * 9999}), "metadata: expected valid JSON: recursion limit"),
-        (safetensors.numpy.save({}, {FORMAT: "{}"}), "metadata: detector: expected a value, found none"),
+        *(
+            (safetensors.numpy.save({}, metadata), message)
+            for metadata, message in (
+                ({"a\n": "{}"}, rf"expected metadata \['{FORMAT}'\], found \['a\\n'\]"),
+                ({OTHER_VERSION: ""}, rf"'{FORMAT}'\], found \['{OTHER_VERSION}'\]"),
+                ({FORMAT: "", "a": ""}, rf"expected metadata \['{FORMAT}'\], found \["),
+                ({FORMAT: "{"}, "metadata: expected valid JSON"),
+                ({FORMAT: "[" * 9999}, "metadata: expected valid JSON: recursion limit"),
+                ({FORMAT: "{}"}, "metadata: detector: expected a value, found none"),
+            )
+        ),
     ],
     ids=range(14),  # safetensors orders metadata at random
 )  # fmt: skip
@@ -240,10 +234,12 @@ def deep_in(tree, path, value):
 
 
 HUGE = 10**4000
-
+LIMITS = {"network.hidden_size": 4096, "features.n_mels": 1024, "features.n_fft": 32768}
+LIMITS |= {f"features.{name}": 1 << 20 for name in ("hop_length", "sample_rate")}
+LIMITS |= {f"event_config.{name}_seconds": 86400 for name in ("median", "gap", "shortest", "history")}
+LIMITS |= {"clip_seconds": 86400, "input_exponent": 16, "cell_exponents.0": 13}
 
 SETTINGS = [
-    ("network.hidden_size", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
     ("network.hidden_size", HUGE, r"network\.hidden_size: expected at most 4096, got 10000"),
     ("network.hidden_size", 17, r"attention\.w: expected uint8 \[51\], got uint8 \[48\]"),
     ("network.hidden_size", 0, r"network\.hidden_size: expected at least 1, got 0"),
@@ -256,13 +252,10 @@ SETTINGS = [
     ("network.quant.weights", 16, r"scheme: expected weights, .* of at most 8 bits"),
     ("network.quant.weights", 5, r"front\.0\.w: expected uint8 \[23\], got uint8 \[18\]"),
     ("network.quant.bits", 4, r"quant\.bits: unknown field"),
-    ("features.n_mels", 10**9, r"features\.n_mels: expected at most 1024"),
     ("features.n_mels", 9, r"lstm\.0\.w_x: expected uint8 \[512\], got uint8 \[256\]"),
-    ("features.n_fft", 10**9, r"features\.n_fft: expected at most 32768"),
     ("features.hop_length", HUGE, r"features\.hop_length: expected at most 1048576"),
     ("features.sample_rate", HUGE, r"sample_rate: expected at most 1048576"),
     ("features.fmax", HUGE, r"features\.fmax: expected a finite number, got 10000"),
-    ("features.sample_rate", 10**9, r"sample_rate: expected at most 1048576"),
     ("features.sample_rate", 8000, r"fmin, fmax: expected fmin < fmax <= sample_rate / 2"),
     ("features.fmin", float("nan"), r"fmin: "),
     ("events", [], r"events: expected at least 1 value"),
@@ -272,38 +265,49 @@ SETTINGS = [
     ("events", ["a\n"] * 2, r"events: expected each once, got a\?, a\?$"),
     ("events", [1] * 9999, r"events\.0: expected text, got 1; .{200,1000}$"),
     ("clip_seconds", 0.1649, r"clip_seconds: expected enough for one step, got 0\.1649"),
-    ("clip_seconds", 1e308, r"clip_seconds: expected at most 86400, got 1e\+308"),
     ("clip_seconds", "10", r"clip_seconds: expected a number, got '10'"),
-    ("input_exponent", 17, r"input_exponent: expected at most 16, got 17"),
     ("input_exponent", -17, r"input_exponent: expected at least -16, got -17"),
     ("cell_exponents.0", 5, r"cell_exponents\.0: expected at least 6, got 5"),
-    ("cell_exponents.0", 14, r"cell_exponents\.0: expected at most 13, got 14"),
     ("cell_exponents", [], r"cell_exponents: expected 1, one per layer, got 0"),
-    ("event_config.median_seconds", 1e99, r"event_config\.median_seconds: expected at most 86400"),
-    ("event_config.gap_seconds", 86400.5, r"event_config\.gap_seconds: expected at most 86400"),
-    ("event_config.shortest_seconds", 86401.0, r"event_config\.shortest_seconds: expected at most"),
-    ("event_config.history_seconds", 1e99, r"event_config\.history_seconds: expected at most 86400"),
     ("event_config.thresholds", {"eer": {"cat": 0.5}}, r"eer: expected one for .*, got cat"),
     ("event_config", None, r"detector\.event_config: expected a value, found none"),
     ("x\n\x1b[2J", 1, r"detector\.x\?\?\[2J: unknown field"),
 ]
 
 
+VERSION_1 = [
+    ("detector.student.units", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
+    ("detector.student.units", "8", r"network\.hidden_size: expected an integer, got '8'"),
+    ("detector.student.halvings", 4, r"network: time_strides: expected at most 3"),
+    ("detector.student.name", "a", r"network\.name: unknown field"),
+    ("detector.student", 3, r"detector\.network: expected a value, found none"),
+    ("detector.student", None, r"detector\.network: expected a value, found none"),
+    ("detector.detection.gap_seconds", -1.0, r"event_config\.gap_seconds: expected at least"),
+    ("detector", [], r"metadata: detector: expected a JSON object, got \[\]"),
+    ("sha256", 3, r"metadata: sha256: expected text"),
+]
+
+
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("version", "path", "value", "message"),
     [
-        *((f"detector.{path}", value, message) for path, value, message in SETTINGS),
-        ("detector", None, r"detector: expected a value, found none"),
-        ("provenance", None, r"provenance: expected a value, found none"),
-        ("provenance.run", 1, r"provenance\.run: expected text, got 1"),
-        ("sha256", "F" * 65, r"sha256: expected text that matches"),
-        ("version", 2, r"version: unknown field"),
+        *((2, f"detector.{path}", value, message) for path, value, message in SETTINGS),
+        *(
+            (2, f"detector.{path}", value, rf"{path.removeprefix('features.')}: expected at most {limit}")
+            for path, limit in LIMITS.items()
+            for value in (limit + 1, 10**9)
+        ),
+        (2, "detector", None, r"detector: expected a value, found none"),
+        (2, "provenance", None, r"provenance: expected a value, found none"),
+        (2, "provenance.run", 1, r"provenance\.run: expected text, got 1"),
+        (2, "sha256", "F" * 65, r"sha256: expected text that matches"),
+        (2, "version", 2, r"version: unknown field"),
+        *((1, *case) for case in VERSION_1),
     ],
 )
-def test_invalid_settings_are_refused(tmp_path, saved, path, value, message):
-    assert re.search(
-        message, refusal(tmp_path, with_document(saved, lambda tree: deep_in(tree, path, value)))
-    )
+def test_invalid_settings_are_refused(tmp_path, saved, version, path, value, message):
+    data = saved if version == 2 else as_version_1(saved)
+    assert re.search(message, refusal(tmp_path, with_document(data, lambda tree: deep_in(tree, path, value))))
 
 
 @pytest.mark.parametrize(
@@ -334,26 +338,29 @@ def test_numbers_of_more_digits_than_python_reads_are_refused(tmp_path):
     assert "a .safetensors file: " in refusal(tmp_path, joined(f'{{"a": {tensor}}}', b"a"))
 
 
+def std(**fields):
+    return lambda header: header["std"].update(**fields)
+
+
+EMPTY = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda header: header.pop("mean"), r"expected a \.safetensors file: .*offset"),
         (lambda header: deep_in(header, "x", header.pop("std")), r"std: expected float32 \[8\], got none"),
-        (
-            lambda header: deep_in(header, "x", {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
-            r"^x: expected none, got uint8 \[0\]",
-        ),
-        (lambda header: header["std"].update(dtype="I32"), r"std: expected float32 \[8\], got int32 \[8\]"),
-        (lambda header: header["std"].update(shape=[2, 4]), r"std: expected .* got float32 \[2, 4\]"),
-        (
-            lambda header: header["std"].update(dtype="BF16", shape=[16]),
-            r"std: expected float32 \[8\], got BF16 \[16\]",
-        ),
-        (lambda header: header["std"].update(dtype="F99"), r"expected a \.safetensors file: .*F99"),
-        (lambda header: header["std"].update(shape=[2**60, 2**60]), r"expected a \.safetensors file: "),
-        (lambda header: header["std"].update(shape=[1 << 62]), r"expected a \.safetensors file: "),
-        (lambda header: header["std"].update(shape=[-8]), r"expected a \.safetensors file: "),
-        (lambda header: header["std"].update(data_offsets=[0, 1 << 60]), r"expected a \.safetensors file: "),
+        (lambda header: deep_in(header, "x", EMPTY), r"^x: expected none, got uint8 \[0\]"),
+        (std(dtype="I32"), r"std: expected float32 \[8\], got int32 \[8\]"),
+        (std(shape=[2, 4]), r"std: expected .* got float32 \[2, 4\]"),
+        (std(dtype="BF16", shape=[16]), r"std: expected float32 \[8\], got BF16 \[16\]"),
+        (std(dtype="F99"), r"expected a \.safetensors file: .*F99"),
+        (std(shape=[2**60, 2**60]), r"expected a \.safetensors file: "),
+        (std(shape=[1 << 62]), r"expected a \.safetensors file: "),
+        (std(shape=[-8]), r"expected a \.safetensors file: "),
+        (std(data_offsets=[0, 1 << 60]), r"expected a \.safetensors file: "),
+
+
         (lambda header: header["__metadata__"].update(more="1"), r"expected metadata \['[^']*'\], found \['"),
     ],
 )  # fmt: skip
@@ -398,35 +405,34 @@ def test_numbers_at_their_limits_are_accepted(tmp_path, saved, name, number):
     assert array[0] == (number if array.dtype == np.float32 else -7)
 
 
-def wide():
-    """A detector with weights of 0 and a hidden size of 1033, enough for sums of 2^24."""
-    network = LSTMConfig(convolutions=(58, 1), hidden_size=1033, layers=2, pooling="attention")
-    network = dataclasses.replace(network, quant=QuantConfig.integer(8))
-    detector = random_detector(network, mels=1, events=1)
-
-    def zeroed(codes):
-        return codes._replace(
-            **{
-                name: np.zeros_like(array)
-                for name, array in codes._asdict().items()
-                if name != "cell_exponent"
-            }
-        )
-
-    return dataclasses.replace(
-        detector,
-        front=tuple(map(zeroed, detector.front)),
-        lstm=tuple(map(zeroed, detector.lstm)),
-        output=zeroed(detector.output),
-        attention=zeroed(detector.attention),
-    )
+def part_of(detector, part):
+    name, *index = part.split(".")
+    return getattr(detector, name)[int(*index)] if index else getattr(detector, name)
 
 
 def with_part(detector, part, **arrays):
     name, *index = part.split(".")
-    parts = list(getattr(detector, name)) if index else [getattr(detector, name)]
-    parts[int(*index)] = parts[int(*index)]._replace(**arrays)
-    return dataclasses.replace(detector, **{name: tuple(parts) if index else parts[0]})
+    changed = part_of(detector, part)._replace(**arrays)
+    if index:
+        parts = list(getattr(detector, name))
+        parts[int(*index)] = changed
+        changed = tuple(parts)
+    return dataclasses.replace(detector, **{name: changed})
+
+
+PARTS = ("front.0", "front.1", "lstm.0", "lstm.1", "output", "attention")
+
+
+@functools.cache
+def wide():
+    """A detector with weights and biases of 0 and a hidden size of 1033, enough for sums of 2^24."""
+    network = LSTMConfig(convolutions=(58, 1), hidden_size=1033, layers=2, pooling="attention")
+    network = dataclasses.replace(network, quant=QuantConfig.integer(8))
+    detector = random_detector(network, mels=1, events=1)
+    for part in PARTS:
+        arrays = {k: v * 0 for k, v in part_of(detector, part)._asdict().items() if k != "cell_exponent"}
+        detector = with_part(detector, part, **arrays)
+    return detector
 
 
 def column_of(w, total):
@@ -438,25 +444,17 @@ def column_of(w, total):
     return flat.reshape(w.shape)
 
 
+LSTM_PRODUCTS = [("lstm.0", "w_h", 128), ("lstm.1", "w_h", 128), ("lstm.1", "w_x", 128)]
+
+
 @pytest.mark.parametrize(
     ("part", "name", "x_max"),
-    [
-        ("front.1", "w", 255),
-        ("lstm.0", "w_h", 128),
-        ("lstm.1", "w_h", 128),
-        ("lstm.1", "w_x", 128),
-        ("output", "w", 128),
-        ("attention", "w", 128),
-    ],
+    [("front.1", "w", 255), *LSTM_PRODUCTS, ("output", "w", 128), ("attention", "w", 128)],
 )
 def test_accumulators_stay_below_2_to_the_24(part, name, x_max):
-    detector = wide()
-    holder, *index = part.split(".")
-    codes = getattr(detector, holder)[int(index[0])] if index else getattr(detector, holder)
-    most = (2**24 - 1) // x_max
-    w = getattr(codes, name)
+    detector, most = wide(), (2**24 - 1) // x_max
+    w, reached = getattr(part_of(detector, part), name), (most + 1) * x_max
     check(with_part(detector, part, **{name: column_of(w, most)}))
-    reached = (most + 1) * x_max
     assert reached >= 2**24
     with pytest.raises(InputError, match=f"^{part}: expected accumulators .* may reach {reached}$"):
         check(with_part(detector, part, **{name: column_of(w, most + 1)}))
@@ -467,29 +465,35 @@ def test_values_stay_below_2_to_the_29(activations, signed, unsigned):
     network = dataclasses.replace(FRONT, layers=2, quant=QuantConfig.integer(8, activations))
     detector = random_detector(network, mels=8)
     # The largest x of each product of each part; its weights sum to 100.
-    for part, products in {
+    products_of = {
         "front.0": {"w": signed},
         "front.1": {"w": unsigned},
         "lstm.0": {"w_h": signed, "w_x": unsigned},
         "lstm.1": {"w_h": signed, "w_x": signed},
         "output": {"w": signed},
         "attention": {"w": signed},
-    }.items():
-        name, *index = part.split(".")
-        codes = getattr(detector, name)[int(index[0])] if index else getattr(detector, name)
+    }
+    assert tuple(products_of) == PARTS
+    for part, products in products_of.items():
+        codes = part_of(detector, part)
         arrays = {"bias": np.zeros_like(codes.bias)}
         for w in products:
             arrays[w] = column_of(getattr(codes, w), 100)
             arrays[w.replace("w", "multiplier")] = np.full(codes.bias.shape, -1024, np.float32)
         room = 2**29 - 1024 * 100 * sum(products.values())
-        for bias, fits in ((room - 1, True), (1 - room, True), (room, False), (-room, False)):
+        for bias in (room - 1, 1 - room, room, -room):
             arrays["bias"][-1] = bias
-            changed = with_part(detector, part, **arrays)
-            if fits:
+            changed, too_large = with_part(detector, part, **arrays), abs(bias) == room
+            refused = pytest.raises(InputError, match=f"^{part}: expected values .* may reach {2**29}$")
+            with refused if too_large else contextlib.nullcontext():
                 check(changed)
-                continue
-            with pytest.raises(InputError, match=f"^{part}: expected values .* may reach {2**29}$"):
-                check(changed)
+
+
+IN_PAPER = dataclasses.replace(FRONT, quant=QuantConfig.paper(4))
+
+
+def lstm(detector, **changes):
+    return {"lstm": (detector.lstm[0]._replace(**changes),)}
 
 
 @pytest.mark.parametrize(
@@ -497,26 +501,17 @@ def test_values_stay_below_2_to_the_29(activations, signed, unsigned):
     [
         (lambda d: {"events": ("a", "b")}, r"^attention\.bias: expected int32 \[2\], got int32 \[3\]"),
         (lambda d: {"events": ("a", "a", "b")}, r"^events: expected each once, got a, a, b"),
-        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected valid Unicode text"),
+        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected text"),
         (lambda d: {"mean": d.mean.astype(np.float64)}, r"^mean: expected float32 \[8\], got float64 \[8\]"),
         (lambda d: {"std": -d.std}, r"^std: expected positive normal numbers, got -"),
         (lambda d: {"input_exponent": 17}, r"^input_exponent: expected at most 16, got 17"),
         (lambda d: {"front": d.front[:2]}, r"^front\.2\.bias: expected int32 \[8\], got none"),
         (lambda d: {"attention": None}, r"^attention\.bias: expected int32 \[3\], got none"),
-        (lambda d: {"lstm": (d.lstm[0]._replace(cell_exponent=14),)}, r"^cell_exponents\.0: .* 13, got 14"),
+        (lambda d: lstm(d, cell_exponent=14), r"^cell_exponents\.0: .* 13, got 14"),
         (lambda d: {"lstm": d.lstm * 2}, r"^cell_exponents: expected 1, one per layer, got 2"),
-        (
-            lambda d: {"lstm": (d.lstm[0]._replace(w_x=np.abs(d.lstm[0].w_x) + np.int8(1)),)},
-            r"^lstm\.0\.w_x: expected codes from -7 to 7, got 1 to 8",
-        ),
-        (
-            lambda d: {"output": LinearCodes(*(np.float32(array) for array in d.output))},
-            r"^output\.bias: expected int32 \[3\], got float32 \[3\]",
-        ),
-        (
-            lambda d: {"network": dataclasses.replace(d.network, quant=QuantConfig.paper(4))},
-            r"^network\.quant\.scheme: expected integer, got paper",
-        ),
+        (lambda d: lstm(d, w_x=d.lstm[0].w_x * 0 + 8), r"^lstm\.0\.w_x: expected codes from -7 to 7, got 8"),
+        (lambda d: {"output": LinearCodes(*map(np.float32, d.output))}, r"^output\.bias: .* got float32"),
+        (lambda d: {"network": IN_PAPER}, r"^network\.quant\.scheme: expected integer, got paper"),
         (lambda d: {"features": FeatureConfig(n_mels=9)}, r"^lstm\.0\.w_x: expected int8 \[16, 64\]"),
     ],
 )  # fmt: skip
@@ -542,57 +537,3 @@ def test_a_detector_that_could_not_be_loaded_is_not_saved(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/a\.safetensors: could not be written: "):
         save(detector, tmp_path / "file" / "a.safetensors")
-
-
-def test_a_path_may_be_a_string(tmp_path, detector):
-    save(detector, tmp_path / "a.safetensors", {"run": "yard"})
-    assert load(str(tmp_path / "a.safetensors")).events == detector.events
-    assert load_provenance(str(tmp_path / "a.safetensors")) == {"run": "yard"}
-
-
-# Files of format version 1.
-
-
-def saved_as_version_1(detector, path):
-    save(detector, path, {"run": "demo"})
-    path.write_bytes(as_version_1(path.read_bytes()))
-
-
-def test_a_file_of_version_1_loads(tmp_path, detector):
-    detector = dataclasses.replace(detector, event_config=EVENT_CONFIG)
-    path, codes = tmp_path / "a.safetensors", random_codes(detector, 60)
-    saved_as_version_1(detector, path)
-    assert_same(load(path), detector)
-    np.testing.assert_array_equal(
-        reference.clip_logits(load(path), codes), reference.clip_logits(detector, codes)
-    )
-    assert load_provenance(path) == {"run": "demo"}
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("detector.student.units", 10**9, r"metadata: detector: network\.hidden_size: expected at most 4096"),
-        ("detector.student.units", "8", r"network\.hidden_size: expected an integer, got '8'"),
-        ("detector.student.halvings", 4, r"network: time_strides: expected at most 3"),
-        ("detector.student.name", "a", r"network\.name: unknown field"),
-        ("detector.student", 3, r"detector\.network: expected a value, found none"),
-        ("detector.student", None, r"detector\.network: expected a value, found none"),
-        ("detector.detection.gap_seconds", -1.0, r"event_config\.gap_seconds: expected at least"),
-        ("detector", [], r"metadata: detector: expected a JSON object, got \[\]"),
-        ("sha256", 3, r"metadata: sha256: expected text"),
-    ],
-)
-def test_an_invalid_file_of_version_1_is_refused(tmp_path, path, value, message):
-    detector, file = random_detector(FRONT, mels=8), tmp_path / "a.safetensors"
-    saved_as_version_1(detector, file)
-    data = with_document(file.read_bytes(), lambda tree: deep_in(tree, path, value))
-    assert re.search(message, refusal(tmp_path, data))
-
-
-def test_damage_of_a_file_of_version_1_is_detected(tmp_path):
-    file = tmp_path / "a.safetensors"
-    saved_as_version_1(random_detector(FRONT, mels=8), file)
-    data, rng = file.read_bytes(), np.random.default_rng(0)
-    for at in rng.choice(len(data), 200, replace=False):
-        refusal(tmp_path, data[:at] + bytes([data[at] ^ 1 << rng.integers(8)]) + data[at + 1 :])

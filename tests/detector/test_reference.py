@@ -1,5 +1,6 @@
 """The reference of the integer-only scheme against loops over Python's integers, which are exact."""
 
+import copy
 import dataclasses
 import math
 import struct
@@ -13,10 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkd_jax.detector.codes import LOGIT_EXPONENT, ConvCodes, LinearCodes, LSTMCodes, sigmoid_table
-from qkd_jax.detector.reference import State, advance, clip_logits, input_codes, pooled, start
-from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
-
-FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
+from qkd_jax.detector.reference import advance, clip_logits, input_codes, pooled, start
+from tests.detectors import FORMS, FRONT, PLAIN, random_codes, random_detector, with_bits
 
 
 def single(value):
@@ -113,24 +112,19 @@ def by_loops(detector, codes):
             states[index] = lstm_step(layer, *states[index], inputs, bits)
             inputs = states[index][0]
         outputs.append(linear(detector.output, inputs))
-        if detector.attention:
-            attention.append(linear(detector.attention, inputs))
-    return outputs, attention, states
+        attention.append(linear(detector.attention, inputs) if detector.attention else None)
+    return outputs, attention if detector.attention else None, states
 
 
 def same_as_loops(detector, codes):
-    """Assert that `advance` is `by_loops`, and return the latter."""
+    """Assert that `advance` is `by_loops`, and return the outputs and the states of the latter."""
     state, outputs, attention = advance(detector, start(detector), codes)
     expected = by_loops(detector, codes)
     np.testing.assert_array_equal(outputs, expected[0])
-    if detector.attention is None:
-        assert attention is None
-    else:
-        np.testing.assert_array_equal(attention, expected[1])
-    for cell, (h, c) in zip(state.cells, expected[2], strict=True):
-        np.testing.assert_array_equal(cell.h, h)
-        np.testing.assert_array_equal(cell.c, c)
-    return expected
+    assert (attention is None) == (expected[1] is None)
+    np.testing.assert_array_equal(attention, expected[1])
+    np.testing.assert_array_equal([(cell.h, cell.c) for cell in state.cells], expected[2])
+    return expected[0], expected[2]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +135,7 @@ def test_every_code_equals_that_of_the_loops(form, weights, activations, mels, s
     network = dataclasses.replace(with_bits(FORMS[form], weights, activations), hidden_size=6)
     detector = random_detector(network, seed=seed, mels=mels)
     codes = random_codes(detector, 41 if form == "front" else 12, seed=seed)
-    outputs, _, states = same_as_loops(detector, codes)
+    outputs, states = same_as_loops(detector, codes)
     assert len(np.unique(outputs)) > 10  # nothing is stuck
     assert any(np.unique(h).size > 2 for h, _ in states) or activations == 2
 
@@ -179,27 +173,24 @@ def extreme(activations, cell):
 def test_extremes_do_not_overflow(activations, cell):
     detector, low = extreme(activations, cell), -(2 ** (activations - 1))
     ends = np.repeat([low, -low - 1, low], 16)
-    _, _, ((_, c),) = same_as_loops(detector, np.broadcast_to(ends[:, None], (48, 6)).astype(np.int32))
+    _, ((_, c),) = same_as_loops(detector, np.broadcast_to(ends[:, None], (48, 6)).astype(np.int32))
     assert cell < 13 or -(2**15) in c
 
 
 def test_a_cell_grows_to_both_ends_and_stays_there():
-    hidden, ones = 2, np.ones(8, np.float32)
-    bias = np.repeat([8, 8, 0, 8], hidden) << LOGIT_EXPONENT
-    bias[4:6] = [8 << LOGIT_EXPONENT, -8 << LOGIT_EXPONENT]  # the candidates
-    zeros = np.zeros((hidden, 8), np.int8), np.zeros((6, 8), np.int8)
-    made = random_detector(dataclasses.replace(PLAIN, hidden_size=hidden), mels=6)
-    layer = LSTMCodes(*zeros, ones, ones, bias.astype(np.int32), 13)
-    detector = dataclasses.replace(made, lstm=(layer,))
-    _, _, ((h, c),) = same_as_loops(detector, np.zeros((6, 6), np.int32))
+    ones, open_gate = np.ones(8, np.float32), 8 << LOGIT_EXPONENT
+    candidates = [open_gate, -open_gate]
+    bias = np.int32([open_gate, open_gate, open_gate, open_gate, *candidates, open_gate, open_gate])
+    made = random_detector(dataclasses.replace(PLAIN, hidden_size=2), mels=6)
+    layer = LSTMCodes(np.zeros((2, 8), np.int8), np.zeros((6, 8), np.int8), ones, ones, bias, 13)
+    _, ((h, c),) = same_as_loops(dataclasses.replace(made, lstm=(layer,)), np.zeros((6, 6), np.int32))
     assert c == [2**15 - 1, -(2**15)]
     assert h == [127, -128]
 
 
 def test_the_table_is_the_sigmoid_rounded_to_the_last_bit():
     table = sigmoid_table()
-    assert table.dtype == np.int32
-    assert table.shape == (8191,)
+    assert table.dtype == np.int32 and table.shape == (8191,)
     exact = [exact_sigmoid(i) for i in range(-4095, 4096)]
     np.testing.assert_array_equal(table, [round(value) for value in exact])
     np.testing.assert_array_equal(table + table[::-1], 2**15)
@@ -221,6 +212,12 @@ def whole(form):
     return advance(detector, start(detector), random_codes(detector, FRAMES))
 
 
+def assert_equal_states(*states):
+    leaves = ([*state.tails, *(part for cell in state.cells for part in cell)] for state in states)
+    for a, b in zip(*leaves, strict=True):
+        assert a.shape == b.shape and np.array_equal(a, b)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=25, deadline=None, database=None, derandomize=True)
 @given(cuts=st.lists(st.integers(0, FRAMES), max_size=12))
@@ -230,28 +227,20 @@ def test_a_stream_may_be_cut_anywhere(form, cuts):
     for piece in np.split(random_codes(detector, FRAMES), sorted(cuts)):
         state, *codes = advance(detector, state, piece)
         pieces.append(codes)
-    end, outputs, attention = whole(form)
-    np.testing.assert_array_equal(np.concatenate([piece[0] for piece in pieces]), outputs)
-    if detector.attention is not None:
-        np.testing.assert_array_equal(np.concatenate([piece[1] for piece in pieces]), attention)
-    assert all(same(a, b) for a, b in zip(leaves(state), leaves(end), strict=True))
-
-
-def leaves(state: State):
-    return [*state.tails, *(part for cell in state.cells for part in cell)]
-
-
-def same(a, b):
-    return a.shape == b.shape and np.array_equal(a, b)
+    end, *expected = whole(form)
+    for got, codes in zip(zip(*pieces), expected):
+        if codes is not None:
+            np.testing.assert_array_equal(np.concatenate(got), codes)
+    assert_equal_states(state, end)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_advancing_does_not_change_the_state_it_starts_from(form):
     detector = detector_of(form)
     state, *_ = advance(detector, start(detector), random_codes(detector, 20))
-    before = [leaf.copy() for leaf in leaves(state)]
+    before = copy.deepcopy(state)
     advance(detector, state, random_codes(detector, 20))
-    assert all(same(a, b) for a, b in zip(leaves(state), before, strict=True))
+    assert_equal_states(state, before)
 
 
 @pytest.mark.parametrize("activations", [8, 4, 2])
@@ -285,34 +274,23 @@ def test_rescaled_accumulators_are_float32_products_half_to_even():
     made = random_detector(dataclasses.replace(PLAIN, hidden_size=6), mels=9)
     multiplier = np.float32([0.5, 1000.1, 3000.7])
     detector = dataclasses.replace(made, output=made.output._replace(multiplier=multiplier))
-    outputs, *_ = same_as_loops(detector, random_codes(detector, 40))
+    outputs, _ = same_as_loops(detector, random_codes(detector, 40))
     assert np.abs(outputs).max() > 2**22
 
 
-def test_pooling_last_reads_the_last_step():
-    detector = detector_of("plain")
+def test_pooling_last_reads_the_last_step_and_mean_the_mean():
     outputs = np.int32([[5, -7, 9], [1 << LOGIT_EXPONENT, -256, 3]])
-    np.testing.assert_array_equal(
-        pooled(detector.network.pooling, outputs, None), np.float32([1, -0.5, 3 / 512])
-    )
-
-
-def test_pooling_mean_reads_the_mean_over_the_steps():
-    detector = detector_of("deep")
+    np.testing.assert_array_equal(pooled("last", outputs, None), np.float32([1, -0.5, 3 / 512]))
     outputs = np.int32([[512, 0, 1], [1024, -512, 2], [0, 0, 4]])
-    np.testing.assert_allclose(
-        pooled(detector.network.pooling, outputs, None), [1, -1 / 3, 7 / 1536], rtol=1e-6
-    )
+    np.testing.assert_allclose(pooled("mean", outputs, None), [1, -1 / 3, 7 / 1536], rtol=1e-6)
 
 
 def test_attention_weights_each_event_separately():
-    detector = detector_of("front")
     outputs = np.int32([[512, 512, 512], [1024, -512, 0]])
     attention = np.int32([[0, 512, 50_000_000], [0, -512, -50_000_000]])  # of any size
     two = 1 / (1 + math.exp(-2))
-    np.testing.assert_allclose(
-        pooled(detector.network.pooling, outputs, attention), [1.5, two - (1 - two), 1], rtol=1e-6
-    )
+    expected = [1.5, two - (1 - two), 1]
+    np.testing.assert_allclose(pooled("attention", outputs, attention), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from qkd_jax.config import EventConfig
 from qkd_jax.detector import events, resume, stream
 from qkd_jax.detector.file import save
 from qkd_jax.errors import InputError
-from tests.artefacts import joined, sealed, split, with_document
+from tests.artefacts import split, with_array, with_document
 from tests.detector.test_events import medians, sound
-from tests.detectors import DEEP, FRONT, PLAIN, random_detector
+from tests.detectors import FORMS, PLAIN, random_detector
 
 SAMPLES = 30_000
 
@@ -39,6 +38,14 @@ def state_after(runtime, samples):
     return events.process(runtime, rule, events.begin(runtime, rule), samples)[0]
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A runtime, and the file of its state after some seconds."""
+    runtime, path = runtime_of(), tmp_path / "state"
+    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
+    return runtime, path
+
+
 def loaded(path, runtime, of=None):
     return resume.load(path, of or owner_of(runtime), runtime)
 
@@ -55,10 +62,10 @@ def leaves(state):
     return [(np.asarray(state).dtype, np.asarray(state).shape, np.asarray(state).tolist())]
 
 
-@pytest.mark.parametrize("network", [PLAIN, FRONT, DEEP], ids=["plain", "front", "deep"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("history", [None, 0.2])
-def test_a_state_is_saved_to_the_last_bit(tmp_path, network, history):
-    runtime = runtime_of(network, history_seconds=history)
+def test_a_state_is_saved_to_the_last_bit(tmp_path, form, history):
+    runtime = runtime_of(FORMS[form], history_seconds=history)
     for samples in (0, 100, 1000, SAMPLES):
         state = state_after(runtime, sound(samples))
         resume.save(tmp_path / "state", owner_of(runtime), state)
@@ -108,14 +115,12 @@ def test_the_state_is_saved_after_events_and_each_minute(tmp_path, monkeypatch):
 
     monkeypatch.setattr(resume, "process", process)
     monkeypatch.setattr(resume, "save", lambda path, owner, state: written.append(state.stream.steps // 100))
-    blocks = [sound(0)] * 7
-    assert list(detect_and_save(tmp_path / "state", runtime, blocks)) == ["event"]
+    assert list(detect_and_save(tmp_path / "state", runtime, [sound(0)] * 7)) == ["event"]
     assert written == [0, 60, 100, 140]
 
 
-def test_the_state_of_another_detector_is_refused(tmp_path):
-    runtime, path = runtime_of(), tmp_path / "state"
-    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
+def test_the_state_of_another_detector_is_refused(saved):
+    runtime, path = saved
     limited = runtime_of(history_seconds=2.0)
     for of, fields, message in (
         (runtime, {"model": "1" * 64}, f"expected a state with model {'1' * 64}, found one with {'0' * 64}"),
@@ -126,9 +131,8 @@ def test_the_state_of_another_detector_is_refused(tmp_path):
             loaded(path, of, owner_of(of, **fields))
 
 
-def test_other_files_are_refused(tmp_path):
-    runtime, path = runtime_of(), tmp_path / "state"
-    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
+def test_other_files_are_refused(saved):
+    runtime, path = saved
     data = path.read_bytes()
 
     def refused(content, message):
@@ -151,65 +155,59 @@ def test_other_files_are_refused(tmp_path):
         loaded(path, runtime)
 
 
-def changed(data, arrays=(), **numbers):
-    """`data` with other `numbers` in its document, other values in `arrays`, and a correct checksum."""
-    header, tensors = split(data)
-    ((form, text),) = header.pop("__metadata__").items()
-    document, tensors = json.loads(text) | numbers, bytearray(tensors)
-    for name, value in dict(arrays).items():
-        begin, end = header[name]["data_offsets"]
-        tensors[begin:end] = (np.zeros(end - begin, np.uint8).view(value.dtype) + value).tobytes()
-    return sealed(joined(header | {"__metadata__": {form: json.dumps(document, indent=2)}}, bytes(tensors)))
+def changed(data, changes):
+    """`data` with other numbers in its document or its arrays, and a correct checksum."""
+    for name, value in changes.items():
+        if isinstance(value, np.generic):
+            begin, end = split(data)[0][name]["data_offsets"]
+            data = with_array(data, name, np.full((end - begin) // value.itemsize, value))
+        else:
+            data = with_document(data, lambda document: document.update({name: value}))
+    return data
+
+
+NONE, UNREAD = np.int64(-1), "unread, skip: expected fewer than 400 samples"
+OTHERS = "samples: expected values that a stream can leave, found others"
 
 
 @pytest.mark.parametrize(
-    ("numbers", "arrays", "message"),
+    ("changes", "message"),
     [
-        ({"steps": -1}, {}, "steps: expected at least 0, got -1"),
-        ({"steps": 1 << 60}, {}, "steps: expected at most"),
-        ({"steps": 1.5}, {}, "steps: expected an integer"),
-        ({"steps": 0}, {}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
-        ({"steps": 3}, {}, r"(first|last): expected values that a stream can leave"),
-        ({"unread": 10**9}, {}, "unread, skip: expected fewer than 400 samples"),
-        ({"unread": 3}, {}, r"samples: expected float32 \[3\]"),
-        ({"skip": 1}, {}, "unread, skip: expected fewer than 400 samples to read, or up to 160 to skip"),
-        (
-            {},
-            {"samples": np.float32(np.nan)},
-            "samples: expected values that a stream can leave, found others",
-        ),
-        ({}, {"samples": np.float32(3e38)}, "samples: expected values that a stream can leave, found others"),
-        ({}, {"recent": np.float32(np.inf)}, "recent: "),
-        ({}, {"cells.0.0": np.int32(128)}, r"cells\.0\.0: "),
-        ({}, {"cells.0.0": np.int32(-129)}, r"cells\.0\.0: "),
-        ({}, {"cells.0.1": np.int32(1 << 15)}, r"cells\.0\.1: "),
-        ({}, {"first": np.int64(-2)}, "first: "),
-        ({}, {"first": np.int64(1 << 40)}, "first: "),
-        ({}, {"last": np.int64(-3)}, "last: "),
-        ({}, {"last": np.int64(1 << 62)}, "last: "),
-        ({}, {"peak": np.float64(np.nan)}, "peak: "),
-        ({}, {"first": np.int64(-1), "peak": np.float64(1)}, "peak: "),
-        ({}, {"first": np.int64(-1), "peak": np.float64(np.inf)}, "peak: "),
-        ({}, {"first": np.int64(100), "last": np.int64(99), "peak": np.float64(1)}, "last: "),
+        ({"steps": -1}, "steps: expected at least 0, got -1"),
+        ({"steps": 1 << 60}, "steps: expected at most"),
+        ({"steps": 1.5}, "steps: expected an integer"),
+        ({"steps": 0}, r"recent: expected float32 \[0, 3\], got float32 \[4, 3\]"),
+        ({"steps": 3}, r"(first|last): expected values that a stream can leave"),
+        ({"unread": 10**9}, UNREAD),
+        ({"unread": 3}, r"samples: expected float32 \[3\]"),
+        ({"skip": 1}, f"{UNREAD} to read, or up to 160 to skip"),
+        ({"samples": np.float32(np.nan)}, OTHERS),
+        ({"samples": np.float32(3e38)}, OTHERS),
+        ({"recent": np.float32(np.inf)}, "recent: "),
+        *(({"cells.0.0": np.int32(code)}, r"cells\.0\.0: ") for code in (128, -129)),
+        ({"cells.0.1": np.int32(1 << 15)}, r"cells\.0\.1: "),
+        *(({"first": np.int64(step)}, "first: ") for step in (-2, 1 << 40)),
+        *(({"last": np.int64(step)}, "last: ") for step in (-3, 1 << 62)),
+        ({"peak": np.float64(np.nan)}, "peak: "),
+        *(({"first": NONE, "peak": np.float64(peak)}, "peak: ") for peak in (1, np.inf)),
+        ({"first": np.int64(100), "last": np.int64(99), "peak": np.float64(1)}, "last: "),
     ],
 )
-def test_a_hostile_state_is_refused(tmp_path, numbers, arrays, message):
-    runtime, path = runtime_of(), tmp_path / "state"
-    resume.save(path, owner_of(runtime), state_after(runtime, sound(SAMPLES)))
+def test_a_hostile_state_is_refused(saved, changes, message):
+    runtime, path = saved
     good = path.read_bytes()
-    path.write_bytes(changed(good))
+    path.write_bytes(with_document(good, lambda document: None))
     loaded(path, runtime)
-    path.write_bytes(changed(good, arrays, **numbers))
+    path.write_bytes(changed(good, changes))
     with pytest.raises(InputError, match=message) as caught:
         loaded(path, runtime)
     assert str(caught.value).isprintable()
 
 
-def test_a_state_of_an_earlier_release_loads(tmp_path):
+def test_a_state_of_an_earlier_release_loads(saved):
     """It calls the owner's `event_config` `detection`."""
-    runtime, path = runtime_of(), tmp_path / "state"
-    state = state_after(runtime, sound(SAMPLES))
-    resume.save(path, owner_of(runtime), state)
+    runtime, path = saved
+    state = loaded(path, runtime)
 
     def rename(document):
         document["owner"]["detection"] = document["owner"].pop("event_config")

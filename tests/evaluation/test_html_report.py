@@ -41,29 +41,21 @@ def example(events=EVENTS, models=MODELS, clips=60, names=None, epochs=3, folder
         for name, (_, _, separation) in models.items()
     }
     rows = {
-        name: {
-            "metrics": evaluate(targets, logits[name], events),
-            "parameters": parameters,
-            "multiply_adds": 200 * parameters,
-            "bytes": count,
-        }
+        name: {"metrics": evaluate(targets, logits[name], events), "bytes": count}
+        | {"parameters": parameters, "multiply_adds": 200 * parameters}
         for name, (count, parameters, _) in models.items()
     }
-    names = names or [f"{index:03}.wav" for index in range(clips)]
+    history = [
+        {"epoch": epoch, "epoch_loss": 1 / epoch, "valid": {"auc": 70.0 + epoch, "eer": 30.0 - epoch}}
+        for epoch in range(1, epochs + 1)
+    ]
     return {
         "results": {"split": "test", "clips": clips, "models": rows},
         "title": "demo",
         "targets": targets,
         "logits": logits,
-        "clips": {name: folder / name for name in names},
-        "history": {
-            name: [
-                {"epoch": epoch, "epoch_loss": 1 / epoch, "valid": {"auc": 70.0 + epoch, "eer": 30.0 - epoch}}
-                for epoch in range(1, epochs + 1)
-            ]
-            for name in models
-            if epochs
-        },
+        "clips": {name: folder / name for name in names or [f"{index:03}.wav" for index in range(clips)]},
+        "history": {name: list(history) for name in models if epochs},
         "config_json": '{"name": "demo"}',
         "versions": {"jax": "0.10.2"},
         "teachers": {"teacher", "yamnet.toml"},
@@ -76,10 +68,8 @@ def hostile_example(folder):
     models = {"teacher": MODELS["teacher"], "</svg><script>alert(2)</script>$x$": MODELS["small-4"]}
     # So few clips that each is among the worst of some event.
     arguments = example(events, models, len(HOSTILE), HOSTILE, folder=folder)
-    return arguments | {
-        "title": "<script>alert(3)</script>",
-        "config_json": "</pre><script>alert(4)</script>",
-    }
+    title, config = "<script>alert(3)</script>", "</pre><script>alert(4)</script>"
+    return arguments | {"title": title, "config_json": config}
 
 
 def write(path, arguments):
@@ -87,12 +77,17 @@ def write(path, arguments):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def page_of(tmp_path):
+    return lambda arguments: Page(write(tmp_path / "report.html", arguments))
+
+
 class Page(HTMLParser):
     """The page's tables as lists of rows of (text, marked), all its tags, links, and the text outside SVG."""
 
     def __init__(self, html):
         super().__init__()
-        self.tables, self.tags, self.links, self.text, self.labels = [], [], [], "", []
+        self.tables, self.tags, self.links, self.text = [], [], [], ""
         self.cell, self.marked = None, False
         self.feed(html)
 
@@ -122,14 +117,17 @@ class Page(HTMLParser):
     def attributes(self, name):
         return [attributes[name] for _, attributes in self.tags if name in attributes]
 
+    def count(self, tag):
+        return [each for each, _ in self.tags].count(tag)
+
 
 def texts(row):
     return [text for text, _ in row]
 
 
-def test_the_table_of_results(tmp_path):
+def test_the_table_of_results(page_of):
     arguments = example()
-    heads, subheads, *rows = Page(write(tmp_path / "report.html", arguments)).tables[0]
+    heads, subheads, *rows = page_of(arguments).tables[0]
     assert texts(heads) == ["model", "average", "bell", "knock", "bytes", "parameters", "MACs"]
     assert texts(subheads) == ["AUC", "EER"] * 3
     assert [texts(row)[0] for row in rows] == list(MODELS)
@@ -140,17 +138,15 @@ def test_the_table_of_results(tmp_path):
         assert texts(row)[1:] == [f"{figure:.2f}" for figure in figures] + sizes
 
 
-def test_the_best_student_of_a_column_is_marked(tmp_path):
+def test_the_best_student_of_a_column_is_marked(page_of):
     """Nothing is marked where students are equal, and the teacher, the best of all, never is."""
     arguments = example()
     models = arguments["results"]["models"]
-    models["plain"]["metrics"] = {event: {"auc": 80.0, "eer": 20.0} for event in (*EVENTS, "average")}
-    models["small-4"]["metrics"] = {
-        "bell": {"auc": 81.0, "eer": 21.0},
-        "knock": {"auc": 80.0, "eer": 19.0},
-        "average": {"auc": 80.5, "eer": 20.0},
-    }
-    _, _, teacher, plain, small = Page(write(tmp_path / "report.html", arguments)).tables[0]
+    errors = {"plain": ((80, 20), (80, 20), (80, 20)), "small-4": ((81, 21), (80, 19), (80.5, 20))}
+    for name, pairs in errors.items():
+        figures = zip((*EVENTS, "average"), pairs)
+        models[name]["metrics"] = {event: {"auc": auc, "eer": eer} for event, (auc, eer) in figures}
+    _, _, teacher, plain, small = page_of(arguments).tables[0]
     assert not any(marked for _, marked in teacher)
     assert [text for text, marked in plain if marked] == ["20.00"]
     assert plain[4] == ("20.00", True)  # EER of bell
@@ -158,46 +154,34 @@ def test_the_best_student_of_a_column_is_marked(tmp_path):
     assert [column for column, (_, marked) in enumerate(small) if marked] == [1, 3, 6, 7]
 
 
-def test_the_smallest_student_comes_first(tmp_path):
-    text = " ".join(Page(write(tmp_path / "report.html", example())).text.split())
+def test_the_smallest_student_comes_first(page_of):
+    text = " ".join(page_of(example()).text.split())
     head = text[: text.index("AUC and EER in percent")]
-    assert "test: 60 clips · 2 events · 3 models" in head
-    assert "Smallest model: small-4" in head
-    assert "6.89 kB" in head and "24.5 ×" in head and "teacher 169 kB" in head
-    alone = " ".join(
-        Page(write(tmp_path / "alone.html", example(models={"one": (512, 128, 1.0)}))).text.split()
-    )
+    for part in ("test: 60 clips · 2 events · 3 models", "Smallest model: small-4", "6.89 kB", "24.5 ×"):
+        assert part in head
+    assert "teacher 169 kB" in head
+    alone = " ".join(page_of(example(models={"one": (512, 128, 1.0)})).text.split())
     assert "512 B" in alone and "teacher" not in alone and "1 model AUC" not in alone
 
 
-def test_the_smallest_student_is_compared_with_the_largest_teacher(tmp_path):
+def test_the_smallest_student_is_compared_with_the_largest_teacher(page_of):
     models = {"small": (9_000, 2_250, 1.0), "large": (90_000, 22_500, 2.0)} | MODELS
     arguments = example(models=models) | {"teachers": ["small", "large", "plain"]}
-    text = " ".join(Page(write(tmp_path / "report.html", arguments)).text.split())
+    text = " ".join(page_of(arguments).text.split())
     average = arguments["results"]["models"]["large"]["metrics"]["average"]
     assert "13.1 ×" in text and "large 90 kB" in text
     assert f"large {average['auc']:.2f} %" in text and f"large {average['eer']:.2f} %" in text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (171_020, "171 kB"),
-        (999_600, "1 MB"),
-        (9_220_252, "9.22 MB"),
-    ],
-)
-def test_sizes_to_three_digits(count, text):
-    assert size(count) == text
+def test_sizes_to_three_digits():
+    assert [size(count) for count in (0, 999, 1000, 171_020)] == ["0 B", "999 B", "1 kB", "171 kB"]
+    assert [size(count) for count in (999_600, 9_220_252)] == ["1 MB", "9.22 MB"]
 
 
-def test_the_worst_clips_in_their_order(tmp_path):
+def test_the_worst_clips_in_their_order(page_of):
     arguments = example()
     targets, names = arguments["targets"], list(arguments["clips"])
-    page = Page(write(tmp_path / "report.html", arguments))
+    page = page_of(arguments)
     tables = iter(page.tables[1:])
     for model in ("small-4", "teacher", "plain"):  # the smallest first
         for column, event in enumerate(EVENTS):
@@ -246,11 +230,8 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(ids)
     assert set(re.findall(r"url\(#(\w+)\)", html)) <= set(ids)
     # Every plot has a label, and every header cell a scope.
-    assert [tag for tag, _ in page.tags].count("svg") == 2 + 2 * 2 + 3 + 3 * 2
-    assert (
-        sum(attributes.get("role") == "img" and bool(attributes["aria-label"]) for _, attributes in page.tags)
-        == 15
-    )
+    assert page.count("svg") == page.attributes("role").count("img") == 2 + 2 * 2 + 3 + 3 * 2
+    assert all(attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img")
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
 
 
@@ -298,35 +279,21 @@ def test_models_without_epochs_are_left_out(tmp_path):
 
 
 MANY = {f"model-{index}": (10_000 - index, 2_500, 1.0) for index in range(len(PALETTE) + 2)}
+CHOICES = {
+    "one event": dict(events=("bell",)),
+    "ten events": dict(events=[f"event {index}" for index in range(10)], clips=40),
+    "one model": dict(models={"teacher": MODELS["teacher"]}),
+    "one of everything": dict(models={"one": MODELS["small-4"]}, events=("bell",), epochs=0),
+    "more models than colours": dict(models=MANY),
+    "equal bytes": dict(models={name: (1000, 250, 1.0) for name in ("teacher", "a", "b")}),
+    "no history": dict(epochs=0),
+    "one epoch": dict(epochs=1),
+    "two clips": dict(clips=2),
+    "no errors": dict(models={name: (*row[:2], 50.0) for name, row in MODELS.items()}),
+}
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        dict(events=("bell",)),
-        dict(events=[f"event {index}" for index in range(10)], clips=40),
-        dict(models={"teacher": MODELS["teacher"]}),
-        dict(models={"one": MODELS["small-4"]}, events=("bell",), epochs=0),
-        dict(models=MANY),
-        dict(models={name: (1000, 250, 1.0) for name in ("teacher", "a", "b")}),
-        dict(epochs=0),
-        dict(epochs=1),
-        dict(clips=2),
-        dict(models={name: (*row[:2], 50.0) for name, row in MODELS.items()}),
-    ],
-    ids=[
-        "one event",
-        "ten events",
-        "one model",
-        "one of everything",
-        "more models than colours",
-        "equal bytes",
-        "no history",
-        "one epoch",
-        "two clips",
-        "no errors",
-    ],
-)
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 def test_any_number_of_models_events_and_clips(tmp_path, choices):
     arguments = example(**choices)
     html = write(tmp_path / "report.html", arguments)
@@ -334,7 +301,7 @@ def test_any_number_of_models_events_and_clips(tmp_path, choices):
     models, events = arguments["results"]["models"], arguments["targets"].shape[1]
     assert len(page.tables) == 1 + 2 * len(models) * events
     plots = 2 + (2 + len(models)) * events + (3 if arguments["history"] else 0)
-    assert [tag for tag, _ in page.tags].count("svg") == plots
+    assert page.count("svg") == plots
     assert ('id="learning"' in html) == bool(arguments["history"])
     assert "nan" not in html.lower()
 
@@ -357,17 +324,10 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or goog
 
 def chromium(tmp_path, page, *flags):
     """The command that opens a file in Chromium without a window, its console on stderr."""
-    return [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",  # which root can't have
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr",
-        *flags,
-        page.as_uri(),
-    ]
+    # Root can't have a sandbox.
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *flags)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    return [CHROMIUM, *flags, profile, "--enable-logging=stderr", page.as_uri()]
 
 
 def browse(tmp_path, page, *flags):
@@ -390,9 +350,8 @@ def test_a_browser_shows_the_table_without_messages(tmp_path, report):
     dom, console = browse(tmp_path, report, "--dump-dom")
     assert console == []
     # As the browser understood it.
-    rows = Page(dom).tables[0]
-    assert rows == Page(report.read_text(encoding="utf-8")).tables[0]
-    assert len(rows) == 2 + 2
+    rows = Page(dom).tables[0]  # as the browser understood it
+    assert rows == Page(report.read_text(encoding="utf-8")).tables[0] and len(rows) == 2 + 2
 
 
 @needs_browser
@@ -416,16 +375,16 @@ def test_a_browser_draws_the_page_in_light_and_dark(tmp_path, report, scheme):
 def test_nothing_is_wider_than_the_screen(tmp_path, report, width):
     # Chromium makes no windows narrower than 500 pixels, but frames.
     outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<iframe src="report.html" style="width: {width}px; border: 0"></iframe><p></p><script>'
-        "onload = () => {"
-        " const inner = document.querySelector('iframe').contentDocument;"
-        " inner.querySelectorAll('details').forEach(item => item.open = true);"
-        " const {clientWidth, scrollWidth} = inner.documentElement;"
-        " document.querySelector('p').textContent = JSON.stringify({clientWidth, scrollWidth,"
-        "  table: inner.querySelector('table').getBoundingClientRect().height}); }"
-        "</script>"
-    )
+    outer.write_text(f"""
+        <iframe src="report.html" style="width: {width}px; border: 0"></iframe><p></p><script>
+        onload = () => {{
+          const inner = document.querySelector('iframe').contentDocument;
+          inner.querySelectorAll('details').forEach(item => item.open = true);
+          const {{clientWidth, scrollWidth}} = inner.documentElement;
+          const table = inner.querySelector('table').getBoundingClientRect().height;
+          document.querySelector('p').textContent = JSON.stringify({{clientWidth, scrollWidth, table}});
+        }}
+        </script>""")
     dom, _ = browse(tmp_path, outer, "--dump-dom", "--window-size=1400,900", "--allow-file-access-from-files")
     sizes = json.loads(re.search(r"<p>(.*?)</p>", dom)[1])
     assert sizes["clientWidth"] == sizes["scrollWidth"] == width

@@ -16,18 +16,18 @@ def test_each_point_by_hand():
     # 10 clips in an hour: 4 with the event, 6 without, which last 0.6 of it.
     peaks = np.array([5.0, 4, 3, -1, 4.5, 2, 1, 0, -2, -3])[:, None]
     targets = np.array([1.0, 1, 1, 1, 0, 0, 0, 0, 0, 0])[:, None]
-    points = operating_points(targets, peaks, ["dog"], 1.0)
-    logits = {point: float(logit(per_event["dog"])) for point, per_event in points.items()}
-    # F1 is best with 3 of 4 hits and 1 of 6 false alarms, between 2 and 3; 1/h would allow 0.6 of a clip.
-    assert logits == pytest.approx({"eer": logits["eer"], "f1": 2.5, "60/h": -3.5, "10/h": -3.5})
-    assert 1 < logits["eer"] <= 3
 
-    points = operating_points(targets, peaks, ["dog"], 10.0)
-    logits = {point: float(logit(per_event["dog"])) for point, per_event in points.items()}
+    def logits(hours):
+        points = operating_points(targets, peaks, ["dog"], hours)
+        return {point: float(logit(per_event["dog"])) for point, per_event in points.items()}
+
+    # F1 is best with 3 of 4 hits and 1 of 6 false alarms, between 2 and 3; 1/h would allow 0.6 of a clip.
+    eer = logits(1.0)["eer"]
+    assert logits(1.0) == pytest.approx({"eer": eer, "f1": 2.5, "60/h": -3.5, "10/h": -3.5})
+    assert 1 < eer <= 3
     # All 6 clips without the event are one per hour in their 6 hours.
-    assert logits["1/h"] == pytest.approx(-3.5)
-    points = operating_points(targets, peaks, ["dog"], 2.0)
-    assert logit(points["1/h"]["dog"]) == pytest.approx((2 + 3) / 2)  # one in 1.2 hours: that at 4.5
+    assert logits(10.0)["1/h"] == pytest.approx(-3.5)
+    assert logits(2.0)["1/h"] == pytest.approx((2 + 3) / 2)  # one in 1.2 hours: that at 4.5
 
 
 @settings(deadline=None, max_examples=50)

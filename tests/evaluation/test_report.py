@@ -42,18 +42,9 @@ def test_the_table_has_one_row_per_model(tmp_path):
     ]
 
 
-class Terminal(io.TextIOBase):
-    """A terminal that keeps what is printed."""
-
-    def __init__(self):
-        self.text = ""
-
+class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-    def write(self, text):
-        self.text += text
-        return len(text)
 
 
 @pytest.mark.parametrize(("width", "shown"), [(300, 12), (130, 7), (80, 2), (62, 0)])
@@ -63,14 +54,13 @@ def test_on_a_narrow_terminal_only_events_are_left_out(monkeypatch, width, shown
     events, terminal = [f"event-{index:02}" for index in range(12)], Terminal()
     models = {"teacher": row(95, 8, 9_220_252, events), "distilled-4": row(90, 12, 171_020, events)}
     print_table.__wrapped__({"split": "test", "clips": 480, "models": models}, terminal)
-    text = re.sub(r"\x1b\[\d*m", "", terminal.text)
+    text = re.sub(r"\x1b\[\d*m", "", terminal.getvalue())
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     assert sum(event in text for event in events) == shown
     for figure in ("9,220,252", "2,305,063", "9,220.3 M", "distilled-4", "95.00 /", "8.00"):
         assert figure in text
-    note = f"{12 - shown} of 12 events don't fit in this width"
-    assert (note in lines) == (shown < 12)
+    assert (f"{12 - shown} of 12 events don't fit in this width" in lines) == (shown < 12)
 
 
 def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
@@ -80,16 +70,11 @@ def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
     assert values[13] == "83.00 / 20.00"
 
 
-@pytest.fixture
-def scores():
+def test_curves_are_drawn_for_every_model(tmp_path):
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 2, (200, 2))
     noise = {"good": 0.5, "bad": 3.0}
-    return targets, {name: targets + rng.normal(0, size, (200, 2)) for name, size in noise.items()}
-
-
-def test_curves_are_drawn_for_every_model(tmp_path, scores):
-    targets, logits = scores
+    logits = {name: targets + rng.normal(0, size, (200, 2)) for name, size in noise.items()}
 
     def ink(names):
         path = tmp_path / f"{'-'.join(names) or 'none'}.png"
@@ -101,8 +86,7 @@ def test_curves_are_drawn_for_every_model(tmp_path, scores):
         return [int((np.abs(picture[..., :3] - colour).max(axis=-1) < 0.02).sum()) for colour in colours]
 
     one, two = ink(["good"]), ink(["good", "bad"])
-    assert one[0] > 500
-    assert one[1] == 0
+    assert one[0] > 500 and one[1] == 0
     assert two[1] > 500
 
 

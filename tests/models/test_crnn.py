@@ -33,20 +33,15 @@ def model(config):
     module = build_model(config, EVENTS, EMBEDDING)
     shapes = jax.eval_shape(module.init, jax.random.key(0), FEATURES)
     rng = np.random.default_rng(1)
-    draws = {
-        "scale": lambda shape: rng.normal(1, 0.2, shape),
-        "var": lambda shape: rng.uniform(0.5, 2, shape),
-        "std": lambda shape: rng.uniform(1, 3, shape),
-        "mean": lambda shape: rng.normal(0, 0.3, shape),
-        "b": lambda shape: rng.normal(0, 0.3, shape),
-    }
 
     def drawn(path, leaf):
         name = path[-1].key
         if name in ("w", "w_h", "w_x", "kernel"):
             value = rng.normal(0, 1.5 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape)
+        elif name in ("var", "std"):
+            value = rng.uniform(*{"var": (0.5, 2), "std": (1, 3)}[name], leaf.shape)
         else:
-            value = draws.get(name, draws["b"])(leaf.shape)
+            value = rng.normal(*((1, 0.2) if name == "scale" else (0, 0.3)), leaf.shape)
         return jnp.asarray(value - 5 if path[0].key == "norm" and name == "mean" else value, jnp.float32)
 
     apply = jax.jit(functools.partial(module.apply, method="step_logits"))
@@ -57,18 +52,12 @@ def tiny(trunk, quant=FLOAT, **settings):
     return dataclasses.replace(TINY, trunk=trunk, quant=quant, **settings)
 
 
-@pytest.mark.parametrize(
-    ("config", "published"),
-    [
-        (CRNNConfig(), 1_112_420),
-        (CRNNConfig.se(32), 4_547_988),
-        (CRNNConfig.se(16), 1_150_660),
-        (CRNNConfig.se(8), 298_652),
-        (CRNNConfig.se(4), 84_312),
-        (CRNNConfig.se_third(), 340_676),
-    ],
-    ids=["baseline", "32", "16", "8", "4", "third"],
-)
+SE_SIZES = {32: 4_547_988, 16: 1_150_660, 8: 298_652, 4: 84_312}
+PUBLISHED = {"baseline": (CRNNConfig(), 1_112_420), "third": (CRNNConfig.se_third(), 340_676)}
+PUBLISHED |= {str(size): (CRNNConfig.se(size), count) for size, count in SE_SIZES.items()}
+
+
+@pytest.mark.parametrize(("config", "published"), PUBLISHED.values(), ids=PUBLISHED)
 def test_parameters_are_those_published(config, published):
     # torch's GRU has a second bias for r and z, in two layers of two directions.
     assert parameters(config, (626, 128), events=10) + 2 * 2 * 2 * config.hidden_size == published
@@ -92,12 +81,8 @@ def test_parameters_of_the_other_trunks_by_hand():
     ("config", "frames", "mels"), [(CRNNConfig(), 626, 128), (TINY, 13, 9), (TINY, 12, 8)]
 )
 def test_steps_are_those_of_the_settings(config, frames, mels):
-    module = build_model(config, EVENTS)
-    made = jax.eval_shape(
-        functools.partial(module.init_with_output, method="step_logits"),
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((2, frames, mels), jnp.float32),
-    )[0]
+    init = functools.partial(build_model(config, EVENTS).init_with_output, method="step_logits")
+    made, _ = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, frames, mels)))
     assert made.steps.shape == (2, config.steps(frames), EVENTS)
     assert made.embedding is None
 
@@ -191,10 +176,8 @@ class Reference:
         """As `gru_scan` has it, whose own oracle is elsewhere."""
         for layer in self.params["gru"]:
             assert len(layer) == 1 + self.config.bidirectional
-            x = np.concatenate(
-                [scan(way, x, self.config.quant, reverse) for way, reverse in zip(layer, (False, True))],
-                axis=-1,
-            )
+            ways = zip(layer, (False, True))
+            x = np.concatenate([scan(way, x, self.config.quant, back) for way, back in ways], axis=-1)
         return x
 
     def linear(self, x, name):
@@ -216,13 +199,12 @@ class Reference:
         return np.log(probability / (1 - probability)), steps, self.embedding(x)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def jitted_scan(params, x, quant, reverse):
-    return gru_scan(params, x, quant=quant, reverse=reverse)[0]
+jitted_scan = jax.jit(gru_scan, static_argnames=("quant", "reverse"))
 
 
 def scan(params, x, quant, reverse):
-    return np.float64(jitted_scan(*jax.tree.map(np.float32, (params, x)), quant, reverse))
+    params, x = jax.tree.map(np.float32, (params, x))
+    return np.float64(jitted_scan(params, x, quant=quant, reverse=reverse)[0])
 
 
 FORWARD, SE4 = tiny("gated", layers=2, bidirectional=False), tiny("se", CHANNEL4)
@@ -241,9 +223,6 @@ def test_logits_are_those_of_a_float64_reference(case):
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
-# From logits of steps to those of clips.
-
-
 def logits_of(steps, attention):
     """The logit of the weighted mean of probabilities, in float64."""
     weights = np.exp(attention - attention.max(axis=-1, keepdims=True))
@@ -257,14 +236,6 @@ def test_a_clips_logit_is_that_of_the_weighted_mean_of_probabilities(scale):
     expected = logits_of(steps, attention)
     got = clip_logits(jnp.float32(steps), jnp.float32(attention))
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
-
-
-def test_weights_are_a_softmax_over_events_of_at_least_1e_7():
-    # One step is certain of the event, the other of its absence: the odds are the ratio of their weights.
-    steps = jnp.array([[50.0, 50.0], [-50.0, -50.0]])
-    attention = jnp.array([[np.log(3.0), 0.0], [100.0, 0.0]])
-    expected = np.log([0.75 / 1.0, 0.25 / 1e-7])
-    np.testing.assert_allclose(clip_logits(steps, attention), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("logit", [-1000.0, -88.0, 0.0, 88.0, 1000.0])
@@ -289,16 +260,6 @@ def test_a_call_returns_logits_of_clips_and_the_embedding_changes_nothing_else()
     assert guided == own
 
 
-def test_16_bits_are_close_to_float_and_4_bits_are_not():
-    bits = QuantConfig(weights=16, activations=16, gates=16, cell=16, output=16)
-    exact, fine, coarse = (
-        model(config)[0](model(SE4)[1], FEATURES) for config in (tiny("se"), tiny("se", bits), SE4)
-    )
-    for a, b, c in zip(exact, fine, coarse, strict=True):
-        assert 0 < np.abs(a - b).max() < 2e-3
-        assert np.abs(a - c).max() > 1e-2
-
-
 @pytest.mark.parametrize("config", [TINY, SE4], ids=["gated", "se, 4 bits"])
 def test_batch_mates_do_not_matter(config):
     apply, variables = model(config)
@@ -320,15 +281,6 @@ def test_one_direction_looks_no_further_ahead_than_the_convolutions():
         assert (np.abs(after - before).max(axis=(0, 2)) > 1e-6).sum() == 6 - len(untouched)
 
 
-def test_with_both_directions_every_step_depends_on_the_whole_clip():
-    apply, variables = model(TINY)
-    before, after = (apply(variables, x).steps for x in (FEATURES, FEATURES.at[:, -2:].add(3)))
-    assert (np.abs(before - after).max(axis=(0, 2)) > 1e-6).all()
-
-
-# Training.
-
-
 def key(seed):
     """A random key whose generator compiles sooner."""
     return jax.random.key(seed, impl="rbg")
@@ -342,14 +294,9 @@ def training(config):
     @jax.jit
     def run(variables, features, key):
         def loss(params):
-            logits, updated = module.apply(
-                {**variables, "params": params},
-                features,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-                method="step_logits",
-            )
+            state, settings = {**variables, "params": params}, {"train": True, "mutable": ["batch_stats"]}
+            rngs = {"dropout": key}
+            logits, updated = module.apply(state, features, **settings, rngs=rngs, method="step_logits")
             return sum((z**2).sum() + (z**3).sum() for z in logits), (logits, updated["batch_stats"])
 
         return jax.grad(loss, has_aux=True)(variables["params"])
@@ -377,16 +324,14 @@ def test_training_drops_values_behind_blocks_and_around_the_gru():
     features = jnp.tile(FEATURES, (4, 2, 1))
     variables = jax.jit(module.init)(jax.random.key(0), features)
 
+    def is_dropout(module, _):
+        return type(module).__name__ == "_Dropout"
+
     @functools.partial(jax.jit, static_argnames="train")
     def dropped(variables, features, key, train=True):
-        logits, captured = module.apply(
-            variables,
-            features,
-            train=train,
-            mutable=["intermediates", "batch_stats"],
-            rngs={"dropout": key},
-            capture_intermediates=lambda module, _: type(module).__name__ == "_Dropout",
-        )
+        mutable = ["intermediates", "batch_stats"]
+        settings = {"train": train, "mutable": mutable, "rngs": {"dropout": key}}
+        logits, captured = module.apply(variables, features, **settings, capture_intermediates=is_dropout)
         return logits, jax.tree.leaves(captured["intermediates"])
 
     logits, values = dropped(variables, features, key(1))
@@ -402,7 +347,30 @@ def test_training_drops_values_behind_blocks_and_around_the_gru():
     evaluated = [dropped(variables, features, key(seed), train=False) for seed in (1, 2)]
     assert all((x != 0).all() for x in evaluated[0][1])
     np.testing.assert_array_equal(evaluated[0][0], evaluated[1][0])
+    without_a_key = functools.partial(module.apply, train=True, mutable=["batch_stats"])
     with pytest.raises(InvalidRngError, match="dropout"):
-        jax.eval_shape(
-            functools.partial(module.apply, train=True, mutable=["batch_stats"]), variables, features
-        )
+        jax.eval_shape(without_a_key, variables, features)
+
+
+def test_weights_are_a_softmax_over_events_of_at_least_1e_7():
+    # One step is certain of the event, the other of its absence: the odds are the ratio of their weights.
+    steps = jnp.array([[50.0, 50.0], [-50.0, -50.0]])
+    attention = jnp.array([[np.log(3.0), 0.0], [100.0, 0.0]])
+    expected = np.log([0.75 / 1.0, 0.25 / 1e-7])
+    np.testing.assert_allclose(clip_logits(steps, attention), expected, rtol=1e-6)
+
+
+def test_16_bits_are_close_to_float_and_4_bits_are_not():
+    bits = QuantConfig(weights=16, activations=16, gates=16, cell=16, output=16)
+    exact, fine, coarse = (
+        model(config)[0](model(SE4)[1], FEATURES) for config in (tiny("se"), tiny("se", bits), SE4)
+    )
+    for a, b, c in zip(exact, fine, coarse, strict=True):
+        assert 0 < np.abs(a - b).max() < 2e-3
+        assert np.abs(a - c).max() > 1e-2
+
+
+def test_with_both_directions_every_step_depends_on_the_whole_clip():
+    apply, variables = model(TINY)
+    before, after = (apply(variables, x).steps for x in (FEATURES, FEATURES.at[:, -2:].add(3)))
+    assert (np.abs(before - after).max(axis=(0, 2)) > 1e-6).all()

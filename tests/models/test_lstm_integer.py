@@ -14,11 +14,9 @@ from qkd_jax.detector.reference import advance, clip_logits, input_codes, start
 from qkd_jax.models import lstm_integer as module
 from qkd_jax.models.build import build_model
 from qkd_jax.models.lstm_integer import calibrate, to_detector
-from qkd_jax.nn.integer_only import integer_linear
-from qkd_jax.nn.lstm import lstm_scan
-from qkd_jax.quant.static import fake_quant_static
 from qkd_jax.run_folder.state import TrainState, init_state, make_optimizer, started_from
 from qkd_jax.training.step import make_train_step
+from tests.trees import assert_equal
 
 FORMS = {
     "last": LSTMConfig(hidden_size=8),
@@ -84,13 +82,8 @@ def expected_logits(detector, features):
 
 
 def assert_logits(config, got, expected):
-    if config.pooling == "last":
-        np.testing.assert_array_equal(got, expected)
-    else:  # the pooling is in floats
-        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
-
-
-# The device's codes.
+    in_floats = 0 if config.pooling == "last" else 1e-6  # as the pooling is
+    np.testing.assert_allclose(got, expected, rtol=in_floats, atol=in_floats)
 
 
 @cache
@@ -99,25 +92,23 @@ def observed(config):
 
     @jax.jit
     def run(variables, features):
-        inner = {"linear": []}
+        inner = {"fake_quant_static": [], "lstm_scan": [], "integer_linear": []}
 
-        def quantized_input(*arguments):
-            inner["input"] = fake_quant_static(*arguments)
-            return inner["input"]
+        def recorded(name):
+            function = getattr(module, name)
 
-        def scan(*arguments, **settings):
-            inner["h"], inner["final"] = lstm_scan(*arguments, **settings)
-            return inner["h"], inner["final"]
+            def call(*arguments, **settings):
+                inner[name].append(function(*arguments, **settings))
+                return inner[name][-1]
 
-        def linear(*arguments):
-            inner["linear"].append(integer_linear(*arguments))
-            return inner["linear"][-1]
+            return call
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "fake_quant_static", quantized_input)
-            patch.setattr(module, "lstm_scan", scan)
-            patch.setattr(module, "integer_linear", linear)
-            return build_model(config, len(EVENTS)).apply(variables, features, method="step_logits"), inner
+            for name in inner:
+                patch.setattr(module, name, recorded(name))
+            logits = build_model(config, len(EVENTS)).apply(variables, features, method="step_logits")
+        ((h, final),) = inner["lstm_scan"]
+        return logits, inner["fake_quant_static"][0], h, final, inner["integer_linear"]
 
     return run
 
@@ -127,27 +118,27 @@ def test_each_code_of_each_step_equals_the_devices(case):
     config = network(*case)
     bits, half = config.quant.activations, 2 ** (config.quant.activations - 1)
     variables, features = random_variables(config), random_features()
-    logits, inner = observed(config)(variables, features)
+    logits, inputs, h, finals, linear = observed(config)(variables, features)
     detector = detector_of(config, variables)
     check(detector)
     assert_logits(config, logits.clip, expected_logits(detector, features))
     for index, clip in enumerate(features):
         codes, state, hs = input_codes(detector, np.asarray(clip)), start(detector), []
-        np.testing.assert_array_equal(inner["input"][index] * 2.0**detector.input_exponent, codes)
+        np.testing.assert_array_equal(inputs[index] * 2.0**detector.input_exponent, codes)
         for frame in codes:
             state, *outputs = advance(detector, state, frame[None])
             if len(outputs[0]):
                 hs.append(state.cells[-1].h)
-        np.testing.assert_array_equal(inner["h"][index] * half, hs)
-        for layer, cell, final in zip(detector.lstm, state.cells, inner["final"], strict=True):
+        np.testing.assert_array_equal(h[index] * half, hs)
+        for layer, cell, final in zip(detector.lstm, state.cells, finals, strict=True):
             np.testing.assert_array_equal(final.h[index] * half, cell.h)
             np.testing.assert_array_equal(final.c[index] * 2.0**layer.cell_exponent, cell.c)
         _, outputs, attention = advance(detector, start(detector), codes)
         np.testing.assert_array_equal(logits.steps[index] * 512, outputs)
         if config.pooling == "attention":
-            np.testing.assert_array_equal(inner["linear"][1][index] * 512, attention)
-    assert np.unique(inner["h"]).size > min(20, 2**bits - 2)
-    assert np.abs(inner["h"]).mean() < 0.9
+            np.testing.assert_array_equal(linear[1][index] * 512, attention)
+    assert np.unique(h).size > min(20, 2**bits - 2)
+    assert np.abs(h).mean() < 0.9
 
 
 def test_inputs_are_divided_as_on_the_device():
@@ -158,8 +149,8 @@ def test_inputs_are_divided_as_on_the_device():
     detector = detector_of(config, variables)
     ties = np.random.default_rng(0).integers(-100, 100, SHAPE) + 0.5
     features = jnp.asarray(ties * 17 * np.asarray(std) * 2.0**-detector.input_exponent, jnp.float32)
-    _, inner = observed(config)(variables, features)
-    np.testing.assert_array_equal(inner["input"] * 2.0**detector.input_exponent, np.rint(ties))
+    _, inputs, *_ = observed(config)(variables, features)
+    np.testing.assert_array_equal(inputs * 2.0**detector.input_exponent, np.rint(ties))
 
 
 def training(config):
@@ -180,8 +171,7 @@ def test_trainings_forward_pass_equals_the_devices(case):
     gradient, logits = training(config)(variables["params"], variables, features)
     assert_logits(config, logits, expected_logits(detector_of(config, variables), features))
     for leaf in jax.tree.leaves(gradient):
-        assert np.isfinite(leaf).all()
-        assert np.abs(leaf).max() > 1e-6
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6
 
 
 def test_a_clip_does_not_depend_on_its_batch():
@@ -192,9 +182,6 @@ def test_a_clip_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(together, expected_logits(detector_of(config, variables), features))
     np.testing.assert_array_equal(apply(variables, features[2:3]), together[2:3])
     np.testing.assert_array_equal(apply(variables, features.at[:2].set(1e3))[2:], together[2:])
-
-
-# The float network in plain float64.
 
 
 def floats(config, variables, features):
@@ -209,11 +196,9 @@ def floats(config, variables, features):
         padded, stride = np.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0))), 2 if index < config.time_strides else 1
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::stride, ::2]
         x = np.einsum("btmcij,ijco->btmo", windows, own[f"w{index}"])
-        statistics = variables["batch_stats"]["front"][name]
-        x = (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5) * own[name]["scale"] + own[name][
-            "bias"
-        ]
-        x = np.maximum(x, 0)
+        statistics, affine = variables["batch_stats"]["front"][name], own[name]
+        x = (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
+        x = np.maximum(x * affine["scale"] + affine["bias"], 0)
         inner["convolutions"].append(x)
     x = x.reshape(*x.shape[:2], -1)
     for layer in params["lstm"]:
@@ -285,14 +270,10 @@ def recovered(config, variables):
         if part != "lstm":
             return hat(np.float64(w), config.quant.weights if part == "front" else config.quant.output)
         hidden = w.shape[1] // 4
-        return np.concatenate(
-            [hat(np.float64(half), config.quant.weights) for half in (w[:hidden], w[hidden:])]
-        )
+        halves = (hat(np.float64(half), config.quant.weights) for half in (w[:hidden], w[hidden:]))
+        return np.concatenate([*halves])
 
     return {**variables, "params": jax.tree.map_with_path(leaf, variables["params"])}
-
-
-# Calibration.
 
 
 def best_exponent(x, low, high):
@@ -337,11 +318,8 @@ def test_a_cell_that_keeps_growing_gets_the_smallest_exponent():
     # Gates are always open: c grows by about 0.96 per step, to 384.
     config = network("last")
     variables = random_variables(config)
-    layer = {
-        "w": jnp.zeros_like(variables["params"]["lstm"][0]["w"]),
-        "b": jnp.repeat(jnp.float32([20, 20, 2, 0]), config.hidden_size),
-    }
-    variables["params"]["lstm"] = (layer,)
+    w, b = jnp.zeros_like(variables["params"]["lstm"][0]["w"]), jnp.float32([20, 20, 2, 0])
+    variables["params"]["lstm"] = ({"w": w, "b": jnp.repeat(b, config.hidden_size)},)
     exponents = calibrate(config, variables, [random_features(shape=(1, 400, MELS))])
     assert exponents["cell"].tolist() == [6]
     assert "convolutions" not in exponents  # Orbax can't save empty arrays
@@ -351,10 +329,7 @@ def test_repeated_batches_change_nothing():
     config = network("last", 4, 4)
     variables, features = louder(random_variables(config, 8), 3), random_features(8)
     once, often = (calibrate(config, variables, [features] * times) for times in (1, 5))
-    jax.tree.map(np.testing.assert_array_equal, once, often)
-
-
-# Training.
+    assert_equal(once, often)
 
 
 def test_an_integer_network_has_the_parameters_of_a_float_one():
@@ -379,40 +354,32 @@ def test_exponents_are_neither_averaged_nor_taken_over_and_it_learns():
 
     own, other = random_variables(config), random_variables(config, 1)
     own["exponents"] = {"input": jnp.int32(5), "convolutions": jnp.int32([4]), "cell": jnp.int32([11])}
-    state = TrainState(
-        step=jnp.int32(0),
-        params=own.pop("params"),
-        average=new.average,
-        variables=own,
-        opt_state=optimizer.init(other["params"]),
-    )
+    params = own.pop("params")
+    fields = {"params": params, "variables": own, "opt_state": optimizer.init(other["params"])}
+    state = TrainState(step=jnp.int32(0), average=new.average, **fields)
     in_float = {key: value for key, value in other.items() if key != "exponents"}
     for earlier in (other, in_float):
         started = started_from(state, earlier)
-        jax.tree.map(np.testing.assert_array_equal, started.model, {**other, **constant(own)})
-        jax.tree.map(np.testing.assert_array_equal, started.average, moved(other))
-
+        assert_equal(started.model, {**other, **constant(own)})
+        assert_equal(started.average, moved(other))
     # The embedding layer is taken over if its shape fits, and keeps its initial values otherwise.
-    with_embedding = dataclasses.replace(
-        state, params={**state.params, "embedding": {"w": jnp.zeros((4, 2))}}
-    )
+    with_embedding = dataclasses.replace(state, params=params | {"embedding": {"w": jnp.zeros((4, 2))}})
     for theirs, expected in ((jnp.ones((4, 2)), 1), (jnp.ones((4, 3)), 0)):
         before = {**other, "params": {**other["params"], "embedding": {"w": theirs}}}
         np.testing.assert_array_equal(started_from(with_embedding, before).params["embedding"]["w"], expected)
     assert not started_from(with_embedding, other).params["embedding"]["w"].any()
 
-    train_step = make_train_step(
-        model, optimizer, lambda y, batch: jnp.square(y - batch["y"]).mean(), ema_decay=0.9
-    )
+    def loss(y, batch):
+        return jnp.square(y - batch["y"]).mean()
+
+    train_step = make_train_step(model, optimizer, loss, ema_decay=0.9)
     batch, losses = {"features": random_features(), "y": jnp.asarray(np.eye(4, 3), jnp.float32)}, []
     expected = jax.tree.map(np.array, (constant(own), other["batch_stats"]))
     for _ in range(20):
         started, metrics = train_step(started, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
-    jax.tree.map(
-        np.testing.assert_array_equal, (constant(started.model), started.model["batch_stats"]), expected
-    )
+    assert_equal((constant(started.model), started.model["batch_stats"]), expected)
     assert set(started.average) == {"params", "batch_stats"}
 
 

@@ -18,21 +18,22 @@ LAST_NORMS = {"BatchNorm_3", "BatchNorm_7", "BatchNorm_10", "BatchNorm_14"}
 OUTSIDE_BRANCHES = {"Conv_0", "Dense_2", "Dense_7", "Dense_10", "Dense_11"}
 
 
+def windows(x, size, stride):
+    return np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
+
+
 def convolve(x, kernel, stride):
-    """Tap by tap: x [batch, time, mel, in], kernel [size, size, in, out]; odd padding ends longer."""
+    """Convolve x [batch, time, mel, in]; the kernel is [size, size, in, out], odd padding ends longer."""
     size, lengths = len(kernel), [-(-n // stride) for n in x.shape[1:3]]
     padding = [max(0, (m - 1) * stride + size - n) for m, n in zip(lengths, x.shape[1:3])]
     x = np.pad(x, [(0, 0), *((p // 2, p - p // 2) for p in padding), (0, 0)])
-    rows, columns = ([slice(i, i + (m - 1) * stride + 1, stride) for i in range(size)] for m in lengths)
-    taps = itertools.product(range(size), repeat=2)
-    return sum(x[:, rows[i], columns[j]] @ kernel[i, j] for i, j in taps)
+    return np.einsum("btmcij,ijco->btmo", windows(x, size, stride), kernel)
 
 
 def max_pool(x):
     """3x3, stride 2, one cell of padding."""
-    x = np.pad(x, [(0, 0), (1, 2), (1, 2), (0, 0)], constant_values=-np.inf)
-    rows = [x[:, i : i + x.shape[1] - 3 : 2] for i in range(3)]
-    return np.max([row[:, :, j : j + x.shape[2] - 3 : 2] for row in rows for j in range(3)], axis=0)
+    x = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=-np.inf)
+    return windows(x, 3, 2).max(axis=(-2, -1))
 
 
 def reference(variables, features, config):
@@ -58,12 +59,9 @@ def reference(variables, features, config):
     x = max_pool(relu(conv_norm(x, 7, 2)))
     for stage, layers in enumerate(config.blocks):
         for layer in range(layers):
-            first = layer == 0
-            stride = 2 if stage > 0 and first else 1
-            branch = relu(conv_norm(x, 1))
-            branch = relu(conv_norm(branch, 3, stride))
-            branch = conv_norm(branch, 1)
-            if first and (stage > 0 or config.bottleneck > 1):
+            stride = 2 if stage > 0 and layer == 0 else 1
+            branch = conv_norm(relu(conv_norm(relu(conv_norm(x, 1)), 3, stride)), 1)
+            if layer == 0 and (stage > 0 or config.bottleneck > 1):
                 x = conv_norm(x, 1, stride)
             x = relu(x + branch)
     output = params[next(denses)]

@@ -13,14 +13,10 @@ from onnx import helper
 
 from qkd_jax.config import QuantConfig
 from qkd_jax.nn.gru import gru_init, gru_scan, gru_step
+from tests.nn import cells
+from tests.nn.cells import ALL16, BATCH, CHANNEL4, FLOAT, HIDDEN, INPUTS, PAPER4, PAPER8, sequence
 from tests.oracles import data_parallel_gradient, straight_through
-
-FLOAT, PAPER8, PAPER4 = QuantConfig(), QuantConfig.paper(8), QuantConfig.paper(4)
-CHANNEL4 = QuantConfig.per_channel(4)
-ALL16 = QuantConfig(weights=16, activations=16, gates=16, cell=16)
-ONE_EACH = [QuantConfig(**{part: 4}) for part in ("weights", "activations", "gates", "cell")]
-SOME = [FLOAT, PAPER8, CHANNEL4]
-INPUTS, HIDDEN, BATCH = 3, 6, (4, 6)  # the sizes that most tests share, compiled once
+from tests.trees import assert_close
 
 fast_scan = jax.jit(gru_scan, static_argnames=("quant", "reverse"))
 fast_step = jax.jit(gru_step, static_argnames="quant")
@@ -41,10 +37,6 @@ def parameters(seed=0):
     return {name: jnp.asarray(value, jnp.float32) for name, value in ours.items()}
 
 
-def sequence(*shape, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(*shape, INPUTS)), jnp.float32)
-
-
 def a_carry(*batch, seed=2):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, HIDDEN)) * 0.6, jnp.float32)
 
@@ -58,55 +50,26 @@ def onnx_gru(x, reverse):
 
     w_x, w_h, b_x, b_h = two_biases()
     weights = {"w": zrn(w_x.T), "r": zrn(w_h.T), "b": np.concatenate([zrn(b_x), zrn(b_h)])}
-    node = helper.make_node(
-        "GRU",
-        ["x", "w", "r", "b"],
-        ["y"],
-        hidden_size=HIDDEN,
-        linear_before_reset=1,
-        direction="reverse" if reverse else "forward",
-    )
-    graph = helper.make_graph(
-        [node],
-        "gru",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(np.float32(value)[None], name) for name, value in weights.items()],
-    )
+    direction = "reverse" if reverse else "forward"
+    settings = {"hidden_size": HIDDEN, "linear_before_reset": 1, "direction": direction}
+    node = helper.make_node("GRU", ["x", "w", "r", "b"], ["y"], **settings)
+    ends = ([helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)] for name in "xy")
+    arrays = [onnx.numpy_helper.from_array(np.float32(w)[None], name) for name, w in weights.items()]
+    graph = helper.make_graph([node], "gru", *ends, arrays)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": np.moveaxis(np.asarray(x), 1, 0)})
     return np.moveaxis(y[:, 0], 0, 1)
 
 
-class Oracle:
-    """The cell in float64 with torch's two biases, and how near its quantizers came to a tie."""
-
-    def __init__(self, quant):
-        (self.w_x, self.w_h, self.b_x, self.b_h), self.quant = two_biases(), quant
-
-    def q(self, v, bits):
-        """Eq. 3 on the whole of v, and back."""
-        if bits == 32:
-            return v
-        scale = np.ptp(v) / (2**bits - 1)
-        position = (v - v.min()) / scale
-        # float32 may shift a position by some 3e-7 of the values.
-        self.clear &= bool((np.abs(position % 1 - 0.5) > 3e-7 / scale).all())
-        codes = np.rint(position).astype(int)
-        assert codes.min() == 0 and codes.max() == 2**bits - 1
-        return scale * codes + v.min()
-
-    def weights(self, w):
-        """One range per gate matrix, or per column."""
-        parts = w.shape[1] if self.quant.ranges == "channel" else 3
-        return np.concatenate([self.q(part, self.quant.weights) for part in np.split(w, parts, 1)], axis=1)
+class Oracle(cells.Oracle):
+    """The cell with torch's two biases."""
 
     def step(self, h, x):
         """The next h of one example."""
-        self.clear, quant = True, self.quant
-        h_r, h_z, h_n = np.split(self.q(h, quant.activations) @ self.weights(self.w_h) + self.b_h, 3)
-        x_r, x_z, x_n = np.split(self.q(x, quant.activations) @ self.weights(self.w_x) + self.b_x, 3)
+        quant, (w_x, w_h, b_x, b_h) = self.quant, two_biases()
+        h_r, h_z, h_n = np.split(self.q(h, quant.activations) @ self.weights(w_h, 3) + b_h, 3)
+        x_r, x_z, x_n = np.split(self.q(x, quant.activations) @ self.weights(w_x, 3) + b_x, 3)
         r = self.q(1 / (1 + np.exp(-x_r - h_r)), quant.gates)
         z = self.q(1 / (1 + np.exp(-x_z - h_z)), quant.gates)
         n = self.q(np.tanh(x_n + r * h_n), quant.gates)
@@ -121,26 +84,13 @@ def test_float_is_onnx_runtimes_by_two_biases(reverse):
     np.testing.assert_array_equal(last, outputs[:, 0 if reverse else -1])
 
 
-CASES = [FLOAT, PAPER8, PAPER4, QuantConfig.per_channel(8), CHANNEL4, ALL16, *ONE_EACH]
-CASES += [QuantConfig(weights=4, ranges=ranges) for ranges in ("split", "channel")]
+CASES = [FLOAT, PAPER8, PAPER4, QuantConfig.per_channel(8), CHANNEL4, ALL16]
 
 
-@pytest.mark.parametrize("quant", CASES, ids=str)
+@pytest.mark.parametrize("quant", [*CASES, *cells.ONE_EACH, *cells.SOME_RANGES], ids=str)
 def test_each_step_is_the_oracles(quant):
-    # Each step starts from the oracle's state, so that a flipped tie does not grow over the steps.
-    params, x, oracle, compared = parameters(), sequence(8, 6), Oracle(quant), 0
-    states = np.float64(a_carry(8))
-    for t in range(x.shape[1]):
-        carry = jnp.asarray(states, jnp.float32)
-        new = fast_step(params, carry, x[:, t], quant=quant)
-        for index, h in enumerate(np.float64(carry)):
-            states[index] = oracle.step(h, np.float64(x[index, t]))
-            # At a tie, codes may differ by one; with 16 bits ties are frequent, but codes are small.
-            if oracle.clear or quant == ALL16:
-                compared += 1
-                tolerance = 1e-4 if quant == ALL16 else 1e-5
-                np.testing.assert_allclose(new[index], states[index], rtol=0, atol=tolerance)
-    assert compared > 10
+    states = list(np.float64(a_carry(8)))
+    cells.assert_steps_are_the_oracles(fast_step, parameters(), Oracle(quant), states)
 
 
 def test_new_parameters():
@@ -154,16 +104,12 @@ def test_new_parameters():
     assert sum(leaf.size for leaf in params.values()) == 3 * 32 * (400 + 32) + 6 * 32 - 2 * 32
 
 
-# Invariants: it does not matter how a sequence is run.
-
-
-@pytest.mark.parametrize("quant", SOME, ids=str)
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8, CHANNEL4], ids=str)
 def test_reverse_is_the_flipped_sequence(quant):
     params, x, carry = parameters(), sequence(*BATCH), a_carry(4)
     outputs, last = fast_scan(params, x, quant=quant, reverse=True, carry=carry)
     flipped, expected = fast_scan(params, x[:, ::-1], quant=quant, carry=carry)
-    np.testing.assert_allclose(outputs, flipped[:, ::-1], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(last, expected, rtol=0, atol=1e-6)
+    assert_close((outputs, last), (flipped[:, ::-1], expected), rtol=0, atol=1e-6)
     assert np.abs(outputs - fast_scan(params, x, quant=quant, carry=carry)[0]).max() > 0.1
 
 
@@ -177,11 +123,7 @@ def test_a_sequence_may_be_cut_anywhere(quant, reverse):
             outputs, carry = fast_scan(params, piece, quant=quant, reverse=reverse, carry=carry)
             pieces.append(outputs)
         joined = np.concatenate(pieces[::-1] if reverse else pieces, axis=1)
-        np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(carry, last, rtol=0, atol=1e-5)
-
-
-# The gradient.
+        assert_close((joined, carry), (whole, last), rtol=0, atol=1e-5)
 
 
 def reference_outputs(params, x, quant):
@@ -224,9 +166,6 @@ def test_gradient_is_straight_through(quant):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-# Transforms.
-
-
 def test_data_parallelism_by_hand():
     params, x = parameters(), sequence(4, 5)
 
@@ -234,8 +173,7 @@ def test_data_parallelism_by_hand():
         return (gru_scan(params, x, quant=PAPER8)[0] ** 2).sum()
 
     got = data_parallel_gradient(loss, (None, 0))(params, x)
-    expected = jax.jit(jax.grad(loss))(params, x)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, expected)
+    assert_close(got, jax.jit(jax.grad(loss))(params, x), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_parameters_run():
@@ -244,9 +182,6 @@ def test_bfloat16_parameters_run():
     outputs = fast_scan(params, x)[0]
     assert outputs.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(outputs), fast_scan(same, x)[0], rtol=0, atol=0.03)
-
-
-# Errors say what was expected and what was got.
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ from qkd_jax.nn.integer_only import (
 )
 from qkd_jax.nn.lstm import LSTMState, lstm_scan
 from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
-
-# Code for code.
+from tests.trees import assert_equal
 
 CASES = [(FRONT, 8, 8), (FRONT, 4, 4), (PLAIN, 2, 2), (DEEP, 3, 5)]
 FRAMES = 60
+dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
 
 
 def small(network, weights, activations):
@@ -41,11 +41,10 @@ def small(network, weights, activations):
 def parts(detector, dtype):
     """The codes of a detector, with weights in `dtype`."""
 
-    def converted(array):
-        return array.astype(dtype) if getattr(array, "dtype", None) == np.int8 else array
+    def converted(leaf):
+        return jnp.asarray(leaf, dtype if getattr(leaf, "dtype", None) == np.int8 else None)
 
-    whole = (detector.front, detector.lstm, detector.output, detector.attention)
-    return jax.tree.map(lambda leaf: jnp.asarray(converted(leaf)), whole)
+    return jax.tree.map(converted, (detector.front, detector.lstm, detector.output, detector.attention))
 
 
 def run(parts, codes, strides, bits):
@@ -71,54 +70,49 @@ fast_run = jax.jit(run, static_argnums=(2, 3))
 
 def static(network):
     """The static arguments of `run`."""
-    return tuple(
-        network.conv_stride(index) for index in range(len(network.convolutions))
-    ), network.quant.activations
+    return tuple(map(network.conv_stride, range(len(network.convolutions)))), network.quant.activations
 
 
 def assert_same(got, detector, codes):
     state, *outputs = advance(detector, start(detector), codes)
     expected = [tuple(cell) for cell in state.cells], *outputs
     assert jax.tree.structure(got) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert_equal(got, expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
+def assert_same_codes(detector, dtype, codes):
+    got = fast_run(parts(detector, dtype), jnp.asarray(codes), *static(detector.network))
+    assert_same(got, detector, codes)
+
+
+@dtypes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].pooling}-{case[1]}-{case[2]}")
 @settings(max_examples=6, deadline=None, database=None, derandomize=True)
 @given(seed=st.integers(0, 2**16))
 def test_no_code_differs_from_the_reference(case, dtype, seed):
-    network = small(*case)
-    detector = random_detector(network, seed=seed, mels=9)
-    codes = random_codes(detector, FRAMES, seed=seed)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(network)), detector, codes)
+    detector = random_detector(small(*case), seed=seed, mels=9)
+    assert_same_codes(detector, dtype, random_codes(detector, FRAMES, seed=seed))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
+@dtypes
 def test_no_code_differs_over_a_clip_of_ten_seconds(dtype):
     detector = random_detector(FRONT, seed=5)
-    codes = random_codes(detector, 998)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(FRONT)), detector, codes)
+    assert_same_codes(detector, dtype, random_codes(detector, 998))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
+@dtypes
 @pytest.mark.parametrize("cell", [6, 9, 13])
 def test_no_code_differs_where_everything_saturates(cell, dtype):
-    network = small(FRONT, 8, 8)
-    made = random_detector(network, mels=9)
+    made = random_detector(small(FRONT, 8, 8), mels=9)
 
     def louder(layer):
-        return layer._replace(
-            **{name: getattr(layer, name) * np.float32(1000) for name in layer._fields if "multi" in name}
-        )
+        multipliers = (name for name in layer._fields if "multi" in name)
+        return layer._replace(**{name: getattr(layer, name) * np.float32(1000) for name in multipliers})
 
-    detector = dataclasses.replace(
-        made,
-        front=tuple(map(louder, made.front)),
-        lstm=tuple(louder(layer)._replace(cell_exponent=cell) for layer in made.lstm),
-    )
-    codes = random_codes(detector, FRAMES)
-    assert_same(fast_run(parts(detector, dtype), jnp.asarray(codes), *static(network)), detector, codes)
+    front = tuple(map(louder, made.front))
+    lstm = tuple(louder(layer)._replace(cell_exponent=cell) for layer in made.lstm)
+    detector = dataclasses.replace(made, front=front, lstm=lstm)
+    assert_same_codes(detector, dtype, random_codes(detector, FRAMES))
 
 
 def test_many_clips_and_many_detectors_at_once():
@@ -145,9 +139,6 @@ def test_sums_of_int8_are_exact_beyond_floats():
     # The whole sum is rounded once, its parts not at all.
     assert (h @ w).min() > 2**25
     np.testing.assert_array_equal(jax.jit(linear)(layer, jnp.asarray(h, jnp.int32)), np.float32(h @ w))
-
-
-# From floats to codes.
 
 
 def rounded(w, bits):
@@ -190,11 +181,8 @@ def test_the_codes_of_an_lstm():
 
 
 def test_the_codes_of_a_convolution():
-    w, gain, shift = (
-        normal(3, 3, 2, 4),
-        np.float32([0.3, -2.0, 0.0, 1.7]),
-        np.float32([0.1, -3, 5, 5 / 2**13]),
-    )
+    w, gain = normal(3, 3, 2, 4), np.float32([0.3, -2.0, 0.0, 1.7])
+    shift = np.float32([0.1, -3, 5, 5 / 2**13])
     got = jax.jit(conv_codes, static_argnums=5)(w, gain, shift, jnp.int32(3), jnp.int32(4), 5)
     codes, scale = rounded(np.asarray(w), 5)
     np.testing.assert_array_equal(got.w, codes)
@@ -336,10 +324,8 @@ def plain_scan(layers, quant, floats, x, carry):
         x_scale, c_scale = (2.0 ** -exponents[index].astype(jnp.float32) for index in (0, 1))
         h_scale = 2.0 ** (1 - bits)
         constant = {**jax.lax.stop_gradient(own), "exponents": exponents}
-        layer_codes, w_hat = (
-            lstm_codes(constant, quant),
-            through(recovered_weights(constant, quant), own["w"]),
-        )
+        layer_codes = lstm_codes(constant, quant)
+        w_hat = through(recovered_weights(constant, quant), own["w"])
 
         def body(carry, x_t):
             h, c = carry
@@ -369,21 +355,16 @@ def library_scan(layers, quant, floats, x, carry):
 def start_of(count, quant, cell_exponent=11):
     """Random states, codes times their scales."""
     rng, half = np.random.default_rng(9), 2 ** (quant.activations - 1)
-    return [
-        (
-            jnp.asarray(rng.integers(-half, half, (BATCH, HIDDEN)) / half, jnp.float32),
-            jnp.asarray(rng.integers(-4000, 4000, (BATCH, HIDDEN)) / 2.0**cell_exponent, jnp.float32),
-        )
-        for _ in range(count)
-    ]
+
+    def state(largest, scale):
+        return jnp.asarray(rng.integers(-largest, largest, (BATCH, HIDDEN)) / scale, jnp.float32)
+
+    return [(state(half, half), state(4000, 2.0**cell_exponent)) for _ in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("quant", "count"),
-    [(QuantConfig.integer(2, activations=4), 1), (QuantConfig.integer(8), 2)],
-    ids=["one layer", "two"],
-)
-def test_the_lstms_gradient_is_straight_through(quant, count):
+@pytest.mark.parametrize(("bits", "count"), [((2, 4), 1), ((8, 8), 2)], ids=["one layer", "two"])
+def test_the_lstms_gradient_is_straight_through(bits, count):
+    quant = QuantConfig.integer(bits[0], activations=bits[1])
     made = layers(quant, count)
 
     def loss(scan, *arguments):
@@ -396,7 +377,7 @@ def test_the_lstms_gradient_is_straight_through(quant, count):
         jax.jit(jax.grad(partial(loss, scan), argnums=(0, 1, 2), has_aux=True))(*arguments)
         for scan in (library_scan, plain_scan)
     )
-    jax.tree.map(np.testing.assert_array_equal, values, plain_values)
+    assert_equal(values, plain_values)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
         assert np.abs(b).max() > 1e-2
@@ -420,5 +401,4 @@ def test_a_clipped_cell_has_no_gradient():
         np.testing.assert_array_equal(c, end / 2**13)
         assert all((leaf == 0).all() for leaf in clipped)
         (by_b, by_x), _ = gradient(signed, x, jnp.int32(12))
-        assert (by_b[: 3 * HIDDEN] != 0).all()
-        assert (by_x != 0).all()
+        assert (by_b[: 3 * HIDDEN] != 0).all() and (by_x != 0).all()

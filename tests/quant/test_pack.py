@@ -8,21 +8,13 @@ from hypothesis.extra import numpy as hnp
 
 from qkd_jax.quant.pack import pack, unpack
 
-BITS_AND_CODES = st.integers(2, 8).flatmap(
-    lambda bits: st.tuples(
-        st.just(bits),
-        hnp.arrays(np.uint8, st.integers(0, 40), elements=st.integers(0, 2**bits - 1)),
-    )
-)
-
 
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)
-@given(BITS_AND_CODES)
-def test_round_trip_and_size(bits_and_codes):
-    bits, codes = bits_and_codes
+@given(st.integers(2, 8), hnp.arrays(np.uint8, st.integers(0, 40)))
+def test_round_trip_and_size(bits, codes):
+    codes &= 2**bits - 1
     data = pack(codes, bits)
-    assert data.dtype == np.uint8
-    assert data.shape == (-(-codes.size * bits // 8),)
+    assert data.dtype == np.uint8 and data.shape == (-(-codes.size * bits // 8),)
     back = unpack(data, bits, codes.size)
     assert back.dtype == np.uint8
     np.testing.assert_array_equal(back, codes)
@@ -54,10 +46,9 @@ def test_a_matrix_is_packed_row_by_row():
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 16])
 def test_other_bits_are_refused(bits):
-    with pytest.raises(ValueError, match=f"bits: expected 2 to 8, got {bits}"):
-        pack(np.zeros(3, np.uint8), bits)
-    with pytest.raises(ValueError, match=f"bits: expected 2 to 8, got {bits}"):
-        unpack(np.zeros(3, np.uint8), bits, 1)
+    for call in (pack, lambda codes, bits: unpack(codes, bits, 1)):
+        with pytest.raises(ValueError, match=f"bits: expected 2 to 8, got {bits}"):
+            call(np.zeros(3, np.uint8), bits)
 
 
 @pytest.mark.parametrize(("codes", "bits"), [([0, 16], 4), ([0, 4], 2), ([-1, 3], 4), ([0, 256], 8)])

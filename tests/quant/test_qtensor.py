@@ -51,8 +51,11 @@ def test_codes_are_those_of_a_float64_oracle(bits, axis):
     q = quantize(jnp.asarray(x), bits, axis=axis)
     codes, scale, offset, clear = oracle(x, bits, axis)
     assert clear.mean() > 0.9
+    assert q.codes.dtype == (jnp.uint8 if bits <= 8 else jnp.uint16)
     np.testing.assert_array_equal(np.asarray(q.codes)[clear], codes[clear])
     np.testing.assert_allclose(q.codes, codes, atol=1)
+    np.testing.assert_array_equal(q.codes.min(axis), 0)
+    np.testing.assert_array_equal(q.codes.max(axis), 2**bits - 1)
     assert q.scale.shape == scale.shape  # a wrong axis may broadcast
     np.testing.assert_allclose(q.scale, scale, rtol=4 * EPS)
     np.testing.assert_array_equal(q.offset, offset)
@@ -71,14 +74,6 @@ def test_golden_codes(bits, axis):
 def test_ties_go_to_even(call):
     q = call(jnp.array([0, 0.5, 1.5, 2.5, 3.5, 13.5, 14.5, 15]), 4)  # scale 1
     np.testing.assert_array_equal(q.codes, [0, 0, 2, 2, 4, 14, 14, 15])
-
-
-@pytest.mark.parametrize("bits", range(2, 17))
-def test_codes_span_their_range_in_their_type(bits):
-    q = quantize(jnp.asarray(vectors()), bits)
-    assert q.codes.dtype == (jnp.uint8 if bits <= 8 else jnp.uint16)
-    np.testing.assert_array_equal(q.codes.min(-1), 0)
-    np.testing.assert_array_equal(q.codes.max(-1), 2**bits - 1)
 
 
 ANY = hnp.arrays(np.float32, 7, elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False))
@@ -120,23 +115,24 @@ def test_float64_is_quantized_in_float64():
         np.testing.assert_allclose(dequantize(q), x, rtol=0, atol=1e-13)
 
 
+def assert_constant(x, bits):
+    q = quantize(x, bits)
+    for part in (q.codes, q.scale):
+        np.testing.assert_array_equal(part, 0)
+    return dequantize(q)
+
+
 @pytest.mark.parametrize("value", [0.0, -3.25, 0.1, 3e38, -3e38])
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("bits", [2, 8, 16])
 def test_a_constant_slice_has_scale_0_and_is_recovered(bits, size, value):
     x = jnp.full((2, size), value, jnp.float32)
-    q = quantize(x, bits)
-    np.testing.assert_array_equal(q.codes, 0)
-    np.testing.assert_array_equal(q.scale, 0)
-    np.testing.assert_array_equal(dequantize(q), x)
+    np.testing.assert_array_equal(assert_constant(x, bits), x)
 
 
 @pytest.mark.parametrize("spread", [1e-36, 1e-38, 1e-40])
 def test_a_range_too_small_for_a_normal_float_counts_as_constant(spread):
-    q = quantize(jnp.array([0, spread], jnp.float32), 16)
-    np.testing.assert_array_equal(q.codes, 0)
-    np.testing.assert_array_equal(q.scale, 0)
-    np.testing.assert_array_equal(dequantize(q), 0)  # offset
+    np.testing.assert_array_equal(assert_constant(jnp.array([0, spread], jnp.float32), 16), 0)  # offset
 
 
 def test_the_smallest_normal_scale_still_quantizes():
@@ -164,27 +160,19 @@ def test_large_values_are_no_overflow(bits):
         np.testing.assert_allclose(np.float64(dequantize(q)), x, rtol=1e-6)
 
 
-BAD = {
-    "nan": [np.nan, 1, 2, 3],
-    "inf": [0, np.inf, 1, 2],
-    "-inf": [-np.inf, 0, 1, 2],
-    "both": [np.inf, -np.inf, 0, 1],
-    "all inf": [np.inf] * 4,
-    "all nan": [np.nan] * 4,
-    "overflow": [-3e38, 3e38, 0, 1],
-}
+BAD = [[np.nan, 1, 2, 3], [0, np.inf, 1, 2], [-np.inf, 0, 1, 2], [np.inf, -np.inf, 0, 1]]
+BAD += [[np.inf] * 4, [np.nan] * 4, [-3e38, 3e38, 0, 1]]
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("bad", BAD, ids=str)
 @pytest.mark.parametrize("bits", [3, 8, 16])
-def test_a_bad_slice_is_nan_and_does_not_change_others(bits, name):
+def test_a_bad_slice_is_nan_and_does_not_change_others(bits, bad):
     good = vectors(1, (3, 4))
     alone = quantize(jnp.asarray(good), bits)
-    q = quantize(jnp.asarray(np.insert(good, 1, BAD[name], axis=0), jnp.float32), bits)
+    q = quantize(jnp.asarray(np.insert(good, 1, bad, axis=0), jnp.float32), bits)
     np.testing.assert_array_equal(q.codes[1], 0)
-    assert np.isnan(q.scale[1]).all()
-    assert np.isnan(q.offset[1]).all()
-    assert np.isnan(dequantize(q)[1]).all()
+    for part in (q.scale, q.offset, dequantize(q)):
+        assert np.isnan(part[1]).all()
     for got, expected in zip(jax.tree.leaves(q), jax.tree.leaves(alone)):
         np.testing.assert_array_equal(np.delete(got, 1, axis=0), expected)
 
@@ -211,9 +199,7 @@ def test_bits_are_static_and_three_arrays_are_leaves():
 
     for bits in (4, 8, 4):
         q = through(quantize(x, bits))
-        assert type(q.bits) is int
-        assert q.bits == bits
-        assert len(jax.tree.leaves(q)) == 3
+        assert type(q.bits) is int and q.bits == bits and len(jax.tree.leaves(q)) == 3
     assert seen == [4, 8]
 
 

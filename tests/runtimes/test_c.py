@@ -18,7 +18,7 @@ from qkd_jax.detector import reference
 from qkd_jax.errors import InputError
 from qkd_jax.runtimes.c import load
 from qkd_jax.runtimes.c_header import to_c
-from tests.detectors import DEEP, FRONT, PLAIN, random_codes, random_detector, with_bits
+from tests.detectors import DEEP, FORMS, FRONT, PLAIN, random_codes, random_detector, with_bits
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, cc")
 
@@ -27,8 +27,9 @@ CPP = ("c++", "-std=c++11", "-x", "c++")
 SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 SAFE, FAST = ("-O0", *SANITIZERS), ("-O3", "-march=native")
 
-# For each detector, a function that processes codes, windows or a stream, and writes the state after each
-# call.
+# For each detector, a function that processes codes, windows or a stream, and writes each state.
+
+
 RUN = """
 #include "NAME.h"
 
@@ -99,15 +100,12 @@ class Program:
         for name, detector in detectors.items():
             (folder / f"{name}.h").write_text(to_c(detector, name=name))
             attention = "output" if detector.attention is None else "attention"
-            functions += (
-                RUN.replace("NAME", name).replace("UPPER", name.upper()).replace("ATTENTION", attention)
-            )
+            run = RUN.replace("NAME", name).replace("UPPER", name.upper())
+            functions += run.replace("ATTENTION", attention)
             calls += f'if (!strcmp(argv[1], "{name}")) {name}_run(argv[2], bytes, atoi(argv[3]));\n'
         (folder / "main.c").write_text(MAIN.replace("FUNCTIONS", functions).replace("CALLS", calls))
-        warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
-        subprocess.run(
-            [*command, *warnings, *flags, "main.c", "-o", "program", "-lm"], cwd=folder, check=True
-        )
+        flags = (*command, "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", *flags)
+        subprocess.run([*flags, "main.c", "-o", "program", "-lm"], cwd=folder, check=True)
 
     def output(self, what, data=b"", chunk=0, name="qkd"):
         command = [self.path, name, what, str(chunk)]
@@ -130,24 +128,20 @@ class Program:
 def detector_of(network, *, seed=0, mels=32, events=3, cell=10):
     """A random detector; some of its multipliers are negative, and some powers of two, which give ties."""
 
-    def mixed(multiplier):
-        column = np.arange(len(multiplier))
-        powers = np.exp2(np.rint(np.log2(np.maximum(multiplier, 1e-6))))
-        mixed = np.where(column % 3 == 0, powers, multiplier) * np.where(column % 5 == 1, -1, 1)
-        return mixed.astype(np.float32)
+    def mixed(codes):
+        changed = {}
+        for name, multiplier in codes._asdict().items():
+            if name.startswith("multiplier"):
+                column = np.arange(len(multiplier))
+                powers = np.exp2(np.rint(np.log2(np.maximum(multiplier, 1e-6))))
+                values = np.where(column % 3 == 0, powers, multiplier) * np.where(column % 5 == 1, -1, 1)
+                changed[name] = values.astype(np.float32)
+        return codes._replace(**changed)
 
     detector = random_detector(network, seed=seed, mels=mels, events=events)
-    front = tuple(conv._replace(multiplier=mixed(conv.multiplier)) for conv in detector.front)
-    lstm = tuple(
-        layer._replace(
-            multiplier_h=mixed(layer.multiplier_h),
-            multiplier_x=mixed(layer.multiplier_x),
-            cell_exponent=cell - 3 * index,
-        )
-        for index, layer in enumerate(detector.lstm)
-    )
-    output = detector.output._replace(multiplier=mixed(detector.output.multiplier))
-    return dataclasses.replace(detector, front=front, lstm=lstm, output=output)
+    front = tuple(map(mixed, detector.front))
+    lstm = tuple(mixed(layer)._replace(cell_exponent=cell - 3 * k) for k, layer in enumerate(detector.lstm))
+    return dataclasses.replace(detector, front=front, lstm=lstm, output=mixed(detector.output))
 
 
 def all_sorts_of_codes(detector, *, seed=1):
@@ -171,17 +165,18 @@ def assert_equal_reference(calls, clip, detector, codes):
     np.testing.assert_allclose(clip, [logits, 1 / (1 + np.exp(-logits))], rtol=1e-5, atol=1e-5)
 
 
-FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
+def assert_codes_equal_reference(program, seed=1):
+    """The same for each detector of a program, from all sorts of codes."""
+    for name, detector in program.detectors.items():
+        codes = all_sorts_of_codes(detector, seed=seed)
+        assert_equal_reference(*program.run("codes", codes.astype(np.int8), name=name), detector, codes)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_codes_equal_the_references_at_any_bits(tmp_path, form):
     activations = FORMS[form].quant.activations
     detectors = {f"w{bits}": detector_of(with_bits(FORMS[form], bits, activations)) for bits in (8, 4, 3, 2)}
-    program = Program(tmp_path, detectors)
-    for name, detector in detectors.items():
-        codes = all_sorts_of_codes(detector)
-        assert_equal_reference(*program.run("codes", codes.astype(np.int8), name=name), detector, codes)
+    assert_codes_equal_reference(Program(tmp_path, detectors))
 
 
 @pytest.mark.parametrize(
@@ -192,10 +187,7 @@ def test_codes_equal_the_references_with_any_optimisation(tmp_path, command, fla
         pytest.skip(f"needs a compiler, {command[0]}")
     # Cells with an exponent of 13 reach their limits; 33 bands become 17, 9 and 5.
     detectors = {form: detector_of(network, seed=3, mels=33, cell=13) for form, network in FORMS.items()}
-    program = Program(tmp_path, detectors, command, flags)
-    for name, detector in detectors.items():
-        codes = all_sorts_of_codes(detector)
-        assert_equal_reference(*program.run("codes", codes.astype(np.int8), name=name), detector, codes)
+    assert_codes_equal_reference(Program(tmp_path, detectors, command, flags))
 
 
 @st.composite
@@ -216,8 +208,7 @@ def networks(draw):
 def test_codes_equal_the_references_at_any_shapes(tmp_path_factory, network, seed, mels, events):
     detector = detector_of(network, seed=seed, mels=mels, events=events)
     program = Program(tmp_path_factory.mktemp("shapes"), {"qkd": detector}, flags=("-O0",))
-    codes = all_sorts_of_codes(detector, seed=seed)
-    assert_equal_reference(*program.run("codes", codes.astype(np.int8)), detector, codes)
+    assert_codes_equal_reference(program, seed)
 
 
 def test_output_layers_may_have_few_bits_and_odd_events(tmp_path):
@@ -225,9 +216,7 @@ def test_output_layers_may_have_few_bits_and_odd_events(tmp_path):
     detector = detector_of(network, events=5)
     output, attention = (part._replace(w=part.w // 19) for part in (detector.output, detector.attention))
     detector = dataclasses.replace(detector, output=output, attention=attention)
-    codes = all_sorts_of_codes(detector)
-    calls, clip = Program(tmp_path, {"qkd": detector}).run("codes", codes.astype(np.int8))
-    assert_equal_reference(calls, clip, detector, codes)
+    assert_codes_equal_reference(Program(tmp_path, {"qkd": detector}))
 
 
 PAPER = FeatureConfig()
@@ -272,17 +261,17 @@ def test_log_mel_energies_equal_those_of_training_and_codes_follow_from_them(fro
 def test_a_stream_gives_the_steps_of_windows_however_it_is_cut(front_ends, name):
     pcm = sound(4000)
     windows, clip = front_ends.run("windows", pcm / np.float32(32768), name=name)
-    for chunk in (1, front_ends.detectors[name].features.hop_length, 1013, 10_000):
+    hop = front_ends.detectors[name].features.hop_length
+    for chunk in (1, hop, 1013, 10_000):
         calls, clip_of_stream = front_ends.run("stream", pcm, chunk, name=name)
         np.testing.assert_array_equal(clip_of_stream, clip)
         assert calls["steps"].sum() == windows["steps"].sum()
-        np.testing.assert_array_equal(calls[-1]["output"], windows[-1]["output"])
-        np.testing.assert_array_equal(calls[-1]["log_mel"], windows[-1]["log_mel"])
-        if chunk <= front_ends.detectors[name].features.hop_length:
+        for part in ("output", "log_mel"):
+            np.testing.assert_array_equal(calls[-1][part], windows[-1][part])
+        if chunk <= hop:
             assert calls["steps"].max() == 1
-            np.testing.assert_array_equal(
-                calls[calls["steps"] == 1]["output"], windows[windows["steps"] == 1]["output"]
-            )
+            outputs = (each[each["steps"] == 1]["output"] for each in (calls, windows))
+            np.testing.assert_array_equal(*outputs)
 
 
 def test_energies_between_two_codes_are_rounded_to_the_even_one(tmp_path):
@@ -316,9 +305,7 @@ def test_attention_that_grows_and_falls_does_not_overflow(tmp_path):
     codes = all_sorts_of_codes(detector)
     _, _, attentions = reference.advance(detector, reference.start(detector), codes)
     assert np.ptp(attentions) > 200 * 512  # exp in float32 would overflow
-    assert_equal_reference(
-        *Program(tmp_path, {"qkd": detector}).run("codes", codes.astype(np.int8)), detector, codes
-    )
+    assert_codes_equal_reference(Program(tmp_path, {"qkd": detector}))
 
 
 def flash_and_ram(text):
@@ -327,19 +314,15 @@ def flash_and_ram(text):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_flash_and_ram_are_stated(tmp_path, form):
-    detector = random_detector(FORMS[form], mels=33)
+    detector, quant = random_detector(FORMS[form], mels=33), FORMS[form].quant
     flash, ram = flash_and_ram(to_c(detector))
     program = Program(tmp_path, {"qkd": detector}, flags=("-O0",))  # whose compilation checks both
     assert ram - 8 < int(program.output("about").split(b"\0")[0]) <= ram
-    whole = random_detector(with_bits(FORMS[form], 8, FORMS[form].quant.activations), mels=33)
-    rows = sum(
-        w.shape[-1] // 2 * w[..., 0].size  # two codes per byte, except in 8-bit output layers
-        for w in (
-            *(conv.w for conv in detector.front),
-            *(w for layer in detector.lstm for w in (layer.w_h, layer.w_x)),
-        )
-    )
-    assert flash_and_ram(to_c(whole))[0] - flash == (rows if FORMS[form].quant.weights <= 4 else 0)
+    whole = random_detector(with_bits(FORMS[form], 8, quant.activations), mels=33)
+    weights = [conv.w for conv in detector.front] + [w for layer in detector.lstm for w in layer[:2]]
+    # Two codes per byte, except in 8-bit output layers.
+    rows = sum(w.shape[-1] // 2 * w[..., 0].size for w in weights)
+    assert flash_and_ram(to_c(whole))[0] - flash == (rows if quant.weights <= 4 else 0)
 
 
 def test_names_of_events_are_kept(tmp_path):
@@ -361,10 +344,8 @@ def test_floats_are_kept_to_the_last_bit():
         "conv_2_multiplier": detector.front[1].multiplier,
         "lstm_1_x_multiplier": detector.lstm[0].multiplier_x.reshape(4, -1).T.ravel(),
     }.items():
-        numbers = (
-            re.search(rf"qkd_{name}\[{array.size}\] = {{([^}}]*)}}", text)[1].replace("f", "").split(",")
-        )
-        np.testing.assert_array_equal(np.array(numbers, np.float32), array)
+        found = re.search(rf"qkd_{name}\[{array.size}\] = {{([^}}]*)}}", text)[1]
+        np.testing.assert_array_equal(np.float32(found.replace("f", "").split(",")), array)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -380,10 +361,8 @@ def test_the_header_runs_here(tmp_path, form):
         _, output, attention = reference.advance(detector, reference.start(detector), codes)
         outputs, attentions = runner.advance(codes)
         np.testing.assert_array_equal(outputs, output)
-        if attention is None:
-            assert attentions is None
-        else:
-            np.testing.assert_array_equal(attentions, attention)
+        assert (attention is None) == (attentions is None)
+        np.testing.assert_array_equal(attentions, attention)
         samples = sound(20_000, seed) / np.float32(32768)
         expected = reference.clip_logits(detector, reference.input_codes(detector, log_mel(PAPER, samples)))
         # Energies differ in their last bits, so an input code may differ by one.
@@ -408,13 +387,8 @@ def test_other_and_changed_headers_are_refused(tmp_path):
     path, text = tmp_path / "detector.h", to_c(random_detector(PLAIN))
     with pytest.raises(InputError, match=r"detector\.h: expected an exported C header: No such file"):
         load(path)
-    for changed in (
-        "",
-        "int x;\n",
-        text[:-1],
-        text.replace("32767", "32766"),
-        text.replace('"dog"', '"cat"', 1),
-    ):
+    damaged = [text.replace(old, new, 1) for old, new in (("32767", "32766"), ('"dog"', '"cat"'))]
+    for changed in ("", "int x;\n", text[:-1], *damaged):
         path.write_text(changed)
         with pytest.raises(InputError, match=r"detector\.h: expected a C header as exported"):
             load(path)
@@ -434,9 +408,9 @@ def test_a_missing_or_failing_compiler_is_named(tmp_path, monkeypatch):
 
 
 def test_a_compiler_without_march_native_suffices(tmp_path, monkeypatch):
-    script = tmp_path / "compiler"
+    script, path = tmp_path / "compiler", tmp_path / "detector.h"
     script.write_text('#!/bin/sh\ncase "$*" in *native*) echo error >&2; exit 1;; esac\nexec cc "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    (tmp_path / "detector.h").write_text(to_c(random_detector(PLAIN)))
-    assert load(tmp_path / "detector.h").description.name == "qkd"
+    path.write_text(to_c(random_detector(PLAIN)))
+    assert load(path).description.name == "qkd"

@@ -12,7 +12,6 @@ import pytest
 from qkd_jax.config import LSTMConfig, QuantConfig, to_json
 from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LOGIT_EXPONENT
-from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 from qkd_jax.quant.pack import unpack
 from qkd_jax.runtimes import litert
@@ -29,28 +28,27 @@ NETWORKS = pytest.mark.parametrize(
 INT4 = 17  # the number of the type in TFLite's schema
 
 
-def detector_of(network: LSTMConfig) -> Detector:
+def detector_of(network):
     """A random detector whose LSTM forgets, so that a single rounding can't change all later steps.
 
-    A column of each convolution has a negative multiplier, as batch-norm may give, and cells reach their
-    limits.
+    A column of each convolution has a negative multiplier, as batch-norm may give; cells reach their limits.
     """
+
+    def signed(multiplier):
+        return multiplier * np.where(np.arange(len(multiplier)) == 1, -1, 1).astype(np.float32)
+
     detector = random_detector(network)
-    signs = [np.where(np.arange(conv.w.shape[-1]) == 1, -1, 1) for conv in detector.front]
-    front = (
-        conv._replace(multiplier=conv.multiplier * sign.astype(np.float32))
-        for conv, sign in zip(detector.front, signs)
-    )
+    front = (conv._replace(multiplier=signed(conv.multiplier)) for conv in detector.front)
     lstm = (layer._replace(multiplier_h=layer.multiplier_h / 2, cell_exponent=13) for layer in detector.lstm)
     return dataclasses.replace(detector, front=tuple(front), lstm=tuple(lstm))
 
 
 @functools.cache
-def converted(network: LSTMConfig) -> bytes:
+def converted(network):
     return litert.to_litert(detector_of(network))
 
 
-def loaded(content: bytes, folder) -> litert.Runner:
+def loaded(content, folder):
     (folder / "model.tflite").write_bytes(content)
     return litert.load(folder / "model.tflite")
 
@@ -84,10 +82,10 @@ def test_weights_are_the_codes_of_the_detector(network):
         outputs_first = np.moveaxis(codes.reshape(shape), tensor.Quantization().QuantizedDimension(), 0)
         codes_of.append(outputs_first.reshape(len(outputs_first), -1).tolist())
 
-    products = [(layer.w_h, layer.multiplier_h) for layer in detector.lstm]
-    products += [(layer.w_x, layer.multiplier_x) for layer in detector.lstm]
     linear = [detector.output, detector.attention] if detector.attention else [detector.output]
-    products += [(part.w, part.multiplier) for part in (*detector.front, *linear)]
+    products = [(part.w, part.multiplier) for part in (*detector.front, *linear)]
+    for layer in detector.lstm:
+        products += [(layer.w_h, layer.multiplier_h), (layer.w_x, layer.multiplier_x)]
     expected = [
         np.moveaxis(w * np.sign(multiplier), -1, 0).reshape(len(multiplier), -1).tolist()
         for w, multiplier in products
@@ -107,9 +105,7 @@ def test_a_step_differs_by_less_than_a_code_of_h(tmp_path, network):
     codes, scale = reference.input_codes(detector, log_mel), 2.0 ** -(network.quant.activations - 1)
 
     def floats(cells):
-        parts = [
-            (cell.h * scale, cell.c * 2.0**-layer.cell_exponent) for layer, cell in zip(detector.lstm, cells)
-        ]
+        parts = ((cell.h * scale, cell.c / 2.0**13) for cell in cells)
         return tuple(part[None].astype(np.float32) for pair in parts for part in pair)
 
     state, *_ = reference.advance(detector, reference.start(detector), codes[: about.frames - about.hop])
@@ -121,12 +117,9 @@ def test_a_step_differs_by_less_than_a_code_of_h(tmp_path, network):
         off_h += [got - want for got, want in zip(after[::2], floats(state.cells)[::2])]
         off_c += [got - want for got, want in zip(after[1::2], floats(state.cells)[1::2])]
         off_logits.append(joined(logits, attention) - expected)
-        for layer, cell in zip(detector.lstm, after[1::2]):
+        for cell in after[1::2]:
             # Cells are rounded as in integers: differences would add up over a clip.
-            np.testing.assert_array_equal(
-                cell * 2.0**layer.cell_exponent, np.rint(cell * 2.0**layer.cell_exponent)
-            )
-
+            np.testing.assert_array_equal(cell * 2.0**13, np.rint(cell * 2.0**13))
     # Integers round h to its scale; LiteRT rounds it to 1/255 of its range, which is up to 2 wide.
     for off, most in ((off_h, 0.7 * scale), (off_c, scale), (off_logits, 0.02)):
         assert np.sqrt(np.mean(np.square(off))) < most
@@ -184,10 +177,8 @@ def test_the_file_describes_its_use(tmp_path):
 
     detector, runner = detector_of(FRONT), loaded(converted(FRONT), tmp_path)
     signature = Interpreter(str(tmp_path / "model.tflite")).get_signature_runner("step")
-    shapes = {
-        name: item["shape"].tolist()
-        for name, item in (signature.get_input_details() | signature.get_output_details()).items()
-    }
+    details = signature.get_input_details() | signature.get_output_details()
+    shapes = {name: item["shape"].tolist() for name, item in details.items()}
     state = {name: [1, 16] for name in ("h0", "c0", "next_h0", "next_c0")}
     assert shapes == {"frames": [15, 32], "logits": [1, 3], "attention": [1, 3], **state}
     about = runner.description
@@ -200,15 +191,15 @@ def test_the_file_describes_its_use(tmp_path):
 
 
 def test_damage_is_detected(tmp_path):
-    content = converted(PLAIN)
+    content, damaged = converted(PLAIN), []
     for place in [*range(0, len(content), 997), *range(len(content) - 400, len(content), 7), -1]:
-        damaged = bytearray(content)
-        damaged[place] ^= 1
+        damaged.append(bytearray(content))
+        damaged[-1][place] ^= 1
+    others = (b"", content[:-1], content[: len(content) // 2], content + b"\0", content[:-64])
+    for other in (*damaged, *others):
         with pytest.raises(InputError, match=r"model\.tflite: .* found damaged or other content"):
-            loaded(bytes(damaged), tmp_path)
-    for other in (b"", content[:-1], content[: len(content) // 2], content + b"\0", content[:-64]):
-        with pytest.raises(InputError, match="found damaged or other content"):
-            loaded(other, tmp_path)
+            loaded(bytes(other), tmp_path)
+
     for missing, why in ((tmp_path / "none.tflite", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(InputError, match=f"{missing.name}: expected an exported LiteRT model: {why}"):
             litert.load(missing)
@@ -227,11 +218,9 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(libraries.importlib, "import_module", missing)
-    with pytest.raises(
-        InputError, match="LiteRT models: needs litert_converter: pip install --no-deps litert-converter"
+    for library, pip, use in (
+        ("litert_converter", "--no-deps litert-converter", lambda: litert.to_litert(detector_of(PLAIN))),
+        ("ai_edge_litert", r"'qkd_jax\[taggers\]'", lambda: loaded(content, tmp_path)),
     ):
-        litert.to_litert(detector_of(PLAIN))
-    with pytest.raises(
-        InputError, match=r"LiteRT models: needs ai_edge_litert: pip install 'qkd_jax\[taggers\]'"
-    ):
-        loaded(content, tmp_path)
+        with pytest.raises(InputError, match=f"LiteRT models: needs {library}: pip install {pip}"):
+            use()

@@ -13,35 +13,31 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qkd_jax.audio.log_mel_numpy import log_mel
-from qkd_jax.config import EventConfig, FeatureConfig
+from qkd_jax.config import FeatureConfig
 from qkd_jax.config.fields import RuntimeName
 from qkd_jax.detector import reference
 from qkd_jax.detector.stream import push, start
 from qkd_jax.errors import InputError
 from qkd_jax.runtimes import _RUNTIMES, onnx, open_stream, write
 from tests.detectors import DEEP, FRONT, PLAIN, random_detector
+from tests.streams import sound, steps_of, with_history
 
 SAMPLES = 8000
+SOUND = sound(SAMPLES)
 FORMS = {"sparse": PLAIN, "front": FRONT, "deep": DEEP}
 SPARSE = FeatureConfig(win_length=200, hop_length=700, n_fft=256, n_mels=32)
 """Samples between windows are skipped."""
 EXACT = ("numpy", "jax", "onnx", "c")
 TOOLS = {"c": shutil.which("cc"), "litert": importlib.util.find_spec("litert_converter")}
-RUNTIMES = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.skipif(not TOOLS.get(name, True), reason=f"needs the tools for {name}")
-        )
-        for name in (*EXACT, "litert")
-    ],
-)
+
+
+def runtime_with_tools(name):
+    missing = not TOOLS.get(name, True)
+    return pytest.param(name, marks=pytest.mark.skipif(missing, reason=f"needs the tools for {name}"))
+
+
+RUNTIMES = pytest.mark.parametrize("name", [runtime_with_tools(name) for name in (*EXACT, "litert")])
 EACH = pytest.mark.parametrize("form", FORMS)
-
-
-def sound(samples=SAMPLES, seed=0):
-    rng = np.random.default_rng(seed)
-    return (rng.normal(0, 0.2, samples) * np.sin(np.arange(samples) / 900) ** 4).astype(np.float32)
 
 
 @functools.cache
@@ -63,19 +59,6 @@ def detector_of(form, exact=True):
 @functools.cache
 def opened(name, form):
     return open_stream(name, detector_of(form, name in EXACT))
-
-
-def with_history(runtime, seconds):
-    detection = EventConfig(history_seconds=seconds)
-    return runtime._replace(detector=dataclasses.replace(runtime.detector, event_config=detection))
-
-
-def steps_of(runtime, samples, cuts=()):
-    state, logits = start(runtime), []
-    for piece in np.split(samples, sorted(cuts)):
-        state, new = push(runtime, state, piece)
-        logits.append(new)
-    return np.concatenate(logits)
 
 
 @EACH
@@ -100,14 +83,14 @@ def test_steps_equal_the_references(name, form):
 @pytest.mark.parametrize("history", [None, 0.13])
 def test_steps_are_the_same_bits_however_the_stream_is_cut(name, form, history):
     runtime = with_history(opened(name, form), history)
-    whole = steps_of(runtime, sound())
+    whole = steps_of(runtime, SOUND)
     assert len(whole) == runtime.detector.network.steps(runtime.detector.features.frames(SAMPLES))
 
     @settings(deadline=None, max_examples=3)
     @example(cuts=range(0, SAMPLES, 70))
     @given(cuts=st.lists(st.integers(0, SAMPLES), max_size=8))
     def check(cuts):
-        np.testing.assert_array_equal(steps_of(runtime, sound(), cuts), whole)
+        np.testing.assert_array_equal(steps_of(runtime, SOUND, cuts), whole)
 
     check()
 
@@ -125,7 +108,7 @@ def test_with_a_history_steps_are_numpys(name):
 @RUNTIMES
 def test_streams_take_turns(name):
     """A runtime holds no state of a stream: two interleaved streams give what each gives alone."""
-    runtime, sounds = opened(name, "deep"), [sound(seed=seed) for seed in (1, 2)]
+    runtime, sounds = opened(name, "deep"), [sound(SAMPLES, seed) for seed in (1, 2)]
     states, logits = [start(runtime)] * 2, ([], [])
     for begin in range(0, SAMPLES, 800):
         for index, samples in enumerate(sounds):
@@ -152,4 +135,4 @@ def test_the_step_file_of_onnx_is_a_stream(tmp_path):
     detector = detector_of("front")
     write("onnx", detector, tmp_path / "a.onnx")
     runtime = onnx.open_step(detector, tmp_path / "a-step.onnx")
-    np.testing.assert_array_equal(steps_of(runtime, sound()), steps_of(opened("onnx", "front"), sound()))
+    np.testing.assert_array_equal(steps_of(runtime, SOUND), steps_of(opened("onnx", "front"), SOUND))
