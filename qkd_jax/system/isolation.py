@@ -54,7 +54,8 @@ def _main(module: str, path: str, *more: str) -> None:
     try:
         importlib.import_module(module).run_once(Path(path), *more)
     except InputError as error:
-        # On a line of its own, because the library may have printed too.
+        # On a line of its own, after whatever the library has printed.
+        sys.stdout.flush()
         sys.stdout.buffer.write(f"\n{error}".encode())
         sys.exit(_REFUSED)
 
