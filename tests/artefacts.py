@@ -70,40 +70,25 @@ def as_version_1(data):
     return sealed(joined(header | {"__metadata__": metadata}, tensors))
 
 
-def mutate_length(rng, data):
-    known = (0, 1, 2, 7, len(data), len(data) - 8, 1 << 16, 1 << 20, 1 << 31, 1 << 60, (1 << 64) - 1)
-    return struct.pack("<Q", rng.choice((*known, rng.randrange(1 << 64)))) + data[8:]
-
-
-def blown_up(rng, data):
-    """A header that expands to far more than its size."""
-    text = bomb(rng)
-    return joined(rng.choice((text, f'{{"__metadata__":{text}', f'{{"__metadata__":{{"a":"{text}')), data)
-
-
-def mutate_array(rng, data):
-    """Replace the first number of a tensor by an extreme one."""
-    names = [
-        name for name in split(data)[0] if name.endswith(("multiplier", "bias", "_x", "_h", "mean", "std"))
-    ]
-    floats = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -1, 0])
-    return with_array(data, rng.choice(names), rng.choice((*floats, np.int32(-(2**31)))))
-
-
 def mutated(rng, files):
     data = rng.choice(files)
     cut = rng.choice((rng.randrange(len(data)), rng.randrange(16)))
     other = rng.choice(files)
     header, tensors = split(data)
+    endings = ("multiplier", "bias", "_x", "_h", "mean", "std")
+    names = [name for name in header if name.endswith(endings)]
+    numbers = (*np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -1, 0]), np.int32(-(2**31)))
+    lengths = (0, 1, 2, 7, len(data), len(data) - 8, 1 << 16, 1 << 20, 1 << 31, 1 << 60, (1 << 64) - 1)
+    places = ("", '{"__metadata__":', '{"__metadata__":{"a":"')
     make, weight = zip(
         (lambda: mutate_bytes(rng, data), 1),
         (lambda: data[:cut], 1),
         (lambda: data + rng.randbytes(rng.choice((1, 8, 1000))), 1),
         (lambda: data[:cut] + other[rng.randrange(len(other)) :], 1),
-        (lambda: mutate_length(rng, data), 1),
-        (lambda: blown_up(rng, data), 1),
+        (lambda: struct.pack("<Q", rng.choice((*lengths, rng.randrange(1 << 64)))) + data[8:], 1),
+        (lambda: joined("".join((bomb(rng), rng.choice(places))[::-1]), data), 1),
         (lambda: sealed(joined(header, mutate_bytes(rng, tensors))), 1),
-        (lambda: mutate_array(rng, data), 2),
+        (lambda: with_array(data, rng.choice(names), rng.choice(numbers)), 2),
         (lambda: with_header(data, lambda header: mutate_tree(rng, header)), 3),
         (lambda: with_document(data, lambda document: mutate_tree(rng, document)), 2),
         (lambda: with_document(data, lambda document: mutate_tree(rng, document["detector"])), 4),

@@ -7,7 +7,7 @@ import signal
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import pytest
@@ -23,35 +23,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def tiny_config():
     """The function (folder, **changes) -> settings of a run on a few synthesised clips; it takes seconds."""
-    from qkd_jax.config import (
-        ClipRecipe,
-        DemoData,
-        DenseNetConfig,
-        FeatureConfig,
-        LSTMConfig,
-        ModelConfig,
-        QuantConfig,
-        RunConfig,
-    )
+    import qkd_jax.config as cfg
 
-    four = QuantConfig(weights=4, activations=4, gates=4, cell=16, output=8, ranges="channel")
-    config = RunConfig(
+    four = cfg.QuantConfig(weights=4, activations=4, gates=4, cell=16, output=8, ranges="channel")
+    densenet = cfg.DenseNetConfig(blocks=(1, 1), growth=4, stem=4)
+    lstm = cfg.LSTMConfig(convolutions=(3, 4), time_strides=1, hidden_size=4, quant=four)
+    models = {
+        "teacher": cfg.ModelConfig(network=densenet, learning_rate=1e-3),
+        "plain": cfg.ModelConfig(network=cfg.LSTMConfig(hidden_size=4)),
+        "four": cfg.ModelConfig(network=lstm, teachers=("teacher",)),
+    }
+    config = cfg.RunConfig(
         name="tiny",
-        features=FeatureConfig(n_mels=8),
-        data=DemoData(clip_seconds=0.4, counts=(24, 16, 20)),
-        recipe=ClipRecipe(batch_size=8, epochs=2),
-        models={
-            "teacher": ModelConfig(
-                network=DenseNetConfig(blocks=(1, 1), growth=4, stem=4), learning_rate=1e-3
-            ),
-            "plain": ModelConfig(network=LSTMConfig(hidden_size=4)),
-            "four": ModelConfig(
-                network=LSTMConfig(convolutions=(3, 4), time_strides=1, hidden_size=4, quant=four),
-                teachers=("teacher",),
-            ),
-        },
+        features=cfg.FeatureConfig(n_mels=8),
+        data=cfg.DemoData(clip_seconds=0.4, counts=(24, 16, 20)),
+        recipe=cfg.ClipRecipe(batch_size=8, epochs=2),
+        models=models,
     )
-    return lambda folder, **changes: dataclasses.replace(config, runs=str(folder), **changes)
+    return lambda folder, **changes: replace(config, runs=str(folder), **changes)
 
 
 @pytest.fixture(scope="session")

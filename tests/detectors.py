@@ -1,6 +1,6 @@
 """Detectors with random codes, and inputs for them."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,17 +8,16 @@ from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector.codes import CONV_GUARD_BITS, LOGIT_EXPONENT, ConvCodes, LinearCodes, LSTMCodes
 from qkd_jax.detector.detector import Detector
 
-PLAIN = LSTMConfig(hidden_size=24, quant=QuantConfig.integer(8))
+INTEGER = QuantConfig.integer
+PLAIN = LSTMConfig(hidden_size=24, quant=INTEGER(8))
 """As in the paper: one layer, and the last state is read."""
 
-FRONT = LSTMConfig(
-    convolutions=(4, 6, 8), time_strides=2, hidden_size=16, pooling="attention", quant=QuantConfig.integer(4)
-)
+STRIDES = {"convolutions": (4, 6, 8), "time_strides": 2}
+FRONT = LSTMConfig(hidden_size=16, pooling="attention", quant=INTEGER(4), **STRIDES)
 """Convolutions in front, with strides 2, 2 and 1 in time."""
 
-DEEP = LSTMConfig(
-    convolutions=(4,), layers=2, hidden_size=12, pooling="mean", quant=QuantConfig.integer(3, activations=5)
-)
+ODD = INTEGER(3, activations=5)
+DEEP = LSTMConfig(convolutions=(4,), layers=2, hidden_size=12, pooling="mean", quant=ODD)
 """Two layers behind a convolution of stride 1, with odd numbers of bits."""
 
 FORMS = {"plain": PLAIN, "front": FRONT, "deep": DEEP}
@@ -55,16 +54,10 @@ def random_detector(network: LSTMConfig, *, seed: int = 0, mels: int = 32, event
         columns = 4 * hidden
         offsets = bias(columns, 1.0 * 2**LOGIT_EXPONENT)
         offsets[:hidden] += 3 << LOGIT_EXPONENT  # forget gates near 1
-        lstm.append(
-            LSTMCodes(
-                codes((hidden, columns), largest),
-                codes((inputs, columns), largest),
-                multiplier(hidden, columns, half / 2, 1.5 * 2**LOGIT_EXPONENT),
-                multiplier(inputs, columns, spread, 2.0 * 2**LOGIT_EXPONENT),
-                offsets,
-                (10, 7)[index % 2],
-            )
-        )
+        weights = codes((hidden, columns), largest), codes((inputs, columns), largest)
+        of_h = multiplier(hidden, columns, half / 2, 1.5 * 2**LOGIT_EXPONENT)
+        of_x = multiplier(inputs, columns, spread, 2.0 * 2**LOGIT_EXPONENT)
+        lstm.append(LSTMCodes(*weights, of_h, of_x, offsets, (10, 7)[index % 2]))
         inputs, spread = hidden, half / 2
 
     def linear():
@@ -90,11 +83,10 @@ def random_codes(detector: Detector, frames: int, *, seed: int = 1) -> np.ndarra
     """Input codes that wander, and at times all lie at an end of their range."""
     rng = np.random.default_rng(seed)
     half = 2 ** (detector.network.quant.activations - 1)
-    steps = rng.normal(0, half / 3, (frames, detector.features.n_mels)) + half / 2 * np.sin(
-        np.arange(frames)[:, None] / 7
-    )
+    wave = half / 2 * np.sin(np.arange(frames)[:, None] / 7)
+    steps = rng.normal(0, half / 3, (frames, detector.features.n_mels)) + wave
     return np.clip(np.rint(steps), -half, half - 1).astype(np.int32)
 
 
 def with_bits(network: LSTMConfig, weights: int, activations: int = 8) -> LSTMConfig:
-    return dataclasses.replace(network, quant=QuantConfig.integer(weights, activations))
+    return replace(network, quant=QuantConfig.integer(weights, activations))

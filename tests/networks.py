@@ -27,8 +27,7 @@ def shaken(variables):
     rng = np.random.default_rng(0)
     draws = {
         "scale": lambda shape: rng.normal(1, 0.3, shape),
-        "bias": lambda shape: rng.normal(0, 0.3, shape),
-        "mean": lambda shape: rng.normal(0, 0.3, shape),
+        **dict.fromkeys(("bias", "mean"), lambda shape: rng.normal(0, 0.3, shape)),
         "var": lambda shape: rng.uniform(0.5, 2, shape),
         "std": lambda shape: rng.uniform(1, 3, shape),
     }
@@ -44,3 +43,17 @@ def parameters(config, shape, events=3):
     model = build_model(config, events)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def timed_batch(kinds, frames, events=2, **more):
+    """Random targets of clips with strong labels (s), weak labels (w) or none (u), and the arrays given."""
+    rng, clips = np.random.default_rng(1), len(kinds)
+    targets = {
+        "strong": rng.random((clips, frames, events)) < 0.25,
+        "weak": rng.random((clips, events)) < 0.5,
+        "has_strong": [kind == "s" for kind in kinds],
+        "has_weak": [kind == "w" for kind in kinds],
+        "teacher": rng.random((clips, frames, events)),
+        "teacher_clip": rng.random((clips, events)),
+    }
+    return {key: jnp.asarray(value, jnp.float32) for key, value in (targets | more).items()}

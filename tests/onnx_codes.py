@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LOGIT_EXPONENT
@@ -57,7 +58,7 @@ def stream(detector, model, pieces):
     state, steps = {name: np.zeros(detector.network.hidden_size, np.int32) for name in names}, []
     for piece in pieces:
         step = dict(zip(outputs, session.run(None, {first: piece} | state)))
-        np.testing.assert_allclose(step["probabilities"], 1 / (1 + np.exp(-step["logits"])), atol=1e-6)
+        assert_allclose(step["probabilities"], 1 / (1 + np.exp(-step["logits"])), atol=1e-6)
         state = {name: step[f"next_{name}"] for name in names}
         steps.append((step["logits"], step.get("attention"), [state[name] for name in names]))
     logits, attention, states = zip(*steps)
@@ -81,14 +82,14 @@ def assert_same(detector, clip, step, codes):
     """Assert that the models `clip`, and `step` over a stream, compute the reference's codes from `codes`."""
     outputs, attention, cells = reference_codes(detector, codes)
     clip_outputs, clip_attention, h, logits = clip_codes(detector, clip, codes)
-    np.testing.assert_array_equal(clip_outputs, outputs)
-    np.testing.assert_array_equal(np.array(h), cells[:, ::2].swapaxes(0, 1))
-    np.testing.assert_allclose(logits, reference.clip_logits(detector, codes), rtol=1e-6, atol=1e-6)
+    assert_array_equal(clip_outputs, outputs)
+    assert_array_equal(np.array(h), cells[:, ::2].swapaxes(0, 1))
+    assert_allclose(logits, reference.clip_logits(detector, codes), rtol=1e-6, atol=1e-6)
     frames, hop = detector.network.receptive_field, detector.network.stride
     pieces = np.lib.stride_tricks.sliding_window_view(codes.astype(np.float32), frames, axis=0)
     streamed = stream(detector, from_codes(step), pieces.swapaxes(1, 2)[::hop])
-    np.testing.assert_array_equal(streamed[0], outputs)
-    np.testing.assert_array_equal(streamed[2], cells)
+    assert_array_equal(streamed[0], outputs)
+    assert_array_equal(streamed[2], cells)
     if attention is not None:
-        np.testing.assert_array_equal(clip_attention, attention)
-        np.testing.assert_array_equal(streamed[1], attention)
+        assert_array_equal(clip_attention, attention)
+        assert_array_equal(streamed[1], attention)

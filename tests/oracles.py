@@ -36,17 +36,10 @@ def librosa_log_mel(waveform, config):
     """Log-mel energies by librosa, in float64 [frames, mels]."""
     # librosa centres a window in its FFT frame: padding by the difference aligns it with ours.
     padded = np.pad(np.asarray(waveform, np.float64), (config.n_fft - config.win_length) // 2)
-    spectrum = librosa.stft(
-        padded, n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length, center=False
-    )
-    basis = librosa.filters.mel(
-        sr=config.sample_rate,
-        n_fft=config.n_fft,
-        n_mels=config.n_mels,
-        fmin=config.fmin,
-        fmax=config.fmax,
-        dtype=np.float64,
-    )
+    window = {"n_fft": config.n_fft, "win_length": config.win_length, "hop_length": config.hop_length}
+    spectrum = librosa.stft(padded, center=False, **window)
+    mels = {"n_mels": config.n_mels, "fmin": config.fmin, "fmax": config.fmax, "dtype": np.float64}
+    basis = librosa.filters.mel(sr=config.sample_rate, n_fft=config.n_fft, **mels)
     return np.log(basis @ np.abs(spectrum) ** 2 + config.floor).T
 
 

@@ -4,8 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import qkd_jax
 from qkd_jax.commands.cli import COMMANDS, load_preset, preset_paths
 from qkd_jax.commands.detect import DetectOptions
 from qkd_jax.commands.detect import _files_and_flags as files_and_flags
@@ -19,6 +22,7 @@ from tests.detectors import FRONT, random_detector
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
 USED = [page for page in PAGES if page.name != "CHANGELOG.md"]  # the changelog names flags of the past
 
 
@@ -53,11 +57,10 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_linked():
-    readme = (ROOT / "README.md").read_text()
     pages = [f"docs/{page.name}" for page in PAGES if page.parent == ROOT / "docs"]
     assert pages
     for page in pages:
-        assert f"({page}" in readme, f"README.md does not link to {page}"
+        assert f"({page}" in README, f"README.md does not link to {page}"
 
 
 @pytest.mark.parametrize("command", commands())
@@ -69,21 +72,16 @@ def test_commands_exist_with_their_settings(command):
         preset = load_preset(arguments[0] if named else "demo")
         teachers, settings = take("--teacher", arguments[named:])
         override(with_teachers(preset, teachers) if teachers else preset, settings)
-    elif name == "eval":
-        override(EvaluateOptions(), arguments[1:])
-    elif name == "export":
-        override(ExportOptions(), arguments[1:])
+    elif name in ("eval", "export"):
+        override({"eval": EvaluateOptions, "export": ExportOptions}[name](), arguments[1:])
     elif name == "detect":
         files, settings = files_and_flags(arguments)
         assert len(files) >= 2
         override(DetectOptions(), settings)
 
 
-def test_all_kinds_of_commands_are_shown():
+def test_settings_in_the_text_exist_and_all_kinds_of_commands_are_shown():
     assert {command.split()[1] for command in commands()} >= {"train", "eval", "export", "detect"}
-
-
-def test_settings_in_the_text_exist():
     configs: list = [*map(load_preset, preset_paths()), EvaluateOptions(), DetectOptions(), ExportOptions()]
     configs += [RunConfig(data=ManifestData()), RunConfig(data=DESEDData())]
     known = {name for config in configs for name in flags(config)}
@@ -101,3 +99,25 @@ def test_code_of_the_page_for_jax_runs(tmp_path):
         exec(code, names)
     assert names["outputs"].shape == (1, 20, 32)
     compile(training, "docs/jax.md", "exec")  # trains the demo
+
+
+def test_the_example_of_the_readme_trains():
+    (code,) = blocks(README, "python")
+    names = {}
+    exec(code, names)
+    x = jax.random.normal(jax.random.key(2), (8, 20, 40))
+    y = jnp.tile(jnp.array([[0.0, 1.0, 1.0]]), (8, 1))
+    params, opt_state = names["params"], names["optimizer"].init(names["params"])
+    values = []
+    for _ in range(30):
+        params, opt_state, value = names["train_step"](params, opt_state, x, y)
+        values.append(float(value))
+    assert values[-1] < 0.95 * values[0]
+    moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), params, names["params"])
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_the_table_of_functions_lists_the_public_ones():
+    table = README[README.index("| function | does |") :].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:])))
+    assert named == set(qkd_jax.__all__) - {"QuantConfig", "FeatureConfig"}

@@ -64,26 +64,20 @@ def test_each_kind_of_error_says_what_was_expected_and_found(hint, value, messag
     assert caught.value.errors()[0]["msg"] not in message
 
 
-def test_several_errors_are_one_line_and_our_own_stay_as_they_are():
+def text_of(make, *arguments):
     with pytest.raises(pydantic.ValidationError) as caught:
-        ManifestData(root=1, clip_seconds=-1.0)
+        make(*arguments)
+    return explain(caught.value)
+
+
+def test_several_errors_are_one_line_and_ours_and_pydantic_s_stay_as_they_are():
     expected = "root: expected text, got 1; clip_seconds: expected more than 0, got -1.0"
-    assert explain(caught.value) == expected
-    with pytest.raises(pydantic.ValidationError) as caught:
-        RunConfig(data=ManifestData(clip_seconds=0.01))
-    assert explain(caught.value) == "data.clip_seconds: expected at least one window (0.025 s), got 0.01"
-
-
-def test_json_that_is_none():
-    with pytest.raises(pydantic.ValidationError) as caught:
-        pydantic.TypeAdapter(dict).validate_json("{")
-    assert explain(caught.value).startswith("expected valid JSON: EOF while parsing")
-
-
-def test_an_error_without_a_text_of_ours_has_pydantic_s():
-    with pytest.raises(pydantic.ValidationError) as caught:
-        pydantic.TypeAdapter(pydantic.UUID4).validate_python("x")
-    assert explain(caught.value).endswith(", got 'x'")
+    assert text_of(lambda: ManifestData(root=1, clip_seconds=-1.0)) == expected
+    short = text_of(lambda: RunConfig(data=ManifestData(clip_seconds=0.01)))
+    assert short == "data.clip_seconds: expected at least one window (0.025 s), got 0.01"
+    json = text_of(pydantic.TypeAdapter(dict).validate_json, "{")
+    assert json.startswith("expected valid JSON: EOF while parsing")
+    assert text_of(pydantic.TypeAdapter(pydantic.UUID4).validate_python, "x").endswith(", got 'x'")
 
 
 def test_lines_of_an_error_are_printable_and_short():

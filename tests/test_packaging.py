@@ -13,17 +13,10 @@ import qkd_jax
 
 ROOT = Path(__file__).parents[1]
 FILES = {
-    "qkd_jax": (
-        ROOT,
-        ["qkd_jax/data/sources/demo.py", "qkd_jax/models/lstm.py", "qkd_jax/evaluation/report.html.jinja"],
-        [],
-    ),
-    "qkd_jax_detect": (
-        ROOT / "packaging" / "detect",
-        [],
-        ["qkd_jax/models/", "qkd_jax/training/", "qkd_jax/data/", "qkd_jax/evaluation/"],
-    ),
+    "qkd_jax": (ROOT, "data/sources/demo.py models/lstm.py evaluation/report.html.jinja", ""),
+    "qkd_jax_detect": (ROOT / "packaging" / "detect", "", "models/ training/ data/ evaluation/"),
 }
+"""Of each distribution: its folder, some of the files in it, and folders that it lacks."""
 COPIED = {"qkd_jax", "configs", "packaging", "pyproject.toml", "README.md", "LICENSE"}
 NEEDED = {"jinja2", "numpy", "pydantic", "safetensors", "soundfile", "soxr"}
 
@@ -31,9 +24,8 @@ NEEDED = {"jinja2", "numpy", "pydantic", "safetensors", "soundfile", "soxr"}
 @pytest.fixture(scope="module", params=FILES)
 def wheel(request, tmp_path_factory):
     """A wheel, and which it is; built offline, in a copy, so that the clone stays as it is."""
-    pytest.importorskip(
-        "setuptools", "77", reason="needs setuptools of 77 or newer to build without a network"
-    )
+    reason = "needs setuptools of 77 or newer to build without a network"
+    pytest.importorskip("setuptools", "77", reason=reason)
     folder = tmp_path_factory.mktemp("wheel")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(command, cwd=ROOT, capture_output=True)
@@ -52,15 +44,10 @@ def wheel(request, tmp_path_factory):
     return request.param, zipfile.ZipFile(built)
 
 
-def metadata(wheel):
-    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-    return email.message_from_bytes(wheel.read(name))
-
-
 def test_a_wheel_has_the_package_the_presets_and_the_command(wheel):
     name, archive = wheel
     names = set(archive.namelist())
-    _, there, absent = FILES[name]
+    there, absent = ([f"qkd_jax/{file}" for file in files.split()] for files in FILES[name][1:])
     presets = {f"qkd_jax/presets/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     common = {"qkd_jax/py.typed", "qkd_jax/commands/detect.py", "qkd_jax/runtimes/detector.h.jinja"}
     assert names >= presets | common | set(there)
@@ -76,7 +63,8 @@ def test_a_wheel_has_the_package_the_presets_and_the_command(wheel):
 
 def test_the_version_is_the_package_s_and_a_device_needs_little(wheel):
     name, archive = wheel
-    about = metadata(archive)
+    [file] = [file for file in archive.namelist() if file.endswith(".dist-info/METADATA")]
+    about = email.message_from_bytes(archive.read(file))
     assert (about["Name"], about["Version"]) == (name, qkd_jax.__version__)
     needed = {re.match(r"[\w-]+", line)[0] for line in about.get_all("Requires-Dist") if "extra" not in line}
     assert needed == NEEDED if name == "qkd_jax_detect" else needed > NEEDED

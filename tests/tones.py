@@ -1,32 +1,20 @@
 """Events that a model learns in seconds: tones in noise, and a run on them."""
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import soundfile
 
-from qkd_jax.config import (
-    AugmentConfig,
-    CRNNConfig,
-    DESEDData,
-    EventObjective,
-    EventRecipe,
-    FeatureConfig,
-    LSTMConfig,
-    ModelConfig,
-    QuantConfig,
-    RunConfig,
-)
+import qkd_jax.config as cfg
+from qkd_jax.config import EventObjective, ModelConfig, QuantConfig
 
 RATE, SECONDS = 8000, 1.0
 PITCHES = {"low": 500.0, "high": 2000.0}
-FEATURES = FeatureConfig(
-    sample_rate=RATE, win_length=256, hop_length=128, n_fft=256, n_mels=8, fmin=100.0, fmax=4000.0
-)
-CRNN = CRNNConfig(
-    trunk="se", channels=(4,), pools=((2, 4),), hidden_size=4, layers=1, bidirectional=False, dropout=0.1
-)
-LSTM = LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="attention")
+WINDOW = {"win_length": 256, "hop_length": 128, "n_fft": 256}
+FEATURES = cfg.FeatureConfig(sample_rate=RATE, n_mels=8, fmin=100.0, fmax=4000.0, **WINDOW)
+SMALL = {"channels": (4,), "pools": ((2, 4),), "hidden_size": 4, "layers": 1}
+CRNN = cfg.CRNNConfig(trunk="se", bidirectional=False, dropout=0.1, **SMALL)
+LSTM = cfg.LSTMConfig(convolutions=(4,), time_strides=1, hidden_size=4, pooling="attention")
 
 
 def write_clip(path, rng):
@@ -59,33 +47,26 @@ def write_tones(root):
 
 def config_of(root, runs, **changes):
     """A run of four models, with all kinds of teachers, starts and updates."""
-    guided = EventObjective(update="mean_step", embeddings="first")
+    guided, ste = EventObjective(update="mean_step", embeddings="first"), EventObjective(update="ema_ste")
+    fine_tuned = {"learning_rate": 0.01, "objective": guided}
+    four = replace(CRNN, quant=QuantConfig.paper(4))
+    lstm_8 = LSTM.quantized(QuantConfig.integer(8))
+    both = ("first", "four")
     models = {
         "first": ModelConfig(network=CRNN, learning_rate=0.02),
-        "four": ModelConfig(
-            network=dataclasses.replace(CRNN, quant=QuantConfig.paper(4)),
-            teachers=("first",),
-            start="first",
-            learning_rate=0.01,
-            objective=guided,
-        ),
-        "lstm": ModelConfig(
-            network=LSTM,
-            teachers=("first", "four"),
-            learning_rate=0.02,
-            objective=EventObjective(update="ema_ste"),
-        ),
-        "lstm-8": ModelConfig(
-            network=LSTM.quantized(QuantConfig.integer(8)), start="lstm", learning_rate=0.005
-        ),
+        "four": ModelConfig(network=four, teachers=("first",), start="first", **fine_tuned),
+        "lstm": ModelConfig(network=LSTM, teachers=both, learning_rate=0.02, objective=ste),
+        "lstm-8": ModelConfig(network=lstm_8, start="lstm", learning_rate=0.005),
     }
-    config = RunConfig(
+    events, data = tuple(PITCHES), {"strong": 24, "weak": 24, "clip_seconds": SECONDS}
+    sizes = {"strong": 8, "weak": 4, "unlabelled": 4}
+    config = cfg.RunConfig(
         name="tones",
         runs=str(runs),
         features=FEATURES,
-        data=DESEDData(root=str(root), strong=24, weak=24, clip_seconds=SECONDS, events=tuple(PITCHES)),
-        recipe=EventRecipe(strong=8, weak=4, unlabelled=4, epochs=12, ema_decay=0.8, ramp=0.1, median=3),
-        augment=AugmentConfig(mixup=0.2, mixup_share=0.3, time_shift=0.1),
+        data=cfg.DESEDData(root=str(root), events=events, **data),
+        recipe=cfg.EventRecipe(epochs=12, ema_decay=0.8, ramp=0.1, median=3, **sizes),
+        augment=cfg.AugmentConfig(mixup=0.2, mixup_share=0.3, time_shift=0.1),
         models=models,
     )
-    return dataclasses.replace(config, **changes)
+    return replace(config, **changes)

@@ -1,47 +1,31 @@
 """Runs to override and to explain: of clips, and of timed events."""
 
-from qkd_jax.config import (
-    ClipRecipe,
-    CRNNConfig,
-    DemoData,
-    DenseNetConfig,
-    DESEDData,
-    EventObjective,
-    EventRecipe,
-    LSTMConfig,
-    ModelConfig,
-    QuantConfig,
-    RunConfig,
-)
+import qkd_jax.config as cfg
+from qkd_jax.config import ModelConfig
 
-_LSTM = LSTMConfig(convolutions=(8, 16, 24), time_strides=2, hidden_size=24, pooling="attention")
-CLIPS = RunConfig(
+_LSTM = cfg.LSTMConfig(convolutions=(8, 16, 24), time_strides=2, hidden_size=24, pooling="attention")
+_FOUR = _LSTM.quantized(cfg.QuantConfig.integer(4))
+_DENSENET = cfg.DenseNetConfig(blocks=(2, 2, 2), growth=12, stem=16)
+_FINE_TUNED = {"teachers": ("teacher",), "start": "distilled", "learning_rate": 1e-3}
+CLIPS = cfg.RunConfig(
     name="demo",
-    data=DemoData(clip_seconds=2.0, events=("bell",)),
-    recipe=ClipRecipe(epochs=12),
+    data=cfg.DemoData(clip_seconds=2.0, events=("bell",)),
+    recipe=cfg.ClipRecipe(epochs=12),
     models={
-        "teacher": ModelConfig(network=DenseNetConfig(blocks=(2, 2, 2), growth=12, stem=16), epochs=8),
+        "teacher": ModelConfig(network=_DENSENET, epochs=8),
         "plain": ModelConfig(network=_LSTM),
         "distilled": ModelConfig(network=_LSTM, teachers=("teacher",)),
-        "distilled-4": ModelConfig(
-            network=_LSTM.quantized(QuantConfig.integer(4)),
-            teachers=("teacher",),
-            start="distilled",
-            learning_rate=1e-3,
-        ),
+        "distilled-4": ModelConfig(network=_FOUR, **_FINE_TUNED),
     },
 )
-EVENTS = RunConfig(
+_MEAN_STEP = {"teachers": ("teacher",), "objective": cfg.EventObjective(update="mean_step")}
+EVENTS = cfg.RunConfig(
     name="desed",
-    data=DESEDData(),
-    recipe=EventRecipe(),
+    data=cfg.DESEDData(),
+    recipe=cfg.EventRecipe(),
     models={
-        "baseline": ModelConfig(network=CRNNConfig()),
-        "teacher": ModelConfig(network=CRNNConfig.se(32)),
-        "student": ModelConfig(
-            network=CRNNConfig.se_third(),
-            teachers=("teacher",),
-            objective=EventObjective(update="mean_step"),
-        ),
+        "baseline": ModelConfig(network=cfg.CRNNConfig()),
+        "teacher": ModelConfig(network=cfg.CRNNConfig.se(32)),
+        "student": ModelConfig(network=cfg.CRNNConfig.se_third(), **_MEAN_STEP),
     },
 )

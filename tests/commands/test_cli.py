@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import qkd_jax
-from qkd_jax.commands import cli
+from qkd_jax.commands import cli, presets
 from qkd_jax.commands.cli import COMMANDS, load_preset, main, preset_paths, run, run_command
 from qkd_jax.errors import InputError
+from tests.faults import refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,31 +34,27 @@ def test_help_fits_a_screen_and_names_every_command(capsys):
         assert re.search(rf"^  {name}\b", once, flags=re.M)
 
 
-def test_the_version_is_the_package_s(capsys):
+def test_the_version_is_the_package_s_and_an_unknown_command_is_one_line(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"qkd_jax {qkd_jax.__version__}\n"
-
-
-def test_an_unknown_command_is_one_line(capsys):
     assert main(["listen\n"]) == 2
     expected = "error: expected a command (train, eval, export, detect, presets), got 'listen?'\n"
     assert capsys.readouterr() == ("", expected)
 
 
+def imports(monkeypatch, main, module=""):
+    """Give every module that the command imports, if its name ends like that, this `main`."""
+    found = SimpleNamespace(main=main)
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: found if name.endswith(module) else 1)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_called_by_what_was_typed(name, monkeypatch):
     calls = []
-
-    class Module:
-        main = staticmethod(lambda arguments, prog: calls.append((arguments, prog)))
-
-    module = COMMANDS[name].module
-    monkeypatch.setattr(
-        cli.importlib, "import_module", lambda found: Module if found.endswith(f".{module}") else 1
-    )
-    assert (
-        main([name, "x", "--y"]) == main([name], "python -m qkd_jax") == run(name, ["z"], f"{name}.py") == 0
-    )
+    imports(monkeypatch, lambda *arguments: calls.append(arguments), f".{COMMANDS[name].module}")
+    assert main([name, "x", "--y"]) == 0
+    assert main([name], "python -m qkd_jax") == 0
+    assert run(name, ["z"], f"{name}.py") == 0
     assert calls == [
         (["x", "--y"], f"qkd-jax {name}"),
         ([], f"python -m qkd_jax {name}"),
@@ -80,7 +78,7 @@ def test_the_scripts_at_the_top_are_commands():
         assert f'run("{name}", sys.argv[1:], "{name}.py")' in text and len(text.splitlines()) < 12
 
 
-def fails(name):
+def lacking(name):
     def main(arguments, prog):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -88,32 +86,23 @@ def fails(name):
 
 
 def test_the_distribution_for_devices_says_what_it_lacks(monkeypatch, capsys):
-    class Module:
-        main = staticmethod(fails("qkd_jax.training"))
-
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Module)
+    imports(monkeypatch, lacking("qkd_jax.training"))
     monkeypatch.setattr(cli, "_installed", lambda name: name == cli.DEVICE)
     assert main(["train"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: qkd-jax train needs the whole package (qkd_jax.training is missing): pip ")
-    assert said.endswith("pip uninstall qkd_jax_detect && pip install qkd_jax\n")
-    Module.main = staticmethod(fails("jax"))
-    monkeypatch.setattr(cli, "_installed", lambda name: False)
-    assert main(["train"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: qkd-jax train needs jax, which is not installed: pip install -e .\n"
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: qkd-jax train needs the whole package (qkd_jax.training is missing): pip "
     )
-
-
-def test_a_missing_module_of_our_own_is_not_hidden(monkeypatch):
-    class Module:
-        main = staticmethod(fails("qkd_jax.training"))
-
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Module)
+    assert error.endswith("pip uninstall qkd_jax_detect && pip install qkd_jax\n")
+    # A missing module of our own is no fault of the installation.
     monkeypatch.setattr(cli, "_installed", lambda name: name == cli.WHOLE)
     with pytest.raises(ModuleNotFoundError):
         main(["train"])
+    imports(monkeypatch, lacking("jax"))
+    monkeypatch.setattr(cli, "_installed", lambda name: False)
+    assert main(["train"]) == 2
+    expected = "error: qkd-jax train needs jax, which is not installed: pip install -e .\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_two_distributions_at_once_are_refused(monkeypatch, capsys):
@@ -123,27 +112,25 @@ def test_two_distributions_at_once_are_refused(monkeypatch, capsys):
 
 
 def test_presets_are_found_by_name_and_files_by_path(tmp_path):
-    assert list(preset_paths()) == ["audioset", "demo", "desed", "paper", "small"]
-    with pytest.raises(
-        InputError, match=r"PRESET: expected audioset, demo, desed, paper, small, or a \.py .*'pape'"
-    ):
+    names = ["audioset", "demo", "desed", "paper", "small"]
+    assert list(preset_paths()) == [load_preset(name).name for name in names] == names
+    with refused(r"PRESET: expected audioset, demo, desed, paper, small, or a \.py .*'pape'"):
         load_preset("pape")
-    with pytest.raises(InputError, match=r"or a \.py file, got 'gone\.py'"):
+    with refused(r"or a \.py file, got 'gone\.py'"):
         load_preset("gone.py")
-    path = tmp_path / "own.py"
-    path.write_text("from qkd_jax.config import RunConfig\nconfig = RunConfig(name='own')\n")
+    path, imported = tmp_path / "own.py", "from qkd_jax.config import RunConfig\n"
+    path.write_text(f"{imported}config = RunConfig(name='own')\n")
     assert load_preset(str(path)).name == "own"
-    path.write_text("")
-    with pytest.raises(InputError, match=r"own\.py: config: expected a RunConfig, found none"):
-        load_preset(str(path))
-    path.write_text("from qkd_jax.config import RunConfig\nconfig = RunConfig(nam='x')\n")
-    with pytest.raises(InputError, match=r"own\.py: nam: unknown field"):
-        load_preset(str(path))
+    for text, message in (
+        ("", "config: expected a RunConfig, found none"),
+        (f"{imported}config = RunConfig(nam='x')\n", "nam: unknown field"),
+    ):
+        path.write_text(text)
+        with refused(rf"own\.py: {message}"):
+            load_preset(str(path))
 
 
-@pytest.mark.parametrize("name", preset_paths())
-def test_each_preset_has_its_name(name):
-    assert load_preset(name).name == name
+AGAIN = "stopped; run the same command again to continue\n"
 
 
 @pytest.mark.parametrize(
@@ -152,12 +139,8 @@ def test_each_preset_has_its_name(name):
         (None, 0, ""),
         (InputError("a.wav: not there"), 2, "error: a.wav: not there\n"),
         (PermissionError(13, "Permission denied", "runs"), 2, "error: runs: Permission denied\n"),
-        (
-            KeyboardInterrupt("teacher: stopped"),
-            130,
-            "teacher: stopped; run the same command again to continue\n",
-        ),
-        (KeyboardInterrupt(), 130, "stopped; run the same command again to continue\n"),
+        (KeyboardInterrupt("teacher: stopped"), 130, f"teacher: {AGAIN}"),
+        (KeyboardInterrupt(), 130, AGAIN),
     ],
 )
 def test_a_command_ends_in_a_status_and_a_line(error, status, printed, capsys):
@@ -179,3 +162,15 @@ def test_a_reader_may_close_the_pipe():
 def test_a_fault_in_the_library_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda arguments: 1 / 0, [])
+
+
+def test_each_preset_has_a_line(capsys):
+    presets.main([], "qkd-jax presets")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(preset_paths())
+    for line, path in zip(lines, preset_paths().values(), strict=True):
+        assert path.read_text().startswith(f'"""{line.split(maxsplit=1)[1]}') and len(line) <= 125
+    presets.main(["--help"], "qkd-jax presets")
+    assert capsys.readouterr().out.startswith("usage: qkd-jax presets\n")
+    with refused("qkd-jax presets: expected no arguments, got demo"):
+        presets.main(["demo"], "qkd-jax presets")

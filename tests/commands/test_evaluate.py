@@ -13,9 +13,9 @@ import pytest
 from qkd_jax import score
 from qkd_jax.commands import evaluate as command
 from qkd_jax.data.logits import read_logits
-from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.run_folder.folder import load_run
+from tests.faults import refused, refused_in_one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +26,8 @@ def eval_(*arguments):
 
 def test_eval_prints_the_figures_of_training_to_the_last_digit(finished, capsys):
     before = (finished / "results.json").read_text()
+    assert score(finished) == score(load_run(finished)) == json.loads(before)
+    capsys.readouterr()
     eval_(finished)
     assert (finished / "results.json").read_text() == before
     printed = capsys.readouterr().out
@@ -55,10 +57,8 @@ def test_eval_on_other_recordings_of_the_same_layout(finished, tmp_path, capsys,
     eval_(finished, "--data.root", tmp_path / "other", "--json", tmp_path / "figures.json")
     # With or without a split column, recordings that the models may have learned from are not scored.
     printed = capsys.readouterr().out
-    assert (
-        f"{len(kept)} of {len(kept)} recordings share a name with a recording of the run and keep its split"
-        in printed
-    )
+    own = f"{len(kept)} of {len(kept)} recordings share a name with a recording of the run and keep its split"
+    assert own in printed
     assert "test: 10 clips" in printed
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert after == before
@@ -91,35 +91,23 @@ def test_eval_on_the_runs_own_recordings_spelled_differently(finished, capsys, m
     assert (finished / "results.json").stat().st_mtime_ns > before
 
 
-def test_eval_refuses_events_that_the_models_do_not_have(finished, tmp_path):
-    with pytest.raises(InputError, match=r"--data\.events: expected .*, as in the run, got \('dog',\)"):
-        eval_(finished, "--data.root", tmp_path, "--data.events", "dog")
-
-
-def test_scoring_returns_the_figures_of_each_call(finished):
-    first, second = score(finished), score(load_run(finished))
-    assert first == second == json.loads((finished / "results.json").read_text())
-
-
 def test_faults_of_scoring(finished, tmp_path):
     run = load_run(finished)
-    with pytest.raises(InputError, match=r"expected a model of the run \(teacher, plain, four\), got 'five'"):
+    with refused(r"expected a model of the run \(teacher, plain, four\), got 'five'"):
         score(run, model="five")
-    with pytest.raises(InputError, match="expected clips in split 'tset', found none"):
+    with refused("expected clips in split 'tset', found none"):
         score(run, split="tset")
-    with pytest.raises(InputError, match=r"expected a run's folder, with a config\.json"):
+    with refused(r"expected a run's folder, with a config\.json"):
         load_run(tmp_path)
+    with refused(r"--data\.events: expected .*, as in the run, got \('dog',\)"):
+        eval_(finished, "--data.root", tmp_path, "--data.events", "dog")
     (tmp_path / "begun").mkdir()
     shutil.copy(finished / "config.json", tmp_path / "begun")
-    with pytest.raises(InputError, match="expected checkpoints, found none; qkd-jax train resumes the run"):
+    with refused("expected checkpoints, found none; qkd-jax train resumes the run"):
         score(tmp_path / "begun")
-
-
-def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"name": "old", "students": {}, "train": {"seed": 0}}')
-    with pytest.raises(InputError, match=r"this run is from before version 0\.2") as caught:
+    with refused_in_one_line(r"this run is from before version 0\.2"):
         load_run(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_in_one_line(finished, tmp_path):
@@ -129,8 +117,5 @@ def test_a_checkpoint_of_other_settings_is_refused_in_one_line(finished, tmp_pat
     command = [sys.executable, str(ROOT / "eval.py"), str(tmp_path / "run" / "plain")]
     error = subprocess.run(command, capture_output=True, text=True, timeout=300).stderr
     assert error.count("\n") == 1
-    assert re.match(
-        r"error: .*/plain/checkpoints/\d: expected a checkpoint of this model, with params\.lstm\.0\.b "
-        r"float32\[20\], found float32\[16\]",
-        error,
-    )
+    place, shapes = r".*/plain/checkpoints/\d", r"params\.lstm\.0\.b float32\[20\], found float32\[16\]"
+    assert re.match(rf"error: {place}: expected a checkpoint of this model, with {shapes}", error)

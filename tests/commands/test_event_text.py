@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from qkd_jax.commands.event_text import lines
 from qkd_jax.detector.events import Event
-from qkd_jax.errors import InputError
+from tests.faults import refused
 
 EVENTS = ("dog", "baby cry", "gunshot")
 FILES = ["night/long name.wav", "b.flac"]
@@ -31,32 +32,25 @@ def test_the_table_has_aligned_columns():
         "night/long name.wav   0:01:00.0   1:00:00.0  dog       0.500",
         "b.flac               10:00:00.0  50:00:00.0  gunshot   1.000",
     ]
-
-
-def test_times_never_round_to_sixty_seconds():
     event = Event(event="dog", onset=119.949999, offset=119.950001, peak=0.5)
+    # Times never round to sixty seconds.
     assert text("table", [("b.flac", event)])[1].split()[1:3] == ["0:01:59.9", "0:02:00.0"]
 
 
 def test_a_line_of_json_is_an_event():
-    found = [json.loads(line) for line in text("json")]
-    assert [item["file"] for item in found] == [file for file, _ in FOUND]
-    for item, (_, event) in zip(found, FOUND):
-        assert item == {
-            "file": item["file"],
-            "event": event.event,
-            "onset": pytest.approx(event.onset, abs=6e-4),
-            "offset": pytest.approx(event.offset, abs=6e-4),
-            "peak": event.peak,
-        }
+    for line, (file, event) in zip(text("json"), FOUND, strict=True):
+        item = json.loads(line)
+        times = [item.pop("onset"), item.pop("offset")]
+        assert times == pytest.approx([event.onset, event.offset], abs=6e-4)
+        assert item == {"file": file, "event": event.event, "peak": event.peak}
 
 
 def test_audacity_reads_onset_offset_and_label():
     rows = [line.split("\t") for line in text("audacity", FOUND[:2], FILES[:1])]
     assert [label for *_, label in rows] == ["baby cry", "dog"]
     times = np.array([row[:2] for row in rows], float)
-    np.testing.assert_allclose(times, [[event.onset, event.offset] for _, event in FOUND[:2]], atol=1e-6)
-    with pytest.raises(InputError, match=r"^--format audacity: expected one file, got 2"):
+    assert_allclose(times, [[event.onset, event.offset] for _, event in FOUND[:2]], atol=1e-6)
+    with refused(r"^--format audacity: expected one file, got 2"):
         text("audacity")
 
 
@@ -65,9 +59,8 @@ def test_desed_reads_a_row_an_event():
     assert [row["filename"] for row in rows] == ["long name.wav", "long name.wav", "b.flac"]
     assert [row["event_label"] for row in rows] == ["baby cry", "dog", "gunshot"]
     for row, (_, event) in zip(rows, FOUND):
-        assert (float(row["onset"]), float(row["offset"])) == pytest.approx(
-            (event.onset, event.offset), abs=6e-4
-        )
+        times = [float(row["onset"]), float(row["offset"])]
+        assert times == pytest.approx([event.onset, event.offset], abs=6e-4)
 
 
 def test_a_header_comes_before_the_first_event():

@@ -1,9 +1,9 @@
 """A small student of the integer-only scheme, trained, exported in every form, and compared code for code."""
 
-import dataclasses
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax import export, score, train
 from qkd_jax.audio.log_mel_numpy import log_mel
@@ -26,7 +27,6 @@ from qkd_jax.data.logits import read_logits
 from qkd_jax.detector import file as artefact
 from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LOGIT_EXPONENT
-from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.nn.integer_only import integer_linear
@@ -35,6 +35,7 @@ from qkd_jax.runtimes import jax as jax_runtime
 from qkd_jax.runtimes.jax import to_jax, to_steps
 from qkd_jax.runtimes.onnx import load
 from tests import onnx_codes
+from tests.faults import refused
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "c": ".h", "litert": ".tflite"}
 
@@ -84,12 +85,12 @@ def test_no_code_differs_between_training_and_any_form(name, run, tmp_path, monk
     assert len(np.unique(outputs)) > 100  # the outputs vary
 
     logits, *trained = training_codes(run, name, features)
-    np.testing.assert_allclose(logits, pooled, rtol=0, atol=2e-6)
+    assert_allclose(logits, pooled, rtol=0, atol=2e-6)
     steps, last = trained
-    np.testing.assert_array_equal(steps, outputs)
-    np.testing.assert_array_equal(last, outputs[:, -1] if attention is None else attention)
+    assert_array_equal(steps, outputs)
+    assert_array_equal(last, outputs[:, -1] if attention is None else attention)
 
-    np.testing.assert_allclose(jax.jit(to_jax(loaded))(features), pooled, rtol=0, atol=2e-6)
+    assert_allclose(jax.jit(to_jax(loaded))(features), pooled, rtol=0, atol=2e-6)
     assert_codes(jax.jit(partial(to_steps, loaded))(codes), outputs, attention)
     # to_steps holds weights in float32; without that, they are int8.
     monkeypatch.setattr(jax_runtime, "_in_float", partial(jax.tree.map, jnp.asarray))
@@ -134,11 +135,11 @@ def training_codes(run, name, features):
 
 
 def assert_codes(codes, outputs, attention):
-    np.testing.assert_array_equal(codes[0], outputs)
+    assert_array_equal(codes[0], outputs)
     if attention is None:
         assert codes[1] is None
     else:
-        np.testing.assert_array_equal(codes[1], attention)
+        assert_array_equal(codes[1], attention)
 
 
 def probability(logits):
@@ -169,7 +170,7 @@ def test_an_exported_file_gives_the_table_of_the_run(kind, run, capsys, tmp_path
     for event, figures in evaluate(targets(clips, events), logits, events).items():
         assert row["metrics"][event] == pytest.approx(figures, abs=1e-6)
     if kind == "onnx":
-        with pytest.raises(InputError, match="expected a model of whole clips"):
+        with refused("expected a model of whole clips"):
             open_clip(path.with_name("int-step.onnx"))
 
 
@@ -184,15 +185,12 @@ def test_a_file_of_other_recordings_or_elsewhere_is_scored_too(run, tmp_path, ca
 
 
 def test_a_damaged_export_is_not_kept(run, detector, monkeypatch):
-    path = export(run, "int")
+    path = export(run.folder, "int")
+    assert export(run, "int") == path
     before = path.read_bytes()
-    output = detector.output._replace(bias=detector.output.bias + 1500)
-    wrong = dataclasses.replace(detector, output=output)
+    wrong = replace(detector, output=detector.output._replace(bias=detector.output.bias + 1500))
     monkeypatch.setattr("qkd_jax.runtimes.numpy.load", lambda path: wrong)
-    with pytest.raises(
-        InputError,
-        match=r"int.safetensors: expected a mean probability difference of at most .* from the reference",
-    ):
+    with refused(r"int.safetensors: expected a mean probability difference of at most .* from the reference"):
         export(run, "int")
     assert path.read_bytes() == before
 
@@ -209,23 +207,19 @@ def test_thresholds_are_those_of_the_validation_recordings(run, detector):
     assert detector.event_config.use == "eer"  # a few seconds are too short for false alarms per hour
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("none", r"expected a student in the integer-only scheme \(int, int-last\), got 'none'"),
-        ("float", r"expected a student in the integer-only scheme \(int, int-last\), got 'float'"),
-    ],
-)
-def test_only_students_of_the_integer_only_scheme_can_be_exported(name, message, run):
-    with pytest.raises(InputError, match=message):
-        student_detector(run, name)
-
-
-def test_a_file_of_another_kind_is_refused(run, tmp_path):
-    with pytest.raises(InputError, match=r"--out: expected a name ending in .onnx, got .*int.tflite"):
+def test_faults_of_an_export_are_named(run, finished, tmp_path):
+    students = r"\(int, int-last\)"
+    for name in ("none", "float"):
+        with refused(rf"expected a student in the integer-only scheme {students}, got '{name}'"):
+            student_detector(run, name)
+    with refused(rf"expected RUN/MODEL {students}, got a run"):
+        command(export_command, run.folder)
+    with refused(r"expected RUN/MODEL \(this run has no student in the integer-only"):
+        command(export_command, finished)
+    with refused(r"--out: expected a name ending in .onnx, got .*int.tflite"):
         export(run, "int", format="onnx", out=tmp_path / "int.tflite")
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(InputError, match=r"x.txt: expected a detector in .safetensors, .onnx, .tflite or .h"):
+    with refused(r"x.txt: expected a detector in .safetensors, .onnx, .tflite or .h"):
         open_clip(tmp_path / "x.txt")
 
 
@@ -239,7 +233,7 @@ def test_a_recording_is_scored_as_its_windows(run, detector, tmp_path):
     whole = log_mel(run.config.features, waveform)
     assert len(pieces) == -(-len(whole) // frames)
     for piece, start in zip(pieces, [*range(0, len(whole) - frames, frames), len(whole) - frames]):
-        np.testing.assert_array_equal(log_mel(run.config.features, piece), whole[start : start + frames])
+        assert_array_equal(log_mel(run.config.features, piece), whole[start : start + frames])
 
 
 @pytest.mark.parametrize("samples", [300, 1600, 3333, 6399])
@@ -250,21 +244,9 @@ def test_a_recording_shorter_than_a_window_is_tiled_like_its_features(samples, r
     [piece] = _windows(waveform, 6400, features)
     alone = features.frames(samples)
     period = max(alone, 1) * features.hop_length
-    np.testing.assert_array_equal(piece, np.resize(waveform[:period], 6400))
+    assert_array_equal(piece, np.resize(waveform[:period], 6400))
     if alone:
         within = np.arange(frames) % alone * features.hop_length + features.win_length <= period
         tiled = np.resize(log_mel(features, waveform), (frames, features.n_mels))
         assert within.mean() > 0.7
-        np.testing.assert_array_equal(log_mel(features, piece)[within], tiled[within])
-
-
-def test_export_of_a_run_lists_its_students(run, finished):
-    with pytest.raises(InputError, match=r"expected RUN/MODEL \(int, int-last\), got a run"):
-        command(export_command, run.folder)
-    with pytest.raises(InputError, match=r"expected RUN/MODEL \(this run has no student in the integer-only"):
-        command(export_command, finished)
-
-
-def test_exporting_twice_returns_the_file_each_time(run):
-    first, second = export(run.folder, "int"), export(run, "int")
-    assert first == second and second.is_file()
+        assert_array_equal(log_mel(features, piece)[within], tiled[within])

@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax.audio.reading import read_audio
 from qkd_jax.distill import embeddings as embeddings_module
 from qkd_jax.distill.embeddings import tagger_embeddings
-from qkd_jax.errors import InputError
+from tests.faults import refused, refused_in_one_line
 from tests.recordings import noise, record
 from tests.waveform_models import write_loudness
 
 
-def describe(folder, text='layer = "absolute"', file="model.tflite"):
+def describe(folder, text='layer = "absolute"'):
     path = folder / "tagger.toml"
-    path.write_text(f'file = "{file}"\nclasses = "none.txt"\n{text}\n[events]\ndog = ["Dog"]\n')
+    path.write_text(f'file = "model.tflite"\nclasses = "none.txt"\n{text}\n[events]\ndog = ["Dog"]\n')
     return path
 
 
@@ -42,7 +43,7 @@ def test_a_row_belongs_to_the_window_around_its_time(tmp_path, shape, text, wind
         # The layer is the input without signs.  Sample -i is sample i; the other end is mirrored likewise.
         place = hop * np.arange(1 + length // hop)[:, None] + np.arange(window) - window // 2
         place = (length - 1) - np.abs((length - 1) - np.abs(place))
-        np.testing.assert_array_equal(rows, np.abs(noise(length, length))[place])
+        assert_array_equal(rows, np.abs(noise(length, length))[place])
         assert rows.dtype == np.float32
 
 
@@ -53,7 +54,7 @@ def test_a_clip_shorter_than_half_a_window_is_repeated(tmp_path):
     embeddings, _ = embeddings_of(describe(tmp_path), clips)
     for rows, length in zip(embeddings, lengths):
         place = (500 * np.arange(1 + length // 500)[:, None] + np.arange(1000) - 500) % length
-        np.testing.assert_array_equal(rows, np.abs(noise(length, length))[place])
+        assert_array_equal(rows, np.abs(noise(length, length))[place])
 
 
 def test_recordings_are_resampled(tmp_path):
@@ -61,7 +62,7 @@ def test_recordings_are_resampled(tmp_path):
     clip = record(tmp_path, "a.wav", noise(22_050), 22_050)
     (rows,), hop = embeddings_of(describe(tmp_path, 'layer = "absolute"\nsample_rate = 8000'), [clip])
     assert hop == 500 / 8000
-    np.testing.assert_array_equal(rows[1], np.abs(read_audio(clip.path, 8000)[:1000]))
+    assert_array_equal(rows[1], np.abs(read_audio(clip.path, 8000)[:1000]))
 
 
 def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
@@ -71,19 +72,20 @@ def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings_module, "read_audio", lambda *of: read.append(of[0]) or read_audio(*of))
     first, _ = embeddings_of(describe(tmp_path), clips[:2])
     embeddings, _ = embeddings_of(describe(tmp_path), clips)
-    np.testing.assert_array_equal(embeddings[:2], first)
+    assert_array_equal(embeddings[:2], first)
     assert sorted(read) == [clip.path for clip in clips]
+
     # Another layer (here of the same size and almost equal), hop or model gives other entries.
-    others = [embeddings_of(describe(tmp_path, 'layer = "absolute/codes"'), clips)[0]]
-    others += [embeddings_of(describe(tmp_path, 'layer = "absolute"\nhop_seconds = 0.1'), clips)[0]]
-    assert [np.shape(each) for each in others] == [(4, 4, 1000), (4, 1, 1000)]
-    assert (others[0] != np.array(embeddings)).any()
-    np.testing.assert_allclose(others[0], embeddings, atol=0.5 / 64)
-    scores, _ = embeddings_of(describe(tmp_path, 'layer = "scores"'), clips)
+    def others(text):
+        return np.array(embeddings_of(describe(tmp_path, text), clips)[0])
+
+    codes, apart = others('layer = "absolute/codes"'), others('layer = "absolute"\nhop_seconds = 0.1')
+    assert (codes.shape, apart.shape) == ((4, 4, 1000), (4, 1, 1000))
+    assert (codes != np.array(embeddings)).any()
+    assert_allclose(codes, embeddings, atol=0.5 / 64)
+    scores = others('layer = "scores"')
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.4, 1.0])
-    np.testing.assert_allclose(
-        embeddings_of(describe(tmp_path, 'layer = "scores"'), clips)[0], 2 * np.array(scores), rtol=1e-6
-    )
+    assert_allclose(others('layer = "scores"'), 2 * scores, rtol=1e-6)
     assert len(read) == 4 * 5
 
 
@@ -93,30 +95,22 @@ def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
         ((1, 1000), "", r"tagger\.toml: layer: expected the name of an inner tensor, found none"),
         ((1, 1000), "layer = 7", r"tagger\.toml: layer: expected text, got 7"),
         ((1, 1000), 'layer = "absolut/"', r"layer: expected a tensor that .* maybe 'absolute"),
-        ((1, 1000), 'layer = "loudest"\nwindow_seconds = 1.0', r"takes 1000 samples, got 16000"),
         ((1, "samples"), 'layer = "loudest"', r"window_seconds: expected a length, since .* takes any, f"),
-        ((2, 1000), 'layer = "loudest"', r"one float32 waveform, .* found inputs .*float.* \[2, 1000\]"),
     ],
 )  # fmt: skip
 def test_errors_of_the_description_are_named(tmp_path, shape, text, error):
     write_loudness(tmp_path / "model.tflite", shape, [0.2])
-    with pytest.raises(InputError, match=error) as caught:
+    with refused_in_one_line(error):
         embeddings_of(describe(tmp_path, text), [record(tmp_path, "a.wav", noise(1000))])
-    assert "\n" not in str(caught.value)
 
 
 def test_errors_of_the_files_are_named(tmp_path):
     clips = [record(tmp_path, "a.wav", noise(1500)), record(tmp_path, "b.wav", np.zeros(1500))]
-    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.2])
-    with pytest.raises(InputError, match=r"layer: expected a \.tflite for inner layers, got .*model\.onnx"):
-        embeddings_of(describe(tmp_path, file="model.onnx"), clips)
-    with pytest.raises(InputError, match=r"file: expected a model at .*model\.tflite, found none"):
-        embeddings_of(describe(tmp_path), clips)
-    with pytest.raises(InputError, match=r"none\.toml: expected a tagger's settings in TOML"):
+    with refused(r"none\.toml: expected a tagger's settings in TOML"):
         embeddings_of(tmp_path / "none.toml", clips)
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.2])
-    with pytest.raises(InputError, match=r"1 of 2 recordings can't be used:\n.*b\.wav: silent"):
+    with refused(r"1 of 2 recordings can't be used:\n.*b\.wav: silent"):
         embeddings_of(describe(tmp_path), clips)
     write_loudness(tmp_path / "model.tflite", (1, 1000), [np.nan])
-    with pytest.raises(InputError, match=r"expected finite embeddings of .*a\.wav, found NaN or infinity"):
+    with refused(r"expected finite embeddings of .*a\.wav, found NaN or infinity"):
         embeddings_of(describe(tmp_path, 'layer = "scores"'), clips[:1])

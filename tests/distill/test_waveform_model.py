@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax.distill.waveform_model import open_inner, open_model
-from qkd_jax.errors import InputError
 from qkd_jax.system import isolation
+from tests.faults import refused
 from tests.recordings import noise
 from tests.waveform_models import Graph, write_loudness
 
@@ -34,7 +35,7 @@ def test_a_layer_is_the_output_of_its_operation(tmp_path, shape, layer, formula)
         waveform = 2 * noise(1000, seed)
         values = run(waveform)
         assert values.dtype == np.float32 and values.ndim == 1
-        np.testing.assert_allclose(values, formula(waveform), rtol=1e-6)
+        assert_allclose(values, formula(waveform), rtol=1e-6)
 
 
 def test_yamnets_embeddings_give_its_scores():
@@ -48,9 +49,8 @@ def test_yamnets_embeddings_give_its_scores():
     _, run_logits = open_inner(path, "fc/BiasAdd")
     _, run_scores = open_inner(path, "tower0/network/layer32/final_output")
     _, run_whole = open_model(path)
-    plain = Interpreter(
-        str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    )
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    plain = Interpreter(str(path), experimental_op_resolver_type=resolver)
     plain.allocate_tensors()
     tensors = {item["name"]: item for item in plain.get_tensor_details()}
 
@@ -65,16 +65,14 @@ def test_yamnets_embeddings_give_its_scores():
         embedding, logits = run(waveform), run_logits(waveform)
         assert embedding.shape == (1024,) and (embedding > 0).sum() > 10
         # A code of 1 is worth 0.35 for logits and 1/256 for probabilities.
-        np.testing.assert_allclose(weights @ embedding + bias, logits, atol=0.501 * scale)
+        assert_allclose(weights @ embedding + bias, logits, atol=0.501 * scale)
         probabilities = 1 / (1 + np.exp(-logits))
-        np.testing.assert_allclose(run_scores(waveform), probabilities, atol=0.51 / 256)
+        assert_allclose(run_scores(waveform), probabilities, atol=0.51 / 256)
         plain.set_tensor(plain.get_input_details()[0]["index"], waveform)
         plain.invoke()
-        np.testing.assert_array_equal(
-            run_scores(waveform), plain.get_tensor(plain.get_output_details()[0]["index"])[0]
-        )
+        assert_array_equal(run_scores(waveform), plain.get_tensor(plain.get_output_details()[0]["index"])[0])
         # The delegate rounds differently: up to two codes of a logit, at a slope of at most 1/4.
-        np.testing.assert_allclose(run_whole(waveform)[0][0], probabilities, atol=scale / 2)
+        assert_allclose(run_whole(waveform)[0][0], probabilities, atol=scale / 2)
 
 
 def test_a_name_that_is_not_one_layer_is_refused(tmp_path):
@@ -86,12 +84,12 @@ def test_a_name_that_is_not_one_layer_is_refused(tmp_path):
         ("waveform", r"computes, got 'waveform'$"),
         ("s", r"a part of one name in .*, got 's', a part of 4: 'absolute', 'absolute/codes', 'loudest'$"),
     ]:
-        with pytest.raises(InputError, match=error):
+        with refused(error):
             open_inner(path, layer)
     write_loudness(tmp_path / "m.onnx", (1, 1000), [0.2, 0.5])
-    with pytest.raises(InputError, match=r"layer: expected a \.tflite for inner layers, got .*m\.onnx"):
+    with refused(r"layer: expected a \.tflite for inner layers, got .*m\.onnx"):
         open_inner(tmp_path / "m.onnx", "absolute")
-    with pytest.raises(InputError, match=r"file: expected a model at .*gone\.tflite, found none"):
+    with refused(r"file: expected a model at .*gone\.tflite, found none"):
         open_inner(tmp_path / "gone.tflite", "absolute")
 
 
@@ -117,16 +115,10 @@ def stub(folder, monkeypatch, statement):
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        (
-            "os.kill(os.getpid(), signal.SIGSEGV)",
-            r"m\.tflite: made LiteRT crash \(SIGSEGV\); expected a model",
-        ),
-        ("os.abort()", r"m\.tflite: made LiteRT crash \(SIGABRT\); expected a model that it can run"),
-        ("time.sleep(60)", r"m\.tflite: took LiteRT more than 1 s; expected a model that it can run"),
-        (
-            "print('a', end=''); raise RuntimeError('no\\nmodel')",
-            r"m\.tflite: expected a model for LiteRT: no$",
-        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", r"made LiteRT crash \(SIGSEGV\); expected a model"),
+        ("os.abort()", r"made LiteRT crash \(SIGABRT\); expected a model that it can run"),
+        ("time.sleep(60)", r"took LiteRT more than 1 s; expected a model that it can run"),
+        ("print('a', end=''); raise RuntimeError('no\\nmodel')", r"expected a model for LiteRT: no$"),
     ],
 )
 @pytest.mark.parametrize("layer", [(), ("loudest",)])
@@ -136,7 +128,7 @@ def test_a_model_that_crashes_or_hangs_its_runtime_is_refused(
     stub(tmp_path, monkeypatch, statement)
     if "sleep" in statement:
         monkeypatch.setattr(isolation, "_SECONDS", 1)
-    with pytest.raises(InputError, match=error):
+    with refused(rf"m\.tflite: {error}"):
         (open_inner if layer else open_model)(tmp_path / "m.tflite", *layer)
 
 
@@ -151,29 +143,16 @@ def test_a_signal_during_the_trial_interrupts_and_is_not_a_crash(tmp_path, monke
 def test_a_sound_model_passes_the_trial(tmp_path, tried, suffix):
     samples, run = open_model(write_loudness(tmp_path / f"m{suffix}", (1, 1000), [0.2, 0.5]))
     assert samples == 1000
-    np.testing.assert_allclose(run(noise(1000))[1], np.abs(noise(1000)).max() * np.float32([[0.2, 0.5]]))
+    assert_allclose(run(noise(1000))[1], np.abs(noise(1000)).max() * np.float32([[0.2, 0.5]]))
 
 
-def test_a_model_of_any_length_may_fail_on_the_length_of_the_trial(tmp_path, tried):
-    graph = Graph()
-    parts = graph.add("Reshape", "waveform", np.array([-1, 3, 1000]))
-    scores = graph.add("ReduceMax", parts, np.array([0, 2]), keepdims=0)
-    _, run = open_model(graph.write(tmp_path / "m.onnx", (1, "samples"), {scores: (3,)}))
-    assert run(noise(6000))[0].shape == (3,)
-    with pytest.raises(InputError, match=r"m\.onnx: failed on 4000 samples"):
-        run(noise(4000))
-
-
-def test_an_input_too_long_for_memory_is_refused(tmp_path):
+def test_an_input_too_long_or_names_that_are_not_text_are_refused(tmp_path):
     path = write_loudness(tmp_path / "m.onnx", (1, 2**31), [0.2, 0.5])
-    with pytest.raises(InputError, match=r"m\.onnx: expected a model of one float32 waveform.*2147483648"):
+    with refused(r"m\.onnx: expected a model of one float32 waveform.*2147483648"):
         open_model(path)
-
-
-def test_names_of_tensors_that_are_not_text_are_refused(tmp_path):
     path = write_loudness(tmp_path / "m.tflite", (1, 1000), [0.2, 0.5])
     path.write_bytes(path.read_bytes().replace(b"waveform", b"wave\xff\xferm"))
-    with pytest.raises(InputError, match=r"m\.tflite: expected a model for LiteRT: 'utf-8' codec"):
+    with refused(r"m\.tflite: expected a model for LiteRT: 'utf-8' codec"):
         open_model(path)
 
 
@@ -185,7 +164,7 @@ def test_outputs_that_are_not_numbers_are_refused(tmp_path):
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
     onnx.save(model, tmp_path / "m.onnx")
     _, run = open_model(tmp_path / "m.onnx")
-    with pytest.raises(InputError, match=r"m\.onnx: expected arrays of numbers, found "):
+    with refused(r"m\.onnx: expected arrays of numbers, found "):
         run(noise(4))
 
 
@@ -200,5 +179,5 @@ def test_weights_outside_the_folder_of_the_model_are_not_read(tmp_path, where):
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value=where.format(tmp_path))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=r"m\.onnx: expected a model for ONNX Runtime: .*[Ee]xternal data"):
+    with refused(r"m\.onnx: expected a model for ONNX Runtime: .*[Ee]xternal data"):
         open_model(path)

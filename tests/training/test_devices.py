@@ -1,56 +1,39 @@
-"""One batch over several devices: the losses of one device, whatever their number."""
+"""One batch over several devices, or several processes: the losses of one device, whatever their number."""
 
-import json
 import os
-import subprocess
-import sys
+import socket
+import time
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
-from qkd_jax.config import ClipRecipe, LSTMConfig, QuantConfig, to_json
-from qkd_jax.errors import InputError
+from qkd_jax.config import ClipRecipe, LSTMConfig, QuantConfig
 from qkd_jax.evaluation.prediction import make_predict
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.state import init_state
 from qkd_jax.system.devices import any_process, check_batch, everywhere, spread, wait_for_all, whole_rows
 from qkd_jax.training.clips import make_loss
 from qkd_jax.training.step import make_train_step
-
-COMMAND = """
-import sys
-from pathlib import Path
-from qkd_jax import train
-from qkd_jax.config import RunConfig, from_json
-train(from_json(RunConfig, Path(sys.argv[1]).read_text(), sys.argv[1]))
-"""
-
-
-def losses(folder, name):
-    """Loss and norm of the gradient at each step of a model of the run in `folder`."""
-    records = map(json.loads, (folder / "models" / name / "log.jsonl").read_text().splitlines())
-    return [(record["loss"], record["grad_norm"]) for record in records if "loss" in record]
+from tests.faults import refused
+from tests.training.runs import assert_same_losses, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_losses_are_those_of_one_device(devices, finished, tiny_config, tmp_path):
-    settings = tmp_path / "settings.json"
-    settings.write_text(to_json(tiny_config(tmp_path)))
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    done = subprocess.run([sys.executable, "-c", COMMAND, settings], env=env, capture_output=True, text=True)
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_losses_are_those_of_one_device(devices, finished, settings, folder):
+    done = run(settings, env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
     assert done.returncode == 0, done.stderr
     # `finished` was trained on the two devices of these tests.
-    for name in ("teacher", "plain", "four"):
-        np.testing.assert_allclose(losses(tmp_path / "tiny", name), losses(finished, name), rtol=1e-4)
+    assert_same_losses(folder, finished)
 
 
 def test_a_batch_has_as_many_rows_for_each_device():
     check_batch("--recipe.batch-size", 6)
-    with pytest.raises(InputError, match=r"--recipe.batch-size: expected a multiple of the 2 devices, got 7"):
+    with refused(r"--recipe.batch-size: expected a multiple of the 2 devices, got 7"):
         check_batch("--recipe.batch-size", 7)
     assert [whole_rows(size) for size in (1, 2, 3)] == [2, 2, 4]
 
@@ -58,8 +41,8 @@ def test_a_batch_has_as_many_rows_for_each_device():
 def test_rows_lie_on_their_devices_in_order():
     rows = np.arange(12).reshape(6, 2)
     first, second = spread({"x": rows})["x"].addressable_shards
-    np.testing.assert_array_equal(first.data, rows[:3])
-    np.testing.assert_array_equal(second.data, rows[3:])
+    assert_array_equal(first.data, rows[:3])
+    assert_array_equal(second.data, rows[3:])
 
 
 @pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(4)])
@@ -82,7 +65,7 @@ def test_logits_of_an_odd_number_of_clips():
 
     features = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
     logits = make_predict(Scaled())({"params": {"scale": np.float32(2)}}, features)
-    np.testing.assert_allclose(logits, 2 * features.sum(axis=1), rtol=1e-6)
+    assert_allclose(logits, 2 * features.sum(axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
@@ -95,5 +78,51 @@ def test_the_failure_of_another_process_is_reported_in_one_line(monkeypatch, err
     monkeypatch.setattr("qkd_jax.system.devices.multihost_utils.process_allgather", gone)
     monkeypatch.setattr("qkd_jax.system.devices.multihost_utils.sync_global_devices", gone)
     message = r"--distributed: expected all other processes to be running: .*closed by peer\Z"
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         ask()
+
+
+def start(settings, count):
+    """`count` processes, with one device each, that train the run of a file of `settings`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_COORDINATOR_ADDRESS": address}
+    common |= {"JAX_NUM_PROCESSES": str(count)}
+    return [
+        run(settings, wait=False, env=os.environ | common | {"JAX_PROCESS_ID": str(index)})
+        for index in range(count)
+    ]
+
+
+def outputs_of(processes):
+    return [process.communicate(timeout=300) for process in processes]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(finished, settings, folder):
+    processes = start(settings, 2)
+    outputs = outputs_of(processes)
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    (first, _), (second, _) = outputs
+    assert "report.html; metrics: " in first and not second
+    assert_same_losses(folder, finished)
+    assert not list(folder.parent.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_one_is_killed_and_others_go_on_in_another_number(finished, settings, folder):
+    processes = start(settings, 2)
+    checkpoints = folder / "models" / "teacher" / "checkpoints"
+    while not (checkpoints / "3").is_dir():
+        time.sleep(0.01)
+        assert all(process.poll() is None for process in processes)
+    processes[1].kill()
+    # The other can't continue alone, and ends after a timeout.
+    outputs = outputs_of(processes)
+    assert all(process.returncode for process in processes), outputs
+    processes = start(settings, 4)
+    outputs = outputs_of(processes)
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert "teacher: resuming from step" in outputs[0][0]
+    assert_same_losses(folder, finished)

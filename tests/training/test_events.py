@@ -1,25 +1,29 @@
 """A whole run of timed events on tones in noise: models, teachers, embeddings, figures, an export."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax import export, score, train
-from qkd_jax.config import EventObjective, EventRecipe, ModelConfig, QuantConfig, RunConfig
+from qkd_jax.config import EventObjective, EventRecipe, ModelConfig
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import StepLogits, write_step_logits
 from qkd_jax.detector.events import detect
 from qkd_jax.detector.file import load
-from qkd_jax.errors import InputError
 from qkd_jax.run_folder.run import Run
 from qkd_jax.training.teachers import embedding_targets, fused_posteriors, write_embeddings
-from tests.tones import CRNN, LSTM, PITCHES, RATE, config_of, write_tones
+from tests.faults import refused
+from tests.tones import CRNN, PITCHES, RATE, config_of, write_tones
 
 pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed: pip install -e '.[sed]'")
+FIRST = ModelConfig(network=CRNN)
+COARSER = ModelConfig(network=replace(CRNN, pools=((4, 4),)))
+GUIDED = ModelConfig(network=CRNN, objective=EventObjective(embeddings="none.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +49,11 @@ def test_each_model_learns_which_tone_and_when(run):
     for name, row in results.items():
         average = row["metrics"]["average"]
         assert average["auc"] > 95 and average["psds2"] > 50, (name, average)
-    assert (
-        results["four"]["parameters"] == results["first"]["parameters"]
-    )  # its embedding layer doesn't count
+    # The embedding layer doesn't count.
+    assert results["four"]["parameters"] == results["first"]["parameters"]
     assert results["four"]["bytes"] < results["first"]["bytes"] / 2
     report = (run.folder / "report.html").read_text()
     assert "PSDS1" in report and "PSD-ROC" in report
-
-
-def test_training_clips_keep_the_labels_that_the_settings_leave(data):
-    assert np.bincount(data["train"].kind).tolist() == [24, 24, 24]
-    assert not data["valid"].kind.any()
 
 
 def test_targets_are_the_teachers_posteriors_fused(run, data, tmp_path):
@@ -66,31 +64,27 @@ def test_targets_are_the_teachers_posteriors_fused(run, data, tmp_path):
         other = StepLogits(-kept["clip"], -kept["steps"], kept["precision"] / 2, 2, 2)
     path = tmp_path / "other.npz"
     write_step_logits(path, data["train"].names, data["train"].events, other)
-    four = dataclasses.replace(run.config.models["four"], teachers=("first", str(path)))
+    four = replace(run.config.models["four"], teachers=("first", str(path)))
     models = {**run.config.models, "four": four}
-    changed = Run(run.folder, dataclasses.replace(run.config, models=models))
+    changed = Run(run.folder, replace(run.config, models=models))
     targets = fused_posteriors(changed, "four", data)
     share = scipy.special.softmax(np.stack([2 * other.precision, other.precision]), axis=0)
     for fused, logits in ((targets.steps, own.steps), (targets.clip, own.clip)):
         yes = np.asarray(jax.nn.sigmoid(logits))
         expected = share[0] * yes + share[1] * (1 - yes)
-        np.testing.assert_allclose(fused[:5], expected, atol=2e-3)  # kept as float16
-    _, inner = run.model("first").apply(
-        run.best_variables("first"),
-        some,
-        capture_intermediates=lambda module, _: module.name == "front",
-        mutable=["intermediates"],
-    )
+        assert_allclose(fused[:5], expected, atol=2e-3)  # kept as float16
+    options = {"capture_intermediates": lambda module, _: module.name == "front", "mutable": "intermediates"}
+    _, inner = run.model("first").apply(run.best_variables("first"), some, **options)
     inner = np.asarray(inner["intermediates"]["front"]["__call__"][0])
     embeddings = embedding_targets(changed, "four", 72)
     guide = embeddings.rows[:, embeddings.row_of_step].astype(np.float64)
-    np.testing.assert_allclose(guide.mean(axis=(0, 1)), 0, atol=1e-3)
-    np.testing.assert_allclose(guide.std(axis=(0, 1)), 1, atol=1e-3)
+    assert_allclose(guide.mean(axis=(0, 1)), 0, atol=1e-3)
+    assert_allclose(guide.std(axis=(0, 1)), 1, atol=1e-3)
     # Each dimension is shifted and scaled as a whole.
     for size in range(inner.shape[-1]):
         slope, moved = np.polyfit(inner[..., size].ravel(), guide[:5, ..., size].ravel(), 1)
         assert slope > 0
-        np.testing.assert_allclose(guide[:5, ..., size], slope * inner[..., size] + moved, atol=5e-3)
+        assert_allclose(guide[:5, ..., size], slope * inner[..., size] + moved, atol=5e-3)
 
 
 def test_a_taggers_embeddings_come_from_the_windows_nearest_to_the_steps(run, data, tmp_path, monkeypatch):
@@ -100,8 +94,8 @@ def test_a_taggers_embeddings_come_from_the_windows_nearest_to_the_steps(run, da
     np.save(tmp_path / "rows.npy", rows.astype(np.float32))
     entries = [tmp_path / "rows.npy"] * len(data["train"].names)
     monkeypatch.setattr("qkd_jax.training.teachers.tagger_embeddings", lambda *_: (entries, hop))
-    guided = dataclasses.replace(FIRST, objective=EventObjective(embeddings="tagger.toml"))
-    alone = Run(tmp_path, dataclasses.replace(run.config, models={"guided": guided}))
+    guided = replace(FIRST, objective=EventObjective(embeddings="tagger.toml"))
+    alone = Run(tmp_path, replace(run.config, models={"guided": guided}))
     monkeypatch.setattr(Run, "clips", run.clips)
     write_embeddings(alone, "guided", data["train"])
     embeddings = embedding_targets(alone, "guided", len(entries))
@@ -110,31 +104,31 @@ def test_a_taggers_embeddings_come_from_the_windows_nearest_to_the_steps(run, da
     middles = (192 + 256 * np.arange(len(values))) / RATE
     nearest = np.array([min(rows[:, 0], key=lambda time: abs(time - middle)) for middle in middles])
     spread = rows[:, 0].std()
-    np.testing.assert_allclose(values[:, 0], (nearest - 0.45) / spread, atol=2e-3)
-    np.testing.assert_allclose(values[:, 1], -values[:, 0], atol=1e-6)
+    assert_allclose(values[:, 0], (nearest - 0.45) / spread, atol=2e-3)
+    assert_allclose(values[:, 1], -values[:, 0], atol=1e-6)
     assert not values[:, 2].any() and values.shape == (30, 3)
 
 
 def test_an_exported_student_detects_when_an_event_happens(run, root, tmp_path):
     path = export(run, "lstm-8", out=tmp_path / "lstm.safetensors")
     detector = load(path)
-    event_config = dataclasses.replace(detector.event_config, use="f1")
-    detector = dataclasses.replace(detector, event_config=event_config)
+    detector = replace(detector, event_config=replace(detector.event_config, use="f1"))
     time = np.arange(3 * RATE) / RATE
     noise = np.random.default_rng(1).normal(0, 0.01, len(time))
     tone = ((time >= 1.2) & (time < 1.6)) * 0.2 * np.sin(2 * np.pi * PITCHES["high"] * time)
-    events = [
-        event for event in detect(detector, [(noise + tone).astype(np.float32)]) if event.event == "high"
-    ]
+    events = detect(detector, [(noise + tone).astype(np.float32)])
+    events = [event for event in events if event.event == "high"]
     assert not any(event.offset < 1.1 or event.onset > 2 for event in events)
     longest = max(events, key=lambda event: event.offset - event.onset)
     assert longest.onset == pytest.approx(1.2, abs=0.15) and longest.offset < 2
 
 
-def test_a_split_can_be_scored_if_its_events_are_timed(run):
+def test_training_clips_keep_the_labels_that_are_left_and_other_splits_can_be_scored(run, data):
+    assert np.bincount(data["train"].kind).tolist() == [24, 24, 24]
+    assert not data["valid"].kind.any()
     results = score(run, model="first", split="valid")
     assert results["clips"] == 24 and results["models"]["first"]["metrics"]["average"]["psds1"] > 0
-    with pytest.raises(InputError, match="--split: expected a strongly labelled split, got train"):
+    with refused("--split: expected a strongly labelled split, got train"):
         score(run, model="first", split="train")
 
 
@@ -147,36 +141,7 @@ def test_a_resumed_run_ends_bit_identical(root, run, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt, match="stopped at step"):
             train(config)
     again = train(config)
-    ours, theirs = again.best_variables("first"), run.best_variables("first")
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teachers": ("second",)}, r"models\.a\.teachers: expected an earlier model .*none.*, got 'second'"),
-        ({"start": "a"}, r"models\.a\.start: expected an earlier model"),
-        (
-            {"objective": EventObjective(update="mean_step")},
-            r"models\.a\.objective\.update: expected teachers for mean_step, found none",
-        ),
-        ({"network": LSTM.quantized(QuantConfig.integer(8))}, r"a\.start: expected a float"),
-        (
-            {"network": LSTM, "objective": EventObjective(embeddings="x.toml")},
-            r"a\.objective\.embeddings: expected a CRNN",
-        ),
-    ],
-)
-def test_faults_of_a_model_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        RunConfig(recipe=EventRecipe(), models={"a": ModelConfig(**{"network": CRNN, **changes})})
-
-
-def test_a_guide_with_other_steps_is_named():
-    models = {"a": COARSER, "b": ModelConfig(network=CRNN, objective=EventObjective(embeddings="a"))}
-    message = r"models\.b\.objective\.embeddings: expected \d+ steps per clip, got 'a' with \d+"
-    with pytest.raises(ValueError, match=message):
-        RunConfig(recipe=EventRecipe(), models=models)
+    jax.tree.map(assert_array_equal, *(each.best_variables("first") for each in (again, run)))
 
 
 def written(path, names, steps, stride):
@@ -187,25 +152,15 @@ def written(path, names, steps, stride):
     return str(path)
 
 
-FIRST = ModelConfig(network=CRNN)
-COARSER = ModelConfig(network=dataclasses.replace(CRNN, pools=((4, 4),)))
-GUIDED = ModelConfig(network=CRNN, objective=EventObjective(embeddings="none.toml"))
-
-
 @pytest.mark.parametrize(
     ("teachers", "message"),
     [
-        ((), r"models: expected at least one, got none"),
         (("other-steps",), r"other-steps\.npz: expected 30 steps of 61 frames, found 29"),
         (
             ("other-clips",),
-            r"other-clips\.npz: expected logits for all clips, found none for 72 "
-            r"\(first: 'train/audio/train000.wav'",
+            r"other-clips\.npz: expected logits for all clips, found none for 72 \(first: 'train/au",
         ),
-        (
-            ("first", "other-stride"),
-            r"models\.student\.teachers: expected teachers with equal receptive fields and strides",
-        ),
+        (("first", "other-stride"), r"student\.teachers: expected teachers with equal receptive fields and"),
         (("first", "coarser"), r"equal receptive fields and strides, got \[\(2, 2\), \(4, 4\)\]"),
         (("none",), r"none\.npz"),
     ],
@@ -218,10 +173,10 @@ def test_faults_of_teachers_are_named_before_anything_trains(root, tmp_path, run
         "other-stride": written(tmp_path / "other-stride.npz", names, 15, 4),
         "none": str(tmp_path / "none.npz"),
     }
-    student = dataclasses.replace(FIRST, teachers=tuple(files.get(name, name) for name in teachers))
+    student = replace(FIRST, teachers=tuple(files.get(name, name) for name in teachers))
     models = {"first": FIRST, "coarser": COARSER, "student": student}
-    config = config_of(root, tmp_path, cache=str(run.cache), models=models if teachers else {})
-    with pytest.raises(InputError, match=message):
+    config = config_of(root, tmp_path, cache=str(run.cache), models=models)
+    with refused(message):
         train(config)
     assert not list(tmp_path.glob("tones/models/*/log.jsonl"))
 
@@ -231,27 +186,19 @@ def test_faults_of_teachers_are_named_before_anything_trains(root, tmp_path, run
     [
         (
             {"recipe": EventRecipe(strong=26)},
-            r"--recipe\.strong: expected at most 24 \(strongly labelled training clips\), got 26",
+            r"--recipe\.strong: .* 24 \(strongly labelled training clips\), got 26",
         ),
-        (
-            {"models": {"a": FIRST, "b": GUIDED}},
-            r"none\.toml",
-        ),
+        ({"models": {"a": FIRST, "b": GUIDED}}, r"none\.toml"),
     ],
 )
-def test_faults_of_recipes_and_taggers_are_named_before_anything_trains(
-    root, tmp_path, run, changes, message
-):
-    with pytest.raises(InputError, match=message):
+def test_faults_of_recipes_are_named_before_anything_trains(root, tmp_path, run, changes, message):
+    with refused(message):
         train(config_of(root, tmp_path, cache=str(run.cache), **changes))
     assert not list(tmp_path.glob("tones/models/*/log.jsonl"))
 
 
 def test_a_clip_longer_than_the_input_is_refused_for_a_model_with_teachers(root, tmp_path, run):
-    models = {"a": FIRST, "b": dataclasses.replace(FIRST, teachers=("a",))}
+    models = {"a": FIRST, "b": replace(FIRST, teachers=("a",))}
     config = config_of(root, tmp_path, cache=str(run.cache), models=models)
-    shorter = dataclasses.replace(config.data, clip_seconds=0.5)
-    with pytest.raises(
-        InputError, match=r"models\.b: expected training recordings of at most --data\.clip-seconds 0\.5"
-    ):
-        train(dataclasses.replace(config, data=shorter))
+    with refused(r"models\.b: expected training recordings of at most --data\.clip-seconds 0\.5"):
+        train(replace(config, data=replace(config.data, clip_seconds=0.5)))

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 
 from qkd_jax import train
-from qkd_jax.config import to_json
 from qkd_jax.data.dataset import load_split
-from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import load_run
-from tests.training.test_resume import assert_same_end, run
+from tests.faults import refused
+from tests.training.runs import assert_same_end, run
 
 ROOT = Path(__file__).parents[2]
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 mounts = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("mount") is None,
-    reason="mounting a file system takes root",
+    not IS_ROOT or shutil.which("mount") is None, reason="mounting a file system takes root"
 )
 
 
@@ -44,25 +43,10 @@ def mounted(folder):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def command(name, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, ROOT / name, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
-
-
-@pytest.fixture
-def settings(tiny_config, tmp_path):
-    """A file with the settings of a run on the file system that `mounted` makes."""
-    path = tmp_path / "settings.json"
-    path.write_text(to_json(tiny_config(tmp_path / "disk")))
-    return path
-
-
 @mounts
 @pytest.mark.slow
-def test_a_disk_that_is_full_again_and_again_loses_nothing(finished, settings, tmp_path):
-    disk, full = tmp_path / "disk", []
+def test_a_disk_that_is_full_again_and_again_loses_nothing(finished, settings, folder):
+    disk, full = folder.parent, []
     with mounted(disk) as remount:
         for size in range(300, 6000, 200):
             remount(f"size={size}k")
@@ -70,12 +54,12 @@ def test_a_disk_that_is_full_again_and_again_loses_nothing(finished, settings, t
             if done.returncode == 0:
                 break
             assert done.returncode == 2
-            said = re.search(rf"^error: {disk}/(.*): could not be written: .*\n\Z", done.stderr, re.MULTILINE)
-            assert said, done.stderr
-            full.append(Path(said[1]))
+            line = re.search(rf"^error: {disk}/(.*): could not be written: .*\n\Z", done.stderr, re.M)
+            assert line, done.stderr
+            full.append(Path(line[1]))
         assert done.returncode == 0
         assert not list(disk.rglob("*.part"))
-        assert_same_end(disk / "tiny", finished)
+        assert_same_end(folder, finished)
     # In recordings, features, checkpoints and the report, or whatever else is as large.
     assert {".wav", ".npy"} <= {path.suffix for path in full}
     assert any("checkpoints" in path.parts for path in full)
@@ -83,27 +67,28 @@ def test_a_disk_that_is_full_again_and_again_loses_nothing(finished, settings, t
 
 @mounts
 @pytest.mark.slow
-def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
-    disk = tmp_path / "disk"
-    with mounted(disk) as remount:
+def test_a_read_only_run_is_scored_and_not_changed(settings, folder, tmp_path):
+    with mounted(folder.parent) as remount:
         remount("size=50m")
         assert run(settings).returncode == 0
         remount("ro")
         done = run(settings)
-        assert (done.returncode, done.stderr) == (2, f"error: {disk}/tiny/.lock: Read-only file system\n")
+        assert (done.returncode, done.stderr) == (2, f"error: {folder}/.lock: Read-only file system\n")
         figures = tmp_path / "figures.json"
-        done = command("eval.py", disk / "tiny", "--json", figures)
+        command = [sys.executable, ROOT / "eval.py", folder, "--json", figures]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"{disk}/tiny is read-only: results were not saved"
-        assert figures.read_text() == (disk / "tiny" / "results.json").read_text()
+        assert done.stdout.splitlines()[-1] == f"{folder} is read-only: results were not saved"
+        assert figures.read_text() == (folder / "results.json").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="no permission stops root, without setpriv"
+    IS_ROOT and shutil.which("setpriv") is None, reason="no permission stops root, without setpriv"
 )
 @pytest.mark.parametrize(
-    ("closed", "said"),
+    ("closed", "message"),
     [
         ("tiny/config.json", "expected a run's settings: .*Permission denied.*"),
         ("tiny/clips.jsonl", "expected a run's clips.jsonl: .*Permission denied.*"),
@@ -113,26 +98,22 @@ def test_a_read_only_run_is_scored_and_not_changed(settings, tmp_path):
         (".features", ".*could not be written: Permission denied"),
     ],
 )
-def test_unreadable_files_are_named(finished, tiny_config, tmp_path, closed, said):
-    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
-    settings = tmp_path / "settings.json"
-    settings.write_text(to_json(tiny_config(tmp_path)))
-    (tmp_path / closed).chmod(0)
+def test_unreadable_files_are_named(finished, settings, folder, closed, message):
+    shutil.copytree(finished.parent, folder.parent)
+    path = folder.parent / closed
+    path.chmod(0)
     powers = "-dac_override,-dac_read_search"
-    dropped = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if os.geteuid() == 0 else []
+    dropped = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"] if IS_ROOT else []
     done = run(settings, before=dropped)
-    (tmp_path / closed).chmod(0o755)
+    path.chmod(0o755)
     assert done.returncode == 2
-    assert re.search(rf"^(error: | +){tmp_path}/{closed}(/.*)?: {said}$", done.stderr, re.MULTILINE), (
-        done.stderr
-    )
+    assert re.search(rf"^(error: | +){path}(/.*)?: {message}$", done.stderr, re.M), done.stderr
     assert run(settings).returncode == 0  # nothing is lost
 
 
 @pytest.mark.slow
-def test_a_clock_set_back_changes_nothing(finished, tiny_config, settings, tmp_path):
+def test_a_clock_set_back_changes_nothing(finished, settings, folder):
     # All files that a stopped run has left are dated years in the future.
-    folder = tmp_path / "disk" / "tiny"
     assert run(settings, int(signal.SIGTERM), "four", 2).returncode == 130
     for path in folder.rglob("*"):
         if "data" not in path.parts:
@@ -142,55 +123,34 @@ def test_a_clock_set_back_changes_nothing(finished, tiny_config, settings, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_twice_stops_at_once_and_resumes(finished, settings, tmp_path):
-    done = run(settings, int(signal.SIGINT), "twice", "plain", 5)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (
-        130,
-        "stopped; run the same command again to continue",
-    )
-    folder = tmp_path / "disk" / "tiny"
-    assert not (folder / "models" / "plain" / "checkpoints" / "5").exists()
-    assert run(settings).returncode == 0
+def test_only_one_of_two_processes_can_start_a_run(finished, settings, folder):
+    both = [run(settings, wait=False) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    assert any("another process trains this run; use another --name" in error for error in errors)
     assert_same_end(folder, finished)
 
 
 @pytest.mark.slow
-def test_only_one_of_two_processes_can_start_a_run(finished, settings, tmp_path):
-    both = [run(settings, wait=False) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2]
-    assert any("another process trains this run; use another --name" in each for each in said)
-    assert_same_end(tmp_path / "disk" / "tiny", finished)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_features_that_are_not_finite_are_named(finished, tiny_config, tmp_path, split):
-    shutil.copytree(finished, tmp_path / "tiny")
-    for name in ("plain", "four"):
-        shutil.rmtree(tmp_path / "tiny" / "models" / name)
-    config = tiny_config(tmp_path)
-    loaded = load_run(tmp_path / "tiny")
+def test_features_that_are_not_finite_are_named(finished, config, folder, begin, split):
+    loaded = load_run(begin("plain", "four"))
     entry = load_split(loaded.config, loaded.clips, split, loaded.cache).features.entries[5]
     spoilt = np.load(entry)
     spoilt[3, 2] = np.nan
     np.save(entry, spoilt)
-    with pytest.raises(
-        InputError, match=rf"{entry}: expected finite log-mel .*; delete the file to compute them"
-    ):
+    with refused(rf"{entry}: expected finite log-mel .*; delete the file to compute them"):
         train(config)
     entry.unlink()
     train(config)
-    assert_same_end(tmp_path / "tiny", finished)
+    assert_same_end(folder, finished)
 
 
-def test_logits_of_a_teacher_that_are_not_finite_are_named(finished, tiny_config, tmp_path):
-    shutil.copytree(finished, tmp_path / "tiny")
-    shutil.rmtree(tmp_path / "tiny" / "models" / "four")
-    path = tmp_path / "tiny" / "models" / "teacher" / "teaching.npz"
+def test_logits_of_a_teacher_that_are_not_finite_are_named(config, begin):
+    path = begin("four") / "models" / "teacher" / "teaching.npz"
     with np.load(path) as kept:
         arrays = dict(kept)
     arrays["logits"][7, 1] = np.inf
     np.savez(path, **arrays)
-    with pytest.raises(InputError, match=f"{path}: expected finite logits"):
-        train(tiny_config(tmp_path))
+    with refused(f"{path}: expected finite logits"):
+        train(config)

@@ -1,10 +1,14 @@
 """The jitted update: donation, one compilation, lowering for every platform, and one golden step."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import distillation_loss, weighted_bce
@@ -12,36 +16,32 @@ from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.state import init_state, make_optimizer
 from qkd_jax.training.step import make_train_step
 
+EIGHT = QuantConfig(weights=8, activations=8, output=8)
 MODELS = {
     "teacher": DenseNetConfig(blocks=(1, 1), growth=4, stem=4),
     "float": LSTMConfig(hidden_size=6),
     "4-bit": LSTMConfig(hidden_size=6, quant=QuantConfig.paper(4)),
-    "convolutions": LSTMConfig(
-        convolutions=(3, 4),
-        time_strides=1,
-        hidden_size=6,
-        quant=QuantConfig(weights=8, activations=8, output=8),
-    ),
+    "convolutions": LSTMConfig(convolutions=(3, 4), time_strides=1, hidden_size=6, quant=EIGHT),
 }
 NORM = (np.full(8, 0.5, np.float32), np.full(8, 2.0, np.float32))
+CONSTANT = ClipRecipe(schedule="constant")
+assert_close = partial(assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def loss(logits, batch):
     return distillation_loss(logits, batch["labels"], batch["teacher_logits"], alpha=0.7, temperature=2.0)
 
 
-def setup(name, seed=0):
-    model, optimizer = (
-        build_model(MODELS[name], 2),
-        make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100),
-    )
-    state = init_state(model, optimizer, (24, 8), NORM, seed)
-    rng = np.random.default_rng(seed)
+def setup(name, recipe=CONSTANT, rate=1e-3, **options):
+    """The model and its optimizer, the first state, and a batch."""
+    model, optimizer = build_model(MODELS[name], 2), make_optimizer(recipe, rate, 100)
+    rng = np.random.default_rng(0)
     batch = {
         "features": rng.normal(size=(4, 24, 8)).astype(np.float32),
         "labels": rng.integers(0, 2, (4, 2)).astype(np.float32),
         "teacher_logits": rng.normal(size=(4, 2)).astype(np.float32),
     }
+    state = init_state(model, optimizer, (24, 8), NORM, 0, **options)
     return model, optimizer, state, jax.tree.map(jnp.asarray, batch)
 
 
@@ -50,7 +50,7 @@ def setup(name, seed=0):
     ["float", "4-bit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "convolutions"))],
 )
 def test_step_equals_adam_by_hand(name):
-    model, _, state, batch = setup(name)
+    model, optimizer, state, batch = setup(name)
 
     def objective(params):
         variables = {"params": params, **state.variables}
@@ -65,36 +65,33 @@ def test_step_equals_adam_by_hand(name):
         lambda p, g: p - 1e-3 * shrink * g / (jnp.abs(shrink * g) + 1e-8), state.params, gradient
     )
     before = jax.tree.map(np.array, state.variables["norm"])
-    new, metrics = make_train_step(model, make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100), loss)(
-        state, batch
-    )
+    new, metrics = make_train_step(model, optimizer, loss)(state, batch)
 
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     assert int(new.step) == 1
-    for got, wanted, grad in zip(*map(jax.tree.leaves, (new.params, expected, gradient))):
+
+    def assert_moved(got, wanted, grad):
         clear = np.abs(grad) > 1e-5  # where rounding can't change the sign of the gradient
-        np.testing.assert_allclose(np.asarray(got)[clear], np.asarray(wanted)[clear], atol=2e-5)
-    for got, wanted in zip(
-        *map(jax.tree.leaves, (new.variables.get("batch_stats"), updated.get("batch_stats")))
-    ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
-    for got, wanted in zip(*map(jax.tree.leaves, (new.variables["norm"], before))):
-        np.testing.assert_array_equal(got, wanted)
+        assert_allclose(np.asarray(got)[clear], np.asarray(wanted)[clear], atol=2e-5)
+
+    jax.tree.map(assert_moved, new.params, expected, gradient)
+    statistics = (each.get("batch_stats") for each in (new.variables, updated))
+    jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=1e-6), *statistics)
+    jax.tree.map(assert_array_equal, new.variables["norm"], before)
 
 
 def test_gradient_norm_is_clipped_before_adam():
-    optimizer = make_optimizer(ClipRecipe(schedule="constant", clip_norm=1.0), 1e-3, 100)
-    params = {"w": jnp.zeros(2)}
-    state = optimizer.init(params)
+    optimizer = make_optimizer(replace(CONSTANT, clip_norm=1.0), 1e-3, 100)
+    state = optimizer.init({"w": jnp.zeros(2)})
     for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):
-        updates, state = optimizer.update({"w": gradient}, state, params)
+        updates, state = optimizer.update({"w": gradient}, state, {"w": jnp.zeros(2)})
     # Clipped, the gradients are (0.6, 0.8) and (0.3, 0.4); unclipped, the first would dominate the moments.
     m, v = np.zeros(2), np.zeros(2)
     for gradient in (np.array([0.6, 0.8]), np.array([0.3, 0.4])):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
     expected = -1e-3 * (m / (1 - 0.9**2)) / (np.sqrt(v / (1 - 0.999**2)) + 1e-8)
-    np.testing.assert_allclose(updates["w"], expected, rtol=1e-4)
+    assert_allclose(updates["w"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -107,7 +104,7 @@ def test_the_learning_rate_stays_or_falls_to_zero_over_all_steps(schedule):
         updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
         moved.append(-float(updates["w"][0]))
     expected = {"constant": np.ones(11), "cosine": (1 + np.cos(np.pi * np.arange(11) / 10)) / 2}
-    np.testing.assert_allclose(moved, 0.01 * expected[schedule], rtol=1e-4, atol=1e-7)
+    assert_allclose(moved, 0.01 * expected[schedule], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,11 +132,9 @@ def test_lowers_for_every_platform_at_full_precision(name, platform):
 
 def test_the_loss_falls_on_one_batch():
     model, _, state, batch = setup("4-bit")
-    train_step = make_train_step(
-        model, optax.adam(3e-2), lambda logits, batch: weighted_bce(logits, batch["labels"])
-    )
-    state = state.__class__(**{**vars(state), "opt_state": optax.adam(3e-2).init(state.params)})
-    values = []
+    optimizer, values = optax.adam(3e-2), []
+    train_step = make_train_step(model, optimizer, lambda z, batch: weighted_bce(z, batch["labels"]))
+    state = replace(state, opt_state=optimizer.init(state.params))
     for _ in range(60):
         state, metrics = train_step(state, batch)
         values.append(float(metrics["loss"]))
@@ -148,9 +143,7 @@ def test_the_loss_falls_on_one_batch():
 
 @pytest.mark.parametrize("name", ["float", "convolutions"])
 def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
-    model, optimizer = build_model(MODELS[name], 2), make_optimizer(ClipRecipe(), 0.1, 100)
-    state = init_state(model, optimizer, (24, 8), NORM, 0, average=True)
-    batch = setup(name)[3]
+    model, optimizer, state, batch = setup(name, ClipRecipe(), 0.1, average=True)
 
     def moving(state):
         return jax.tree.map(np.array, [state.params, state.variables.get("batch_stats")])
@@ -162,30 +155,17 @@ def test_the_average_follows_parameters_and_statistics_by_its_decay(name):
         decay = min(0.3, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, moving(state))
     # The average is validated and kept, with the same normalization.
-    found = [state.model["params"], state.model.get("batch_stats")]
-    for got, wanted in zip(*map(jax.tree.leaves, (found, average)), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    jax.tree.map(assert_close, [state.model["params"], state.model.get("batch_stats")], average)
     assert state.model["norm"] is state.variables["norm"]
 
 
 @pytest.mark.slow
 def test_the_average_does_not_affect_the_training():
-    plain, averaged = (
-        init_state(
-            setup("4-bit")[0],
-            make_optimizer(ClipRecipe(schedule="constant"), 1e-3, 100),
-            (24, 8),
-            NORM,
-            0,
-            average=average,
-        )
-        for average in (False, True)
-    )
-    model, optimizer, _, batch = setup("4-bit")
+    model, optimizer, plain, batch = setup("4-bit")
+    averaged = setup("4-bit", average=True)[2]
     for _ in range(3):
         plain, metrics = make_train_step(model, optimizer, loss)(plain, batch)
         averaged, others = make_train_step(model, optimizer, loss, ema_decay=0.9)(averaged, batch)
-        np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
+        assert_allclose(metrics["loss"], others["loss"], rtol=1e-6)
     assert plain.average is None
-    for got, wanted in zip(*map(jax.tree.leaves, (averaged.params, plain.params))):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    jax.tree.map(assert_close, averaged.params, plain.params)

@@ -1,14 +1,14 @@
 """Teachers of clips: models of the run, files of logits, taggers, their mean, and live with augmentation."""
 
-import dataclasses
-import json
 import shutil
 import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from qkd_jax import train
 from qkd_jax.audio.augment import augment
@@ -18,15 +18,16 @@ from qkd_jax.data.batches import clip_batches
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.distill.objectives import positive_weights, weighted_bce
-from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.log import read_log
 from qkd_jax.training import loop
 from qkd_jax.training.teachers import augmented_batches, teacher_logits
+from tests.faults import refused
+from tests.training.runs import log_of
 from tests.waveform_models import write_loudness
 
-AUGMENT = AugmentConfig(
-    time_shift=0.3, time_masks=1, time_mask_frames=5, mel_masks=1, mel_mask_bands=2, mixup=0.4
-)
+MASKS = {"time_masks": 1, "time_mask_frames": 5, "mel_masks": 1, "mel_mask_bands": 2}
+AUGMENT = AugmentConfig(time_shift=0.3, mixup=0.4, **MASKS)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,11 @@ def data(finished):
 
 
 def with_teachers(config, *teachers):
-    """Settings in which these teach model four, at alpha 1; without own teacher unless it is among them."""
-    four = dataclasses.replace(config.models["four"], teachers=tuple(map(str, teachers)))
+    """Settings in which these teach model four, at alpha 1."""
+    four = replace(config.models["four"], teachers=tuple(map(str, teachers)))
     own = {"teacher": config.models["teacher"]} if "teacher" in teachers else {}
     models = {**own, "plain": config.models["plain"], "four": four}
-    return dataclasses.replace(config, models=models, recipe=dataclasses.replace(config.recipe, alpha=1.0))
+    return replace(config, models=models, recipe=replace(config.recipe, alpha=1.0))
 
 
 @pytest.fixture
@@ -48,10 +49,8 @@ def with_new_teachers(finished, tmp_path):
     """The function (teachers) -> a copy of the finished run in which these teach model four."""
 
     def with_new_teachers(*teachers):
-        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(finished, folder)
-        run = load_run(folder)
-        return dataclasses.replace(run, config=with_teachers(run.config, *teachers))
+        run = load_run(shutil.copytree(finished, tmp_path / f"run{len(list(tmp_path.iterdir()))}"))
+        return replace(run, config=with_teachers(run.config, *teachers))
 
     return with_new_teachers
 
@@ -84,14 +83,18 @@ def tagger(tmp_path):
 def test_the_mean_is_over_all_teachers(finished, data, files, with_new_teachers):
     own = read_logits(finished / "models" / "teacher" / "teaching.npz", data.names, data.events)
     others = [read_logits(path, data.names, data.events) for path in files]
-    logits, known = teacher_logits(with_new_teachers("teacher", *files), "four", data)
-    np.testing.assert_allclose(logits, (own + others[0] + others[1]) / 3, rtol=1e-6, atol=1e-6)
+    run = with_new_teachers("teacher", *files)
+    # Logits that eval writes don't become targets, and those of the teacher are computed again.
+    write_logits(run.model_folder("teacher") / "logits-train.npz", data.names, data.events, 0 * data.targets)
+    (run.model_folder("teacher") / "teaching.npz").unlink()
+    logits, known = teacher_logits(run, "four", data)
+    assert_allclose(logits, (own + others[0] + others[1]) / 3, rtol=1e-6, atol=1e-6)
     assert logits.dtype == np.float32 and known.all()
     run = with_new_teachers(files[1])
-    np.testing.assert_array_equal(teacher_logits(run, "four", data)[0], others[1])
+    assert_array_equal(teacher_logits(run, "four", data)[0], others[1])
     # The logits are kept in the run, so the file is no longer needed.
     files[1].unlink()
-    np.testing.assert_array_equal(teacher_logits(run, "four", data)[0], others[1])
+    assert_array_equal(teacher_logits(run, "four", data)[0], others[1])
 
 
 def test_a_tagger_teaches_the_events_that_it_knows(data, files, tagger, with_new_teachers, capsys):
@@ -103,25 +106,22 @@ def test_a_tagger_teaches_the_events_that_it_knows(data, files, tagger, with_new
     logits, known = teacher_logits(run, "four", data)
     assert known.tolist() == [True, False, True]
     expected = np.stack([0.3 * loudest, 0 * loudest, 0.6 * loudest], axis=1)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert_allclose(logits, expected, rtol=1e-5)
     assert f"logits of 24 training clips for all events, except {second}\n" in capsys.readouterr().out
     # An event's mean is over the teachers that know it.
     logits, known = teacher_logits(with_new_teachers(path, files[0]), "four", data)
     other = read_logits(files[0], data.names, data.events)
     mean = np.where([True, False, True], (expected + other) / 2, other)
-    np.testing.assert_allclose(logits, mean, rtol=1e-5, atol=1e-6)
+    assert_allclose(logits, mean, rtol=1e-5, atol=1e-6)
     assert known.all()
 
 
-def test_events_that_no_teacher_knows_are_learned_from_labels_alone(
-    finished, data, tagger, tiny_config, tmp_path
-):
+def test_events_that_no_teacher_knows_are_learned_from_labels_alone(data, tagger, config, monkeypatch):
     first = data.events[0]
     models = {"plain": ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("tagger.toml",))}
     recipe = ClipRecipe(batch_size=8, epochs=2, alpha=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tagger({first: 0.5}).parent)
-        run = train(tiny_config(tmp_path, models=models, recipe=recipe))
+    monkeypatch.chdir(tagger({first: 0.5}).parent)
+    run = train(replace(config, models=models, recipe=recipe))
     # Two of the three terms of the first loss come from the labels.
     logits, _ = teacher_logits(run, "plain", data)
     batches = clip_batches(data, logits, frames=run.shape[0], batch_size=8, seed=0)
@@ -132,39 +132,22 @@ def test_events_that_no_teacher_knows_are_learned_from_labels_alone(
     weight = jnp.asarray(positive_weights(data.targets))
     soft = 4 * weighted_bce(logits[:, :1] / 2, jax.nn.sigmoid(batch["teacher_logits"][:, :1] / 2))
     hard = weighted_bce(logits[:, 1:], batch["labels"][:, 1:], weight[1:])
-    logged = json.loads((run.model_folder("plain") / "log.jsonl").read_text().splitlines()[0])
-    assert logged["loss"] == pytest.approx(float(soft + 2 * hard) / 3, rel=1e-4)
+    loss = read_log(run.model_folder("plain"))[0]["loss"]
+    assert loss == pytest.approx(float(soft + 2 * hard) / 3, rel=1e-4)
 
 
-def test_logits_that_eval_writes_do_not_become_targets(finished, data, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    run = load_run(tmp_path / "run")
-    teacher = run.model_folder("teacher")
-    expected = read_logits(teacher / "teaching.npz", data.names, data.events)
-    write_logits(teacher / "logits-train.npz", data.names, data.events, 0 * data.targets)
-    (teacher / "teaching.npz").unlink()
-    np.testing.assert_array_equal(teacher_logits(run, "four", data)[0], expected)
-
-
-def test_logits_from_a_file_teach_and_no_teacher_is_trained(
-    finished, data, files, tiny_config, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_logits_from_a_file_teach_and_no_teacher_is_trained(finished, data, files, config, monkeypatch):
+    monkeypatch.chdir(files[0].parent)
     # At alpha 1 the labels don't affect model four; model plain learns from the labels alone.
-    config = with_teachers(tiny_config(tmp_path), "one.npz")
-    run = train(config)
+    run = train(with_teachers(config, "one.npz"))
     assert list(run.results["models"]) == ["plain", "four"]
     assert run.config.models["four"].teachers == (str(files[0]),)
-    plain, other = (
-        (folder / "models" / "plain" / "log.jsonl").read_text() for folder in (run.folder, finished)
-    )
-    assert plain == other
-    temperature = config.recipe.temperature
+    assert log_of(run.folder, "plain") == log_of(finished, "plain")
+    temperature = run.config.recipe.temperature
     logits = read_logits(files[0], data.names, data.events) / temperature
     soft = 1 / (1 + np.exp(-logits))
     least = temperature**2 * -np.mean(soft * np.log(soft) + (1 - soft) * np.log(1 - soft))
-    first = json.loads((run.model_folder("four") / "log.jsonl").read_text().splitlines()[0])
-    assert least < first["loss"] < least + 4 * temperature**2
+    assert least < read_log(run.model_folder("four"))[0]["loss"] < least + 4 * temperature**2
 
 
 @pytest.mark.parametrize(
@@ -176,48 +159,39 @@ def test_logits_from_a_file_teach_and_no_teacher_is_trained(
     ],
 )
 def test_faults_of_a_file_are_reported_before_anything_trains(
-    data, tiny_config, tmp_path, monkeypatch, teachers, message
+    data, config, tmp_path, monkeypatch, teachers, message
 ):
     monkeypatch.chdir(tmp_path)
     write_logits(tmp_path / "few.npz", data.names[:1], data.events, np.zeros((1, 3), np.float32))
-    with pytest.raises(InputError, match=message):
-        train(with_teachers(tiny_config(tmp_path), *teachers))
+    with refused(message):
+        train(with_teachers(config, *teachers))
     assert not list(tmp_path.rglob("checkpoints"))
 
 
 @pytest.mark.parametrize("name", ["plain", "four"])
 def test_teachers_see_the_augmented_clips(finished, data, name):
     run = load_run(finished)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, augment=AUGMENT))
+    run = replace(run, config=replace(run.config, augment=AUGMENT))
     batch = {"features": np.stack(data.features)[:8], "labels": data.targets[:8]}
     change = augmented_batches(run, name)
     changed = change(5, batch)
     key = jax.random.fold_in(jax.random.key(run.config.recipe.seed), 5)
     features, labels = augment(key, *map(jnp.asarray, batch.values()), AUGMENT)
-    np.testing.assert_allclose(changed["features"], features, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(changed["labels"], labels, rtol=1e-5, atol=1e-6)
+    assert_allclose(changed["features"], features, rtol=1e-5, atol=1e-5)
+    assert_allclose(changed["labels"], labels, rtol=1e-5, atol=1e-6)
     assert (changed["features"] != change(6, batch)["features"]).any()
     if name == "four":
         logits = run.model("teacher").apply(run.best_variables("teacher"), changed["features"])
-        np.testing.assert_allclose(changed["teacher_logits"], logits, rtol=1e-4, atol=1e-4)
+        assert_allclose(changed["teacher_logits"], logits, rtol=1e-4, atol=1e-4)
     else:
         assert "teacher_logits" not in changed
 
 
 @pytest.mark.slow
-def test_a_run_with_everything_on_resumes_bit_identical(tiny_config, tmp_path, monkeypatch):
-    def config(name):
-        return dataclasses.replace(
-            tiny_config(tmp_path, name=name),
-            augment=AUGMENT,
-            models={
-                "teacher": ModelConfig(network=ResNetConfig(blocks=(1, 1), stem=4), learning_rate=1e-3),
-                "averaged": ModelConfig(
-                    network=LSTMConfig(hidden_size=4), teachers=("teacher",), ema_decay=0.9
-                ),
-            },
-        )
-
+def test_a_run_with_everything_on_resumes_bit_identical(config, monkeypatch):
+    averaged = ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("teacher",), ema_decay=0.9)
+    teacher = ModelConfig(network=ResNetConfig(blocks=(1, 1), stem=4), learning_rate=1e-3)
+    config = replace(config, augment=AUGMENT, models={"teacher": teacher, "averaged": averaged})
     stops = [("averaged", 4), ("teacher", 2)]
 
     def track(items, count, title):
@@ -227,18 +201,15 @@ def test_a_run_with_everything_on_resumes_bit_identical(tiny_config, tmp_path, m
                 signal.raise_signal(signal.SIGINT)
             yield item
 
-    whole = train(config("whole"))
+    whole = train(replace(config, name="whole"))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "track", track)
         for message in ("teacher: stopped at step 2", "averaged: stopped at step 4"):
             with pytest.raises(KeyboardInterrupt, match=message):
-                train(config("cut"))
-    cut = train(config("cut"))
-    runs = whole, cut
-    jax.tree.map(np.testing.assert_array_equal, *(run.best_variables("averaged") for run in runs))
-    jax.tree.map(np.testing.assert_array_equal, *(run.best_variables("teacher") for run in runs))
+                train(config)
+    cut = train(config)
     for name in ("teacher", "averaged"):
-        logs = [(run.model_folder(name) / "log.jsonl").read_text() for run in runs]
-        assert logs[0] == logs[1]
+        jax.tree.map(assert_array_equal, *(run.best_variables(name) for run in (whole, cut)))
+        assert log_of(whole.folder, name) == log_of(cut.folder, name)
     # With augmentation, no logits of unaugmented clips are computed.
     assert not (cut.model_folder("teacher") / "teaching.npz").exists()
