@@ -73,6 +73,20 @@ def importers(*libraries: str) -> set[str]:
     }
 
 
+def test_no_files_import_each_other_in_a_circle():
+    names = {
+        path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+    }
+    modules = {f"qkd_jax.{name}": path for path, name in names.items() if "__init__" not in name}
+    above: dict[str, set[str]] = {
+        name: imported_modules(path) & (modules.keys() - {name}) for name, path in modules.items()
+    }
+    assert sum(map(len, above.values())) > 300
+    while ground := {name for name, imports in above.items() if not imports & above.keys()}:
+        above = {name: imports for name, imports in above.items() if name not in ground}
+    assert above == {}
+
+
 def test_libraries_that_may_change_have_one_room_and_what_runs_on_a_device_needs_no_jax():
     assert {name.split("/")[0] for name in importers("flax")} == {"models"}
     assert importers("orbax") == {"run_folder/checkpoints.py"}

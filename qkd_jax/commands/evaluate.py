@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,9 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.commands.override import override
-from qkd_jax.config import AnyData, DataConfig, DemoData, FeatureConfig, ManifestData, to_json
+from qkd_jax.config import AnyData, DataConfig, ManifestData, to_json
 from qkd_jax.config.fields import STRICT
-from qkd_jax.data.clip_list import usable_clips
+from qkd_jax.data.clip_list import clips_to_score, recordings_of
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.data.logits import write_logits
@@ -163,32 +162,9 @@ def _keep(
     print(f"Report: {report}; metrics: {figures}")
 
 
-def recordings_of(data: AnyData) -> AnyData:
-    """`data`, for the demo the manifest that it has written, so that no recordings are generated."""
-    if not isinstance(data, DemoData):
-        return data
-    return ManifestData(root=data.root, events=data.events, clip_seconds=data.clip_seconds)
-
-
 def _other_clips(run: Run, data: AnyData, split: str) -> list[Clip]:
     for field in ("events", "clip_seconds"):
         if getattr(data, field) != (fixed := getattr(run.config.data, field)):
             flag = field.replace("_", "-")
             raise InputError(f"--data.{flag}: expected {fixed}, as in the run, got {getattr(data, field)}")
-    return clips_of(data, run.config.features, run.cache, split, run.clips)
-
-
-def clips_of(
-    data: AnyData, features: FeatureConfig, cache: Path, split: str, own: Sequence[Clip]
-) -> list[Clip]:
-    """The recordings of `data`; those without a split get `split`.  Raises InputError.
-
-    Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them.
-    """
-    clips, _ = usable_clips(recordings_of(data), features, cache)
-    known = {clip.name: clip.split for clip in own}
-    if shared := sum(clip.name in known for clip in clips):
-        print(
-            f"{shared} of {len(clips)} recordings share a name with a recording of the run and keep its split"
-        )
-    return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
+    return clips_to_score(data, run.config.features, run.cache, split, run.clips)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from qkd_jax.audio.reading import read_audio
-from qkd_jax.commands.evaluate import clips_of
 from qkd_jax.config import AnyData, FeatureConfig, ManifestData, RunConfig
+from qkd_jax.data.clip_list import clips_to_score
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.data.dataset import check_split, load_split
 from qkd_jax.detector.file import load
@@ -54,7 +54,7 @@ def score_file(
                 )
         config = RunConfig(features=exported.features, data=dataclasses.replace(data, **own))
         cache = run.cache if run else Path(config.runs) / ".features"
-        clips = clips_of(config.data, config.features, cache, split, run.clips if run else ())
+        clips = clips_to_score(config.data, config.features, cache, split, run.clips if run else ())
     for field, ours in zip(exported._fields, (config.data.events, config.features, config.data.clip_seconds)):
         if ours != (found := getattr(exported, field)):
             raise InputError(

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from qkd_jax.commands.override import dataclasses_in, plain, tag_of
+from qkd_jax.commands.types import dataclasses_in, plain, tag_of
 from qkd_jax.errors import flag
 
 WIDTH = 100

@@ -1,10 +1,12 @@
 """The clips of a run's data settings, and which of their recordings can be used."""
 
+import dataclasses
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from qkd_jax.config import AnyData, FeatureConfig
+from qkd_jax.config import AnyData, DemoData, FeatureConfig, ManifestData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import cached_features
 from qkd_jax.data.sources import SOURCES
@@ -69,3 +71,26 @@ def list_bad(bad: dict[str, str], count: int) -> list[str]:
     more = [f"and {len(bad) - _MAX_LISTED} more"] if len(bad) > _MAX_LISTED else []
     lines = [*list(bad.values())[:_MAX_LISTED], *more]
     return [f"{len(bad)} of {count} recordings can't be used:", *(f"  {line}" for line in lines)]
+
+
+def recordings_of(data: AnyData) -> AnyData:
+    """`data`, for the demo the manifest that it has written, so that no recordings are generated."""
+    if not isinstance(data, DemoData):
+        return data
+    return ManifestData(root=data.root, events=data.events, clip_seconds=data.clip_seconds)
+
+
+def clips_to_score(
+    data: AnyData, features: FeatureConfig, cache: Path, split: str, own: Sequence[Clip]
+) -> list[Clip]:
+    """The recordings of `data`; those without a split get `split`.  Raises InputError.
+
+    Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them.
+    """
+    clips, _ = usable_clips(recordings_of(data), features, cache)
+    known = {clip.name: clip.split for clip in own}
+    if shared := sum(clip.name in known for clip in clips):
+        print(
+            f"{shared} of {len(clips)} recordings share a name with a recording of the run and keep its split"
+        )
+    return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
