@@ -501,7 +501,7 @@ def lstm(detector, **changes):
     [
         (lambda d: {"events": ("a", "b")}, r"^attention\.bias: expected int32 \[2\], got int32 \[3\]"),
         (lambda d: {"events": ("a", "a", "b")}, r"^events: expected each once, got a, a, b"),
-        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected text"),
+        (lambda d: {"events": ("a", "b", "\udc80")}, r"^events\.2: expected valid Unicode text"),
         (lambda d: {"mean": d.mean.astype(np.float64)}, r"^mean: expected float32 \[8\], got float64 \[8\]"),
         (lambda d: {"std": -d.std}, r"^std: expected positive normal numbers, got -"),
         (lambda d: {"input_exponent": 17}, r"^input_exponent: expected at most 16, got 17"),
