@@ -18,7 +18,7 @@ from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import make_optimizer
 from qkd_jax.system.devices import spread
 from qkd_jax.training.step import Loss, TrainStep, make_train_step
-from qkd_jax.training.teachers import augmented_batches, cache_file_logits, teacher_logits
+from qkd_jax.training.teachers import augmented_batches, cache_file_logits, covered_events, teacher_logits
 
 
 def load(run: Run) -> dict[str, Dataset]:
@@ -56,11 +56,7 @@ def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> T
     recipe, config, train = _recipe(run), run.config.model(name), data["train"]
     assert config.learning_rate is not None and config.ema_decay is not None
     weight = jnp.asarray(positive_weights(train.targets, recipe.positive_weight))
-    known = None
-    if config.teachers and run.config.augment.on:
-        known = np.ones(len(train.events), bool)
-    elif config.teachers:
-        _, known = teacher_logits(run, name, train)
+    known = covered_events(run, name, train) if config.teachers else None
     return make_train_step(
         run.model(name),
         make_optimizer(recipe, config.learning_rate, updates),

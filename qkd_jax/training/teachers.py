@@ -54,6 +54,13 @@ def teacher_logits(run: Run, name: str, train: Dataset) -> tuple[np.ndarray, np.
     return total.astype(np.float32), covers.any(axis=(0, 1))
 
 
+def covered_events(run: Run, name: str, train: Dataset) -> np.ndarray:
+    """The events that some teacher of model `name` covers, bool [events]; a model of the run covers all."""
+    if not all(map(is_file, run.config.models[name].teachers)):
+        return np.ones(len(train.events), bool)
+    return teacher_logits(run, name, train)[1]
+
+
 def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     """Logits of a tagger or a file for the training clips, float32 [clips, events]; NaN for events it lacks.
 
