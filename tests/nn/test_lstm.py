@@ -285,7 +285,8 @@ def test_gradient_is_straight_through_and_that_of_the_loop_of_steps(reference, q
         jax.jit(jax.grad(partial(loss, run), argnums=(0, 1, 2)))(params, x, a_carry(params, 3))
         for run in (library_scan, reference)
     )
-    assert_close(got, expected, rtol=1e-4, atol=2e-4)
+    # Each of two layers adds to the difference between orders of summation.
+    assert_close(got, expected, rtol=1e-4, atol=1e-4 if reference is reference_scan else 2e-4)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
