@@ -8,6 +8,8 @@ import numpy as np
 
 from qkd_jax.errors import InputError
 
+SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
+"""Suffixes of files that are taken for recordings when a folder is searched."""
 _BLOCK_SECONDS = 30
 _BLOCK = 1 << 23
 """Most values in a block, over all channels, whatever rate a header claims."""

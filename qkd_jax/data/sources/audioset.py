@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
+from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import AudioSetData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.tables import data_root, read_table
@@ -14,8 +15,6 @@ from qkd_jax.errors import InputError
 _SEGMENTS = ("balanced_train_segments.csv", "unbalanced_train_segments.csv", "eval_segments.csv")
 _COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 _LABELS = "class_labels_indices.csv"
-# Suffixes that libsndfile reads; the .m4a and .webm of videos are not among them.
-AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"}
 _TIMES = re.compile(r"(_\d.*)?")
 
 
@@ -90,7 +89,7 @@ def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
         for file in files:
             stem, extension = os.path.splitext(file)
             ytid = _ytid(stem, ytids)
-            if ytid is not None and extension.lower() in AUDIO:
+            if ytid is not None and extension.lower() in SUFFIXES:
                 name = (relative / file).as_posix()
                 recordings[ytid] = min(name, recordings.get(ytid, name))
     return recordings

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import DESEDData
 from qkd_jax.data.clips import MAX_SECONDS, SPLITS, Annotation, Clip
-from qkd_jax.data.sources.audioset import AUDIO
 from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError
 
@@ -142,7 +142,7 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
 
 
 def _recordings(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in AUDIO]
+    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
 
 
 def _read_strong(path: Path) -> dict[str, list[Annotation]]:
