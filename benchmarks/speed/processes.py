@@ -198,7 +198,7 @@ def detect_seconds(model: str, recording: str) -> list[float]:
 
     detector = load(Path(model))
     begun = time.perf_counter()
-    for _ in detect(detector, audio_blocks(recording, detector.features.sample_rate, silent=True)):
+    for _ in detect(detector, audio_blocks(recording, detector.features.sample_rate)):
         pass
     return [time.perf_counter() - begun]
 

@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from qkd_jax.audio.mel import mel_basis, window
 from qkd_jax.config import FeatureConfig
@@ -15,18 +15,22 @@ TILE = 48
 
 @functools.partial(jax.jit, static_argnames="config")
 def log_mel(
-    waveform: Float[Array, "*batch samples"], config: FeatureConfig = FeatureConfig()
+    waveform: Num[Array, "*batch samples"], config: FeatureConfig = FeatureConfig()
 ) -> Float[Array, "*batch frames mel"]:
     """log(mel energy + floor) of each frame of `waveform`, whose full scale is 1.
 
     Frames of win_length samples every hop_length, none padded; periodic Hann window; zero-padded to n_fft;
     power spectrum; Slaney mel bands.  Equal to librosa within the precision of float32.  Frames are computed
     in tiles of a fixed shape, so a frame depends on its own samples alone, bit for bit: a stream in chunks
-    gives the same values as the whole clip.
+    gives the same values as the whole clip.  Raises TypeError for integers, whose full scale is unknown.
 
     >>> log_mel(jnp.zeros(160_000)).shape
     (998, 64)
     """
+    if not jnp.issubdtype(waveform.dtype, jnp.floating):
+        raise TypeError(
+            f"waveform: expected floats of full scale 1, got {waveform.dtype}; divide int16 by 32768"
+        )
     hann, basis = jnp.asarray(window(config)), jnp.asarray(mel_basis(config))
 
     frames = config.frames(waveform.shape[-1])

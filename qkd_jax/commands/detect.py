@@ -16,13 +16,14 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig
-from qkd_jax.config.fields import STRICT, RuntimeName
+from qkd_jax.config.fields import STRICT, Count, Rate, RuntimeName, SampleFormat
 from qkd_jax.errors import InputError
 from qkd_jax.system.interrupt import asked_to_stop, stop_if_asked, stop_requests
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qkd_jax.audio.encoding import Encoding
     from qkd_jax.detector.detector import Detector
     from qkd_jax.detector.events import Event
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Detect events in recordings of any length.  MODEL is a .safetensors file written by `qkd-jax export`.
-FILE is a recording, - (standard input: headerless 16-bit little-endian mono samples at the model's sample
-rate) or mic (microphone).
+FILE is a recording in any format, - (standard input: a recording, or samples without a header) or mic
+(microphone).
 
 A stream (- or mic) with --state can be stopped and continued with the same command, with the same events.
 After a crash it resumes from the last saved state (after each event and once per minute of sound); later
@@ -51,6 +52,14 @@ class DetectOptions:
     """Operating point, in false alarms per hour: 10 or 10/h."""
     threshold: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Thresholds that replace the operating point: 0.8 for all events, or bell=0.8 knock=0.9 per event."""
+    rate: Rate | None = None
+    """Sample rate of standard input without a header; default: the model's."""
+    sample_format: SampleFormat = "s16"
+    """Its samples: unsigned or signed integers or floats, and their bits, little-endian."""
+    channels: Count = 1
+    """Its number of channels, interleaved."""
+    channel: Count | None = None
+    """Channel to read, counted from 1; default: the mean of all."""
     runtime: RuntimeName = "numpy"
     """Runtime that computes the logits; c needs a C compiler."""
     state: str | None = None
@@ -153,8 +162,12 @@ def _print_events(model: str, detector: "Detector", files: Sequence[str], option
 
     if options.state and list(files) not in (["-"], ["mic"]):
         raise InputError(f"--state: expected exactly one stream (- or mic), got {', '.join(files)}")
+    if "-" not in files and _encoding(options, detector.features.sample_rate):
+        raise InputError(
+            "--rate, --sample-format, --channels: expected standard input (-), got files with headers"
+        )
     find, errors = _detection(model, detector, options), list[str]()
-    found = _events_in(files, find, detector.features.sample_rate, bool(options.state), errors)
+    found = _events_in(files, find, detector.features.sample_rate, options, errors)
     try:
         with stop_requests() if options.state else contextlib.nullcontext():
             for line in lines(options.format, found, files, detector.events):
@@ -192,18 +205,18 @@ def _events_in(
     files: Sequence[str],
     find: "Callable[[Blocks], Iterator[Event]]",
     rate: int,
-    stoppable: bool,
+    options: DetectOptions,
     errors: list[str],
 ) -> "Iterator[tuple[str, Event]]":
     """The events in each of `files`, with its name; files that can't be read are added to `errors`."""
     for file in files:
         try:
-            yield from ((file, event) for event in find(_blocks(file, rate, stoppable)))
+            yield from ((file, event) for event in find(_blocks(file, rate, options)))
         except InputError as error:
             errors.append(str(error))
 
 
-def _blocks(file: str, rate: int, stoppable: bool) -> "Blocks":
+def _blocks(file: str, rate: int, options: DetectOptions) -> "Blocks":
     if file == "mic":
         from qkd_jax.audio.microphone import microphone_blocks
 
@@ -211,13 +224,31 @@ def _blocks(file: str, rate: int, stoppable: bool) -> "Blocks":
     if file != "-":
         from qkd_jax.audio.reading import audio_blocks
 
-        return audio_blocks(file, rate, silent=True)
-    from qkd_jax.detector.stream import raw_blocks
+        return audio_blocks(file, rate, channel=options.channel)
+    from qkd_jax.audio.stdin import stdin_blocks
 
     if sys.stdin is None:
         raise InputError("standard input: expected samples, found a closed stream")
     stdin: Any = sys.stdin.buffer  # typed without `raw`
-    return raw_blocks(stdin.raw, _wait_for_input if stoppable else lambda: True)
+    return stdin_blocks(
+        stdin.raw,
+        rate,
+        raw=_encoding(options, rate),
+        only_raw=options.state is not None,
+        channel=options.channel,
+        ready=_wait_for_input if options.state else lambda: True,
+    )
+
+
+def _encoding(options: DetectOptions, rate: int) -> "Encoding | None":
+    """The encoding of standard input that the options give, None if they give none."""
+    from qkd_jax.audio.encoding import Encoding
+
+    if (options.rate, options.sample_format, options.channels) == (None, "s16", 1):
+        return None
+    if options.state and options.rate not in (None, rate):
+        raise InputError(f"--rate: expected {rate}, the model's, with --state, got {options.rate}")
+    return Encoding(options.sample_format, options.rate or rate, options.channels)
 
 
 def _wait_for_input() -> bool:

@@ -42,3 +42,5 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 RuntimeName = Literal["numpy", "jax", "onnx", "litert", "c"]
 FormatName = Literal["safetensors", "onnx", "litert", "c"]
+SampleFormat = Literal["u8", "s16", "s24", "s32", "f32", "f64"]
+"""Encodings of samples: unsigned or signed integers, or floats, and their bits."""

@@ -1,7 +1,6 @@
 """A detector on an endless waveform: samples come in pieces, and logits go out at each step."""
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +10,6 @@ from qkd_jax.config import step_samples
 from qkd_jax.detector import reference
 from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
-from qkd_jax.errors import InputError
 
 LSTMState = tuple[np.ndarray, ...]
 """The LSTM's state between two steps: h and c of each layer in turn."""
@@ -94,26 +92,6 @@ def push(runtime: Runtime, state: StreamState, samples: np.ndarray) -> tuple[Str
     # Where a hop is longer than the window, the next step may begin beyond these samples.
     skip = max(state.skip - len(samples), done - len(unread), 0)
     return StreamState(unread[done:], skip, lstms, end), np.concatenate(logits)
-
-
-def raw_blocks(file: io.RawIOBase, ready: Callable[[], bool] = lambda: True) -> Iterator[np.ndarray]:
-    """Samples from `file`, which holds 16-bit little-endian integers and no header, float32 [samples].
-
-    Each block comes as soon as it can be read, and holds everything that has arrived.  `ready` waits until
-    there is more, or returns False to end the blocks.  Raises InputError if `file` begins with the header
-    of a recording.
-    """
-    begun = False
-    while ready() and (data := file.read(1 << 16)):
-        if not begun and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
-            raise InputError(
-                "standard input: expected samples without a header, found one; name the recording, or pipe "
-                "it through `ffmpeg -i - -f s16le -ac 1 -ar RATE -`"
-            )
-        begun = True
-        if len(data) % 2:
-            data += file.read(1) or b""
-        yield np.frombuffer(data[: len(data) & ~1], "<i2").astype(np.float32) / 2**15
 
 
 def _flat(cells: tuple[reference.Cell, ...]) -> LSTMState:

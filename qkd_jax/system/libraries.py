@@ -15,6 +15,15 @@ def optional(name: str, what: object, remedy: str) -> Any:
         raise InputError(f"{what}: needs {name.split('.')[0]}: {remedy}") from None
 
 
+def has(name: str) -> bool:
+    """Whether the module `name` is installed."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
 def onnx_session(model: bytes | Path, where: object) -> Any:
     """The onnxruntime.InferenceSession of `model`, its content or its file, on one thread of the CPU.
 

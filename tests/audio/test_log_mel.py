@@ -115,3 +115,11 @@ def test_gradient_is_the_slope_of_librosas_energies():
     slope = (librosa_log_mel(waveform + step, PAPER) - librosa_log_mel(waveform - step, PAPER)).sum() / 2e-4
     gradient = jax.grad(lambda x: log_mel(x).sum())(jnp.asarray(waveform))
     assert np.dot(gradient, direction) == pytest.approx(slope, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
+def test_integers_are_refused_because_their_scale_is_unknown(dtype):
+    with pytest.raises(
+        TypeError, match=f"expected floats of full scale 1, got {np.dtype(dtype)}; divide int16"
+    ):
+        log_mel(jnp.zeros(1000, dtype))

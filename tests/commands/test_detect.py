@@ -184,16 +184,29 @@ def test_standard_input_is_samples_or_a_mistake(model, record, tmp_path, capsys,
     data, waveform = raw(sound(3))
     samples.write_bytes(data)
 
-    def from_file(path):
+    def from_file(path, *options):
         with open(path) as file:
             monkeypatch.setattr(sys, "stdin", file)
-            return printed(capsys, model, "-")
+            return printed(capsys, model, "-", *map(str, options))
 
     files, items = from_file(samples)
     assert files == ["-"] * len(items)
     assert items == events_in(waveform) != []
-    with refused(r"standard input: expected samples without a header, found one"):
-        from_file(path)
+    files, items = from_file(path)
+    assert items == expected(path)
+    state = tmp_path / "state"
+    with refused("standard input: expected samples without a header, as --state needs, found a recording"):
+        from_file(path, "--state", state)
+    wide = tmp_path / "wide"
+    wide.write_bytes(np.repeat(waveform, 2).astype("<f4").tobytes())
+    options = ["--rate", RATE, "--sample-format", "f32", "--channels", 2]
+    assert from_file(wide, *options)[1] == events_in(waveform)
+    with refused("standard input: expected samples without a header, as --rate.*found a recording"):
+        from_file(path, *options)
+    with refused("--rate: expected 8000, the model's, with --state, got 16000"):
+        from_file(samples, "--rate", 16_000, "--state", state)
+    with refused("--rate, --sample-format, --channels: expected standard input"):
+        printed(capsys, model, path, *map(str, options))
 
 
 @pytest.mark.parametrize("runtime", ["jax", "onnx", "c"])
@@ -266,7 +279,13 @@ def help_of(capsys, *arguments):
 
 def test_help_needs_no_model_and_shows_the_settings_of_one(model, capsys):
     text = help_of(capsys)
-    for words in ("qkd-jax detect MODEL FILE…", "--false-alarms", "--threshold", "--format", "16-bit"):
+    for words in (
+        "qkd-jax detect MODEL FILE…",
+        "--false-alarms",
+        "--threshold",
+        "--format",
+        "--sample-format",
+    ):
         assert words in text
     assert len(text.splitlines()) <= 48 and "--events.end 0.5" in text
     of_model = help_of(capsys, model)

@@ -58,9 +58,9 @@ def spoil(config):
     (root / "8.wav").write_bytes((root / "8.wav").read_bytes()[:5000])
     return [
         f"{root / '1.wav'}: expected a recording, found none",
-        f"{root / '3.wav'}: expected a recording that libsndfile reads: Error opening",
+        f"{root / '3.wav'}: expected a recording, found an empty file",
         f"{root / '7.wav'}: silent: all 8000 samples are 0",
-        f"{root / '8.wav'}: cut off: expected 32000 bytes, found 4920",
+        f"{root / '8.wav'}: cut off: expected 32000 bytes of samples, found 4920",
     ]
 
 

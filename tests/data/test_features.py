@@ -176,13 +176,11 @@ def wave(samples, rate=16_000, **options):
     ("make", "error"),
     [
         (lambda path: None, "expected a recording, found none"),
-        (lambda path: path.mkdir(), "expected a recording, found none"),
-        (lambda path: path.write_bytes(b""), "expected a recording that libsndfile reads"),
-        (lambda path: path.write_text("not a recording"), "expected a recording that libsndfile reads"),
+        (lambda path: path.mkdir(), "expected a recording, found a folder"),
+        (lambda path: path.write_bytes(b""), "expected a recording, found an empty file"),
+        (lambda path: path.write_text("not a recording"), "expected a recording, found none that FFmpeg can"),
         (wave(np.zeros(0)), "expected samples, found none"),
-        (wave(noise(1)), "silent: all 1 samples are"),
         (wave(noise(399)), "expected at least 400 samples"),
-        (wave(np.zeros(16_000)), "silent: all 16000 samples are 0"),
         (wave(np.append(noise(9000), np.nan), subtype="FLOAT"), "expected finite samples, found NaN or inf"),
     ],
 )
@@ -248,7 +246,7 @@ def test_samples_too_large_for_float32_are_named(tmp_path, channels, subtype, va
     samples = np.tile(noise(16_000)[:, None].astype(np.float64), channels)
     samples[8000] = value
     soundfile.write(tmp_path / "loud.wav", samples, 16_000, subtype=subtype)
-    with refused(r"loud\.wav: expected (samples in \[-1, 1\]|finite samples)"):
+    with refused(r"loud\.wav: expected (samples within ±1|finite samples)"):
         recording_features(tmp_path / "loud.wav", CONFIG)
 
 

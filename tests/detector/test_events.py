@@ -204,7 +204,8 @@ def test_thresholds_of_other_events_are_named():
     [
         (np.zeros(100, np.int16), r"found int16 \[100\]$"),
         (np.zeros((100, 2), np.float32), r"found float32 \[100, 2\]$"),
-        (np.float32([0, np.nan]), r"found float32 \[2\] with NaN or infinity$"),
+        (np.float32([0, -12_345, 10]), "blocks: expected samples within ±1 .full scale., found 12345"),
+        (np.float32([0, np.nan]), "blocks: expected finite samples, found NaN or infinity"),
     ],
 )
 def test_blocks_that_are_no_waveform_are_refused(block, message):

@@ -1,7 +1,5 @@
 """A detector on a stream: the reference's steps however it is cut, their times, and their history."""
 
-import io
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -10,8 +8,7 @@ from hypothesis import strategies as st
 from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.config import step_clock
 from qkd_jax.detector import reference
-from qkd_jax.detector.stream import in_numpy, push, raw_blocks, start
-from qkd_jax.errors import InputError
+from qkd_jax.detector.stream import in_numpy, push, start
 from tests.detectors import FORMS, random_detector
 from tests.streams import sound, steps_of, with_history
 
@@ -84,27 +81,3 @@ def test_a_history_shorter_than_a_frame_is_one_frame(runtime):
     detector = runtime.detector
     logits = steps_of(with_history(runtime, 1e-4), sound(4000))
     assert len(logits) == detector.network.steps(detector.features.frames(4000))
-
-
-def test_samples_without_a_header_are_read_as_written():
-    class Slow(io.RawIOBase):
-        """Gives the bytes in pieces of odd lengths."""
-
-        def __init__(self, data):
-            self.rest = io.BytesIO(data)
-
-        def readable(self):
-            return True
-
-        def readinto(self, into):
-            return self.rest.readinto(memoryview(into)[:7])
-
-    samples = np.array([0, 1, -1, 32767, -32768, *range(30)], "<i2")
-    for data in (samples.tobytes(), samples.tobytes() + b"x"):
-        blocks = list(raw_blocks(Slow(data)))
-        assert len(blocks) > 5
-        np.testing.assert_array_equal(np.concatenate(blocks), samples / np.float32(32768))
-    # Bytes like a header, but later in the stream.
-    assert sum(map(len, raw_blocks(Slow(b"1234567RIFF567")))) == 7
-    with pytest.raises(InputError, match=r"expected samples without a header, found one.*ffmpeg"):
-        next(raw_blocks(Slow(b"RIFF\x24\x80\x00\x00WAVE")))

@@ -1,0 +1,225 @@
+"""Recordings in any format that FFmpeg decodes, by PyAV: MP3, M4A, Opus, WebM, WMA, a video's sound track.
+
+FFmpeg would also follow playlists and URLs.  Here it opens local files alone, in formats that don't name
+other files.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qkd_jax.errors import InputError
+from qkd_jax.system.libraries import optional
+
+_DEMUXERS = """
+aac ac3 aiff amr ape asf au avi caf dsf eac3 flac flv matroska mov mp3 mpc mpc8 mpeg mpegts ogg tak tta w64
+wav wv
+"""
+_OPTIONS = {"format_whitelist": ",".join(_DEMUXERS.split()), "protocol_whitelist": "file"}
+_COUNTED = {"aiff", "au", "flac", "tta", "w64", "wv"}
+"""Formats whose header gives the number of samples."""
+_TIMED = {"ape", "avi", "caf", "dsf", "mov", "tak", "wav"}
+"""Formats whose header gives the length, with or without the encoder's padding; for others FFmpeg guesses."""
+_PADDING_SECONDS = 0.1
+_PLAIN = {"aiff", "au", "caf", "w64"}
+"""Formats of uncompressed samples."""
+_OTHER_BYTES, _OTHER_SHARE = 1 << 16, 0.1
+"""So many bytes of a plain file, or so large a share, may be something else, such as a picture."""
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_PROBED_BYTES = 1 << 16
+"""Bytes of a pipe from which FFmpeg finds the format: a live stream is heard that much later."""
+_UNKNOWN = 0x7F000000
+"""Sizes of 32 bits from here on may be placeholders."""
+
+
+def decode_file(path: Path, *, ignore_length: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    """The recording at `path`, piece by piece: its rate, and float32 [samples, channels], full scale 1.
+
+    In a video, the first sound track is read.  `ignore_length` reads a WAV file to its end, whatever length
+    its header gives.
+
+    Raises InputError if PyAV isn't installed or FFmpeg can't read the file, and, at the latest after the last
+    piece, if the recording is cut off or damaged.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if (promised := _promised_bytes(file)) > size + 1:  # a pad byte may be missing
+            raise InputError(f"{path}: cut off: expected {promised} bytes, found {size}")
+        mp3_samples = _mp3_samples(file)
+    options = {"ignore_length": "1"} if ignore_length else {}
+    # A prefix: the path itself might look like a URL.
+    yield from _decode(f"file:{path}", path, options, size, mp3_samples)
+
+
+class Pipe:
+    """What arrives at a stream, as a file that can't seek: `head`, then what `read(count)` returns."""
+
+    def __init__(self, head: bytes, read: Callable[[int], bytes]):
+        self._head, self._read, self.passed = head, read, 0
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes, none at the end."""
+        data, self._head = self._head[:count], self._head[count:]
+        data = data or self._read(count)
+        self.passed += len(data)
+        return data
+
+
+def decode_pipe(pipe: Pipe, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """The recording that arrives at `pipe`, as `decode_file` gives it, except that it may end at any time."""
+    yield from _decode(pipe, name, {"probesize": str(_PROBED_BYTES)})
+
+
+def _decode(
+    source: Any, name: object, options: dict[str, str], size: int = 0, mp3_samples: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The pieces of the recording at `source`, the URL of a file of `size` bytes or a Pipe."""
+    av = optional("av", name, "pip install av")
+    seconds, read_bytes, damaged = 0.0, 0, list[float]()
+    try:
+        with av.open(source, options=_OPTIONS | options) as container:
+            if not container.streams.audio:
+                raise InputError(f"{name}: expected a recording, found no sound in it")
+            stream = container.streams.audio[0]
+            kind = container.format.name.split(",")[0]
+            rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            # Threads within a decoder only cost time: recordings are read side by side.
+            stream.codec_context.thread_count = 1
+            if stream.codec_context.name in ("flac", "wavpack"):
+                stream.codec_context.options = {"err_detect": "crccheck+explode"}
+            for packet in container.demux(stream):
+                read_bytes += packet.size
+                try:
+                    frames = _frames(av, packet)
+                except av.error.InvalidDataError:
+                    damaged.append(seconds)
+                    continue
+                for frame in frames:
+                    if kind == "flac" and (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+                        # FFmpeg decodes some frames twice there.
+                        raise InputError(f"{name}: expected one rate and number of channels, found several")
+                    samples = _samples(frame)
+                    seconds += len(samples) / frame.sample_rate
+                    yield frame.sample_rate, samples
+            promised = mp3_samples / rate if kind == "mp3" else _promised_seconds(kind, container, stream)
+    except av.error.FFmpegError as error:
+        if isinstance(source, Pipe) and seconds and not source.read(1):
+            return  # a stream may end anywhere
+        # Files such as M4A may have their index at their end.
+        why = "name the file instead, if it is one" if isinstance(source, Pipe) else "is it cut off?"
+        raise InputError(
+            f"{name}: expected a recording, found none that FFmpeg can read ({why}): {error.strerror}"
+        ) from None
+    piped = isinstance(source, Pipe)
+    if not piped and promised - seconds > (1.5 / rate if kind in _COUNTED else _PADDING_SECONDS):
+        raise InputError(f"{name}: cut off: expected {promised:.2f} s, found {seconds:.2f} s")
+    # The last packet of a stream that was stopped may be incomplete.
+    if damaged and damaged[0] < seconds:
+        raise InputError(
+            f"{name}: damaged: {len(damaged)} packets can't be decoded, the first at {damaged[0]:.2f} s"
+        )
+    size = source.passed + sum(map(len, iter(lambda: source.read(_OTHER_BYTES), b""))) if piped else size
+    plain = kind in _PLAIN or (piped and kind == "wav")
+    if plain and size - read_bytes > max(_OTHER_BYTES, _OTHER_SHARE * size):
+        raise InputError(
+            f"{name}: expected samples in most of {size} bytes, found {read_bytes}, as the header says"
+        )
+
+
+def _frames(av: Any, packet: Any) -> list[Any]:
+    """The frames in a packet; in MP3 files joined end to end, it may begin with the tag between them."""
+    try:
+        return packet.decode()
+    except av.error.InvalidDataError:
+        data = bytes(packet)
+        rest = data[_id3_bytes(data) :]
+        if len(rest) in (0, len(data)):
+            raise
+        return packet.stream.codec_context.decode(av.Packet(rest))
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """The samples of a decoded frame, float32 [samples, channels]."""
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    samples = values.astype(np.float32)
+    if values.dtype.kind == "u":
+        samples -= 2.0 ** (8 * values.itemsize - 1)
+    if values.dtype.kind != "f":
+        samples *= 2.0 ** (1 - 8 * values.itemsize)
+    return samples
+
+
+def _promised_seconds(kind: str, container: Any, stream: Any) -> float:
+    """The length that the header gives, 0 if it gives none."""
+    if kind == "matroska" and "DURATION" in stream.metadata:
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if kind == "matroska" and len(container.streams) == 1:
+        return (container.duration or 0) / 1e6
+    if kind in _COUNTED | _TIMED and stream.duration:
+        return float(stream.duration * stream.time_base)
+    return 0.0
+
+
+def _promised_bytes(file: BinaryIO) -> int:
+    """The size of an AIFF, ASF, AU, AVI, CAF or W64 file by its header; 0 if unknown, or for other files."""
+    head = _read(file, 0, 24)
+    if len(head) < 24:
+        return 0
+    kind, size = struct.unpack(">4sI", head[:8])
+    if kind == b"RIFF":
+        (size,) = struct.unpack("<I", head[4:8])
+    if kind in (b"FORM", b"RIFF"):
+        return size + 8 if size < _UNKNOWN else 0
+    if kind == b".snd":
+        (data,) = struct.unpack(">I", head[8:12])
+        return size + data if data < _UNKNOWN else 0
+    if kind == b"riff":
+        (size,) = struct.unpack("<Q", head[16:24])
+        return size if size < 1 << 62 else 0
+    if kind == b"0&\xb2u":
+        properties = _read(file, 0, 4096)
+        at = properties.find(_ASF_PROPERTIES)
+        return int.from_bytes(properties[at + 40 : at + 48], "little") if at > 0 else 0
+    at = 8
+    while kind == b"caff" and len(chunk := _read(file, at, 12)) == 12:
+        name, size = struct.unpack(">4sq", chunk)
+        if name == b"data" or size < 0:
+            return at + 12 + size if size > 0 else 0
+        at += 12 + size
+    return 0
+
+
+def _mp3_samples(file: BinaryIO) -> int:
+    """The samples that the first frame of an MP3 file, LAME's Xing or Info tag, promises; 0 without a tag."""
+    frame = _read(file, _id3_bytes(_read(file, 0, 10)), 512)
+    at = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if frame[:1] != b"\xff" or at < 0 or len(frame) < at + 144:
+        return 0
+    flags, frames = struct.unpack(">II", frame[at + 4 : at + 12])
+    padding = (
+        int.from_bytes(frame[at + 141 : at + 144]) if frame[at + 120 : at + 122] in (b"LA", b"La") else 0
+    )
+    samples = frames * (1152 if frame[1] >> 3 & 3 == 3 else 576)
+    return samples - (padding >> 12) - (padding & 0xFFF) if flags & 1 else 0
+
+
+def _id3_bytes(head: bytes) -> int:
+    """The bytes of the ID3 tag that `head` begins with, 0 without one.
+
+    >>> _id3_bytes(b"ID3\\x04\\x00\\x00\\x00\\x00\\x01\\x00")
+    138
+    """
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+
+
+def _read(file: BinaryIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
