@@ -39,7 +39,7 @@ MAX_MESSAGE, KEPT = 1000, Path("fuzzed")
 TARGETS = (*DATA, *MODELS)
 FINE = ("read", "refused", "crash caught")
 PACKAGES = (
-    "soundfile soxr numpy pydantic orbax-checkpoint tensorstore jax onnxruntime ai-edge-litert safetensors"
+    "av soundfile soxr numpy pydantic orbax-checkpoint tensorstore jax onnxruntime ai-edge-litert safetensors"
 )
 
 Report = Callable[..., None]

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ import soundfile
 
 from benchmarks.reliability.mutate import MUTATORS, Mutator
 from qkd_jax import config
+from qkd_jax.audio.stdin import stdin_blocks
 from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import Annotation, Clip, read_clip_list, summary, with_splits, write_clips
 from qkd_jax.data.dataset import Dataset
@@ -28,6 +29,7 @@ from qkd_jax.run_folder.log import read_epochs, read_log
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import TrainState
 from qkd_jax.training.teachers import embedding_targets, teacher_logits
+from tests.audio.encoded import FORMATS, Trickle, encode
 
 
 class Target(NamedTuple):
@@ -115,6 +117,19 @@ def _recordings(kinds: str, folder: Path) -> None:
         path.parent.mkdir(parents=True)
         samples = noise(int(rate) // 8, int(channels))
         soundfile.write(path, samples, int(rate), format=form, subtype=subtype)
+
+
+def _encoded(kinds: Iterable[str], folder: Path) -> None:
+    for index, kind in enumerate(kinds):
+        (folder / str(index)).mkdir(parents=True)
+        encode(folder / str(index) / "recording", noise(6000), kind)
+
+
+def _read_stdin(folder: Path) -> None:
+    """Read each file as standard input, a few bytes at a time."""
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        list(stdin_blocks(Trickle(content, 1 + len(content) % 1000), 16_000))
 
 
 def _read_recording(folder: Path) -> None:
@@ -243,6 +258,9 @@ def _read_config(folder: Path) -> None:
 DATA = (
     Target("recordings", partial(_recordings, PCM), _read_recording),
     Target("compressed", partial(_recordings, COMPRESSED), _read_recording),
+    Target("encoded", partial(_encoded, FORMATS), _read_recording),
+    Target("standard input", partial(_encoded, sorted(FORMATS.keys() - {"m4a", "alac", "wv"})), _read_stdin),
+    Target("standard input, plain", partial(_recordings, PCM), _read_stdin),
     Target("manifest", texts({"metadata.csv": MANIFEST}), partial(_read_source, config.ManifestData)),
     Target("audioset", texts(AUDIOSET), partial(_read_source, config.AudioSetData)),
     Target("esc50", texts({"meta/esc50.csv": ESC50}), partial(_read_source, config.ESC50Data)),

@@ -5,6 +5,7 @@ other files.
 """
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qkd_jax.audio.encoding import to_float
 from qkd_jax.errors import InputError
 from qkd_jax.system.libraries import optional
 
@@ -30,6 +32,7 @@ _PLAIN = {"aiff", "au", "caf", "w64"}
 _OTHER_BYTES, _OTHER_SHARE = 1 << 16, 0.1
 """So many bytes of a plain file, or so large a share, may be something else, such as a picture."""
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_CLOCK = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}\.?[0-9]*)")
 _PROBED_BYTES = 1 << 16
 """Bytes of a pipe from which FFmpeg finds the format: a live stream is heard that much later."""
 _UNKNOWN = 0x7F000000
@@ -81,12 +84,14 @@ def _decode(
     av = optional("av", name, "pip install av")
     seconds, read_bytes, damaged = 0.0, 0, list[float]()
     try:
-        with av.open(source, options=_OPTIONS | options) as container:
+        with av.open(source, options=_OPTIONS | options, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise InputError(f"{name}: expected a recording, found no sound in it")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise InputError(f"{name}: expected a recording, found one of an unknown codec")
             kind = container.format.name.split(",")[0]
-            rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            rate, channels = max(stream.codec_context.sample_rate, 1), stream.codec_context.channels
             # Threads within a decoder only cost time: recordings are read side by side.
             stream.codec_context.thread_count = 1
             if stream.codec_context.name in ("flac", "wavpack"):
@@ -102,6 +107,8 @@ def _decode(
                     if kind == "flac" and (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                         # FFmpeg decodes some frames twice there.
                         raise InputError(f"{name}: expected one rate and number of channels, found several")
+                    if not frame.sample_rate:
+                        raise InputError(f"{name}: expected a sample rate, found none")
                     samples = _samples(frame)
                     seconds += len(samples) / frame.sample_rate
                     yield frame.sample_rate, samples
@@ -146,19 +153,13 @@ def _samples(frame: Any) -> np.ndarray:
     """The samples of a decoded frame, float32 [samples, channels]."""
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
-    samples = values.astype(np.float32)
-    if values.dtype.kind == "u":
-        samples -= 2.0 ** (8 * values.itemsize - 1)
-    if values.dtype.kind != "f":
-        samples *= 2.0 ** (1 - 8 * values.itemsize)
-    return samples
+    return to_float(values)
 
 
 def _promised_seconds(kind: str, container: Any, stream: Any) -> float:
     """The length that the header gives, 0 if it gives none."""
-    if kind == "matroska" and "DURATION" in stream.metadata:
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if kind == "matroska" and (found := _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))):
+        return sum(60**place * float(part) for place, part in enumerate(reversed(found.groups())))
     if kind == "matroska" and len(container.streams) == 1:
         return (container.duration or 0) / 1e6
     if kind in _COUNTED | _TIMED and stream.duration:

@@ -27,20 +27,26 @@ def samples_of(data: bytes, encoding: Encoding) -> np.ndarray:
     >>> samples_of(b"\\x00\\x40\\x00\\x80", Encoding("s16", 16_000, 2))
     array([[ 0.5, -1. ]], dtype=float32)
     """
-    kind, bits = encoding.format[0], int(encoding.format[1:])
+    kind, size = encoding.format[0].replace("s", "i"), encoding.frame_bytes // encoding.channels
     order = ">" if encoding.big_endian else "<"
-    if bits == 24:  # the upper bytes of 32 bits
+    if size == 3:  # the upper bytes of 32 bits
         wide = np.zeros((len(data) // 3, 4), np.uint8)
         wide[:, slice(0, 3) if encoding.big_endian else slice(1, 4)] = np.frombuffer(data, "u1").reshape(
             -1, 3
         )
-        values, bits = wide.view(f"{order}i4"), 32
-    else:
-        values = np.frombuffer(data, f"{order}{kind.replace('s', 'i')}{bits // 8}")
-    with np.errstate(over="ignore"):  # a float64 may be too large; readers refuse infinity
+        data, size = wide.tobytes(), 4
+    return to_float(np.frombuffer(data, f"{order}{kind}{size}")).reshape(-1, encoding.channels)
+
+
+def to_float(values: np.ndarray) -> np.ndarray:
+    """Samples of any type as float32; the full scale of integers becomes 1, floats stay as they are.
+
+    >>> to_float(np.uint8([128, 255]))
+    array([0.       , 0.9921875], dtype=float32)
+    """
+    with np.errstate(over="ignore"):  # readers refuse infinity
         samples = values.astype(np.float32)
-    if kind == "u":
-        samples -= 2.0 ** (bits - 1)
-    if kind != "f":
-        samples *= 2.0 ** (1 - bits)
-    return samples.reshape(-1, encoding.channels)
+    half = 2.0 ** (8 * values.itemsize - 1)
+    if values.dtype.kind == "u":
+        samples -= half
+    return samples if values.dtype.kind == "f" else samples / np.float32(half)

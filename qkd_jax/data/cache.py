@@ -146,10 +146,9 @@ def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -
     except (InputError, OSError) as error:
         return str(error)
     # Not np.save(file): writing directly to a file, NumPy does not notice a full disk.
-    buffer = io.BytesIO()
-    np.save(buffer, result)
     with whole_file(entry) as file:
-        file.write(buffer.getbuffer())
+        file.write(_header(*result.shape))
+        file.write(np.ascontiguousarray(result, "<f4"))
     return ""
 
 

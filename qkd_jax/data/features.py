@@ -39,13 +39,13 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     rate, pieces, samples, count = config.sample_rate, [], np.zeros(0, np.float32), 0
     for block in audio_blocks(path, rate):
         count += len(block)
-        samples = np.concatenate([samples, block])
+        samples = np.concatenate([samples, block]) if len(samples) else block
         frames = config.frames(len(samples))
         # Padded to whole seconds, so that recordings of many lengths share few compiled shapes.
         padded = jax.device_put(np.pad(samples, (0, -len(samples) % rate)), _host())
         pieces.append(np.asarray(log_mel(padded, config))[:frames])
         samples = samples[frames * config.hop_length :]
-    features = np.concatenate(pieces)
+    features = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     if not len(features):
         raise InputError(f"{path}: expected at least {config.win_length} samples at {rate} Hz, found {count}")
     return features

@@ -1,5 +1,6 @@
 """Recordings in the formats that people have, written by PyAV, and WAV files with any header."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def encode(path: Path, samples, kind, *, piped=False, video=False, bit_rate=None
     if piped:
         path.write_bytes(file.content)
     return path
+
+
+class Trickle(io.BytesIO):
+    """A pipe that delivers a few bytes at a time."""
+
+    def __init__(self, content, most):
+        super().__init__(content)
+        self.most = most
+
+    def read(self, size=-1):
+        return super().read(min(size, self.most))
 
 
 def stairs(seconds=3.0):

@@ -11,22 +11,11 @@ from hypothesis import strategies as st
 from qkd_jax.audio.encoding import Encoding
 from qkd_jax.audio.stdin import is_container, stdin_blocks
 from qkd_jax.errors import InputError
-from tests.audio.encoded import FORMATS, LOSSLESS, RATE, encode, levels, stairs, wav
+from tests.audio.encoded import FORMATS, LOSSLESS, RATE, Trickle, encode, levels, stairs, wav
 from tests.faults import refused
 
 SOUND = stairs()
 NOISE = np.random.default_rng(0).integers(-(1 << 15), 1 << 15, 5000).astype("<i2")
-
-
-class Trickle(io.BytesIO):
-    """A pipe that delivers a few bytes at a time."""
-
-    def __init__(self, content, most):
-        super().__init__(content)
-        self.most = most
-
-    def read(self, size=-1):
-        return super().read(min(size, self.most))
 
 
 def heard(content, rate=16_000, most=1 << 20, **options):

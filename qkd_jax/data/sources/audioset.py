@@ -23,7 +23,7 @@ def read_audioset(config: AudioSetData) -> list[Clip]:
 
     The root holds `class_labels_indices.csv` and one or more of the published tables of segments:
     `balanced_train_segments.csv`, `unbalanced_train_segments.csv`, `eval_segments.csv`.  Recordings may lie
-    in any folder below it (links to folders are followed), in any format that libsndfile reads.  They are
+    in any folder below it (links to folders are followed), in any format that is read.  They are
     named by the YouTube id, with or without Y before it and times after it: `ID.wav`, `YID.wav`,
     `ID_30000_40000.flac`.
 
