@@ -67,9 +67,10 @@ def test_every_page_is_linked():
 def test_commands_exist_with_their_settings(command):
     _, name, *arguments = shlex.split(command.replace("…", ""))
     assert name in COMMANDS
-    if name == "train":
+    if name in ("train", "check"):
         named = bool(arguments) and not arguments[0].startswith("-")
         preset = load_preset(arguments[0] if named else "demo")
+        _, arguments = take("--html", arguments)
         teachers, settings = take("--teacher", arguments[named:])
         override(with_teachers(preset, teachers) if teachers else preset, settings)
     elif name in ("eval", "export"):
@@ -81,7 +82,7 @@ def test_commands_exist_with_their_settings(command):
 
 
 def test_settings_in_the_text_exist_and_all_kinds_of_commands_are_shown():
-    assert {command.split()[1] for command in commands()} >= {"train", "eval", "export", "detect"}
+    assert {command.split()[1] for command in commands()} >= {"train", "check", "eval", "export", "detect"}
     configs: list = [*map(load_preset, preset_paths()), EvaluateOptions(), DetectOptions(), ExportOptions()]
     configs += [RunConfig(data=ManifestData()), RunConfig(data=DESEDData())]
     known = {name for config in configs for name in flags(config)}

@@ -13,7 +13,11 @@ import qkd_jax
 
 ROOT = Path(__file__).parents[1]
 FILES = {
-    "qkd_jax": (ROOT, "data/sources/demo.py models/lstm.py evaluation/report.html.jinja", ""),
+    "qkd_jax": (
+        ROOT,
+        "data/sources/demo.py models/lstm.py evaluation/report.html.jinja evaluation/check.html.jinja",
+        "",
+    ),
     "qkd_jax_detect": (ROOT / "packaging" / "detect", "", "models/ training/ data/ evaluation/"),
 }
 """Of each distribution: its folder, some of the files in it, and folders that it lacks."""

@@ -59,7 +59,7 @@ def audio_blocks(
     can't be told from a shorter one.)
     """
     count = 0
-    for block in mono(_in_blocks(_pieces(Path(path))), path, sample_rate, channel):
+    for block in mono(pieces_of(path), path, sample_rate, channel):
         count += len(block)
         yield block
     if not count:
@@ -119,8 +119,12 @@ def check_scale(samples: np.ndarray, name: object) -> None:
         )
 
 
+def pieces_of(path: str | Path) -> Pieces:
+    """The recording at `path` with all its channels, in pieces of at most about 30 s; raises InputError."""
+    return _in_blocks(_pieces(Path(path)))
+
+
 def _pieces(path: Path) -> Pieces:
-    """The recording at `path`, piece by piece."""
     try:
         if not path.exists():
             raise InputError(f"{path}: expected a recording, found none")

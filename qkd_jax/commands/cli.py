@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "[PRESET]", "train the models of a preset (default: demo) and score them"),
+    "check": Command("check", "[PRESET]", "show what train would read, and what is wrong with it, as a page"),
     "eval": Command("evaluate", "RUN[/MODEL]|FILE", "score a run, one of its models, or an exported file"),
     "export": Command("export", "RUN/MODEL", "export a model for a device"),
     "detect": Command(

@@ -13,19 +13,27 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], prog: str) -> None:
     """Train the preset, a name or a file, that `arguments` start with; by default demo."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset = load_preset(arguments[0] if named else "demo")
-    teachers, settings = take("--teacher", arguments[named:])
-    if teachers:
-        preset = with_teachers(preset, teachers)
-    config = override(
-        preset, settings, prog=f"{prog} {arguments[0] if named else '[PRESET]'}", description=__doc__
-    )
+    config = config_of(arguments, prog, __doc__)
     if config.distributed:
         from qkd_jax.system.devices import join_processes
 
         join_processes()
     train(config)
+
+
+def config_of(arguments: list[str], prog: str, description: str | None) -> RunConfig:
+    """The preset, a name or a file, that `arguments` start with (by default demo), with its other arguments.
+
+    Prints the settings and exits for --help; raises InputError for a wrong argument.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    preset = load_preset(arguments[0] if named else "demo")
+    teachers, settings = take("--teacher", arguments[named:])
+    if teachers:
+        preset = with_teachers(preset, teachers)
+    return override(
+        preset, settings, prog=f"{prog} {arguments[0] if named else '[PRESET]'}", description=description
+    )
 
 
 def train(config: RunConfig) -> "Run":

@@ -139,6 +139,11 @@ def read_entry(entry: Path) -> np.ndarray:
         ) from None
 
 
+def rows_of(entry: Path, width: int) -> int:
+    """The rows of an entry's array, by the file's size."""
+    return (os.stat(entry).st_size - _HEADER) // (4 * width)
+
+
 def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:
     """Compute and write the entry of one recording; returns why it can't be used, or the empty string."""
     try:

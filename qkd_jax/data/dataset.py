@@ -84,19 +84,24 @@ def _seconds(data: AnyData, clips: Sequence[Clip], split: str) -> list[float]:
     """The length of each recording; raises InputError for clips that can't be scored on timed events."""
     import soundfile
 
+    seconds = [soundfile.info(clip.path).duration for clip in clips]
+    check_times(data, clips, seconds, split)
+    return seconds
+
+
+def check_times(data: AnyData, clips: Sequence[Clip], seconds: Sequence[float], split: str) -> None:
+    """Raise InputError unless `clips` of `split`, of these lengths, can be scored on timed events."""
     if split != "train" and (other := next((clip for clip in clips if clip.annotations is None), None)):
         raise InputError(
             f"{data.root}: expected onsets and offsets for all clips in split {split!r}, "
             f"found none for {other.name}"
         )
-    seconds = [soundfile.info(clip.path).duration for clip in clips]
     for clip, end in zip(clips, seconds):
         for event, onset, _ in clip.annotations or ():
             if split != "train" and onset >= end:
                 raise InputError(
                     f"{clip.path}: expected onsets before the end ({end:g} s), found {event} at {onset:g} s"
                 )
-    return seconds
 
 
 def frame_targets(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qkd_jax.evaluation.html import write_page
 from qkd_jax.evaluation.metrics import eer_threshold
 from qkd_jax.evaluation.plots import (
     PALETTE,
@@ -23,7 +24,6 @@ from qkd_jax.evaluation.plots import (
 )
 from qkd_jax.evaluation.table import TIMED_METRICS
 from qkd_jax.evaluation.timed_events import Rocs
-from qkd_jax.system.files import whole_file
 
 _WORST = 5
 
@@ -50,8 +50,6 @@ def write_report(
     missing.  `rocs` are each model's curves from `evaluate_timed_events`.  `teachers` names the teachers
     among the models: students are compared with the largest of them, not ranked against them.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     models = results["models"]
     events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
     timed = [key for key in TIMED_METRICS if key in next(iter(models.values()))["metrics"]["average"]]
@@ -60,18 +58,12 @@ def write_report(
         students, key=lambda name: (models[name]["bytes"], models[name]["metrics"]["average"]["eer"])
     )
     styles = model_styles(list(models))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    write_page(
+        path,
+        "report.html.jinja",
         title=title,
         results=results,
         events=events,
-        palette=PALETTE,
         swatches=_swatches(styles),
         smallest=smallest,
         tiles=_tiles(models, smallest, teachers),
@@ -89,9 +81,6 @@ def write_report(
         config=config_json,
         versions=versions,
     )
-    with whole_file(path) as file:
-        # File names need not be valid Unicode.
-        file.write(page.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _swatches(styles: Styles) -> dict[str, str]:

@@ -11,9 +11,11 @@ import jax
 from filelock import FileLock, Timeout
 
 from qkd_jax.config import DemoData, ModelConfig, RunConfig, from_json, is_file, to_json, with_data
+from qkd_jax.data.check import early_findings
 from qkd_jax.data.clip_list import usable_clips
 from qkd_jax.data.clips import SPLITS, summary, with_splits, write_clips
 from qkd_jax.data.dataset import check_split
+from qkd_jax.data.features import cached_features
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.run import Run, check_start
 from qkd_jax.system.devices import any_process, is_first, wait_for_all
@@ -62,6 +64,9 @@ def _begin(run: Run) -> Run:
     for split in SPLITS:
         check_split(config.data, clips, split)
     print(summary(clips, events), flush=True)
+    entries, _ = cached_features(clips, config.features, run.cache)
+    for finding in early_findings(config, clips, entries):
+        print(f"warning: {finding}", flush=True)
     # Remove files of an earlier start.
     for pattern in ("left-out.txt", "norm.npz", "teachers/*.npy", "models/*/embeddings.npz"):
         for path in run.folder.glob(pattern):

@@ -1,14 +1,14 @@
 """The recipe for clip models: loading, batches, update and validation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.config import ClipRecipe
+from qkd_jax.config import ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
-from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
 from qkd_jax.errors import InputError
@@ -29,9 +29,15 @@ def load(run: Run) -> dict[str, Dataset]:
     clips = run.clips
     data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
     cache_file_logits(run, data["train"])
-    if (count := len(data["train"].names)) < (size := _recipe(run).batch_size):
-        raise InputError(f"--recipe.batch-size: expected at most {count} (training clips), got {size}")
+    check_clips(run.config, clips)
     return data
+
+
+def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
+    """Raise InputError unless the training clips fill a batch."""
+    count = sum(clip.split == "train" and clip.labelled for clip in clips)
+    if count < (size := config.recipe.batch_size):
+        raise InputError(f"--recipe.batch-size: expected at most {count} (training clips), got {size}")
 
 
 def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:

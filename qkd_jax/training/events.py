@@ -1,14 +1,14 @@
 """The recipe for timed events: loading, batches, update and validation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from qkd_jax.audio.augment import augment_frames
-from qkd_jax.config import EventRecipe, StepNetwork
+from qkd_jax.config import EventRecipe, RunConfig, StepNetwork
 from qkd_jax.data.batches import Batch, from_step, timed_batches
-from qkd_jax.data.clips import SPLITS
+from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.prediction import make_predict_steps, step_logits
@@ -32,10 +32,7 @@ def load(run: Run) -> dict[str, Dataset]:
     config, clips = run.config, run.clips
     data = {split: load_split(config, clips, split, run.cache) for split in SPLITS}
     train = data["train"]
-    if (size := _recipe(run).strong) > (strong := len(train.indices("strong"))):
-        raise InputError(
-            f"--recipe.strong: expected at most {strong} (strongly labelled training clips), got {size}"
-        )
+    check_clips(config, clips)
     load_sed_scores_eval()
     longest = max(map(len, train.features))
     for name, model in config.models.items():
@@ -50,6 +47,16 @@ def load(run: Run) -> dict[str, Dataset]:
         if embeddings is not None and embeddings.endswith(".toml"):
             write_embeddings(run, name, train)
     return data
+
+
+def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
+    """Raise InputError unless the strongly labelled training clips fill their part of a batch."""
+    assert isinstance(config.recipe, EventRecipe)
+    strong = sum(clip.split == "train" and clip.kind == "strong" for clip in clips)
+    if (size := config.recipe.strong) > strong:
+        raise InputError(
+            f"--recipe.strong: expected at most {strong} (strongly labelled training clips), got {size}"
+        )
 
 
 def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:

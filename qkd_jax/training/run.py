@@ -22,7 +22,7 @@ _CALIBRATION_BATCHES = 8
 
 
 def recipe_of(config: RunConfig) -> Any:
-    """The recipe of a run: a module of four functions, load, batches, train_step and validate."""
+    """The recipe of a run: the module of check_clips, load, batches, train_step and validate."""
     return events if config.timed else clips
 
 

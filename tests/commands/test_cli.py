@@ -38,7 +38,7 @@ def test_the_version_is_the_package_s_and_an_unknown_command_is_one_line(capsys)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"qkd_jax {qkd_jax.__version__}\n"
     assert main(["listen\n"]) == 2
-    expected = "error: expected a command (train, eval, export, detect, presets), got 'listen?'\n"
+    expected = "error: expected a command (train, check, eval, export, detect, presets), got 'listen?'\n"
     assert capsys.readouterr() == ("", expected)
 
 
