@@ -5,6 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -49,8 +50,8 @@ class Cell:
 class Result:
     """What is kept of a model; what is unknown of one from elsewhere is None."""
 
-    metrics: dict[str, dict[str, float]]
-    """In percent on the test clips, for each event and on average."""
+    metrics: dict[str, dict[str, Any]]
+    """In percent on the test clips: the form of `qkd_jax.evaluate`."""
     bytes: int
     parameters: int | None = None
     multiply_adds: int | None = None
@@ -71,6 +72,11 @@ class Result:
     seed: int | None = None
     machine: str | None = None
     versions: str | None = None
+
+    @property
+    def columns(self) -> dict[str, dict[str, float]]:
+        """The figures on average and of each event, as tables show them side by side."""
+        return {"average": self.metrics["average"], **self.metrics["events"]}
 
 
 @dataclasses.dataclass(frozen=True)

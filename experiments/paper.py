@@ -185,7 +185,7 @@ def _pairs(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
 
 def _metric(results: Results, name: str, column: str, key: str) -> str:
     seeds = results.get(name, {}).values()
-    return spread([result.metrics[column][key] for result in seeds]) if seeds else DASH
+    return spread([result.columns[column][key] for result in seeds]) if seeds else DASH
 
 
 def _figures(results: Results, name: str) -> list[str]:

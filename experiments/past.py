@@ -96,7 +96,7 @@ def table(results: Results) -> str:
         one = each[0]
         work = DASH if one.multiply_adds is None else f"{one.multiply_adds / 1e6:,.0f}"
         columns = ("average", "auc"), ("average", "eer"), *((event, "eer") for event in EVENTS)
-        figures = [spread([result.metrics[column][key] for result in each]) for column, key in columns]
+        figures = [spread([result.columns[column][key] for result in each]) for column, key in columns]
         title = BESIDE.get(name, name)
         rows.append([title, f"{one.bytes:,}", work, *figures, bootstrap.validation(seeds), str(len(each))])
     header = ["model", "bytes", "multiply-adds, M", "AUC", "EER", *EVENTS, "validation", "seeds"]

@@ -248,7 +248,7 @@ def _behind(seeds: Seeds) -> str:
         valid = [result.valid for result in results if result.valid]
         if valid:
             chosen = [spread([each[key] for each in valid]) for key in columns]
-            events = [spread([result.metrics[event]["psds1"] for result in results]) for event in EVENTS]
+            events = [spread([result.columns[event]["psds1"] for result in results]) for event in EVENTS]
             rows.append([name, *chosen, *events])
     header = ["model", *(f"{label}, validation" for label in columns.values())]
     return markdown([*header, *(f"PSDS1 of {event}, test" for event in EVENTS)], rows)

@@ -55,6 +55,11 @@ COMPRESSED = """FLAC PCM_16 16000 2, FLAC PCM_24 44100 1, OGG VORBIS 16000 1, OG
 MP3 MPEG_LAYER_III 16000 1"""
 """Format, subtype, rate and channels of recordings."""
 MANIFEST = "filename,labels,split,group\na.wav,bell;knock,train,1\nb/b.wav,,valid,2\nc.wav,knock,test,3\n"
+EXCEL = (
+    'sep=;\r\nFilename;Labels;Split;Group\r\na.wav;"bell;Knock";Train;1\r\nb\\ü.wav;;val;2\r\n'
+    "c.wav ;knock;TEST;3\r\n;;;\r\n"
+)
+MANIFESTS = ({"metadata.csv": MANIFEST}, {"metadata.csv": EXCEL}, {"metadata.csv": EXCEL.encode("utf-16")})
 AUDIOSET = {
     "class_labels_indices.csv": 'index,mid,display_name\n0,/m/01,Bell\n1,/m/02,"Knock, on wood"\n',
     "eval_segments.csv": '# Segments\nabcdefghijk, 0.0, 9, "/m/01,/m/02"\n-Yzabcdefgh, 3.0, 9, "/m/02"\n',
@@ -97,7 +102,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 0.1, shape).astype(np.float32)
 
 
-def texts(*inputs: dict[str, str]) -> Callable[[Path], None]:
+def texts(*inputs: Mapping[str, str | bytes]) -> Callable[[Path], None]:
     """A function that makes these files."""
 
     def make(folder: Path) -> None:
@@ -105,7 +110,7 @@ def texts(*inputs: dict[str, str]) -> Callable[[Path], None]:
             for name, text in files.items():
                 path = folder / str(index) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+                path.write_bytes(text if isinstance(text, bytes) else text.encode())
 
     return make
 
@@ -261,7 +266,7 @@ DATA = (
     Target("encoded", partial(_encoded, FORMATS), _read_recording),
     Target("standard input", partial(_encoded, sorted(FORMATS.keys() - {"m4a", "alac", "wv"})), _read_stdin),
     Target("standard input, plain", partial(_recordings, PCM), _read_stdin),
-    Target("manifest", texts({"metadata.csv": MANIFEST}), partial(_read_source, config.ManifestData)),
+    Target("manifest", texts(*MANIFESTS), partial(_read_source, config.ManifestData)),
     Target("audioset", texts(AUDIOSET), partial(_read_source, config.AudioSetData)),
     Target("esc50", texts({"meta/esc50.csv": ESC50}), partial(_read_source, config.ESC50Data)),
     Target("desed", texts(DESED), partial(_read_source, config.DESEDData)),

@@ -5,6 +5,7 @@ and checksums are right afterwards, so that the damage gets past them.
 """
 
 import ast
+import codecs
 import csv
 import io
 import json
@@ -173,13 +174,15 @@ def _toml(value: Any) -> str:
 
 
 def table(rng: random.Random, data: bytes) -> bytes:
-    """Change a cell or a row of comma- or tab-separated text."""
-    delimiter = "\t" if b"\t" in data else ","
-    rows = list(csv.reader(io.StringIO(data.decode()), delimiter=delimiter))
+    """Change a cell or a row of a table, in UTF-8 or UTF-16, separated by commas, tabs or semicolons."""
+    encoding = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
+    content = data.decode(encoding)
+    delimiter = max(",\t;", key="".join(content.splitlines()[:2]).count)
+    rows = list(csv.reader(io.StringIO(content), delimiter=delimiter))
     mutate_tree(rng, rows)
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator=rng.choice(("\n", "\r\n", "\r"))).writerows(rows)
-    return text.getvalue().encode("utf-8", rng.choice(("surrogatepass", "replace")))
+    return text.getvalue().encode(encoding, rng.choice(("surrogatepass", "replace")))
 
 
 def npy(rng: random.Random, data: bytes) -> bytes:

@@ -4,6 +4,7 @@ A preset is a Python file that binds `config` to a RunConfig.  It is run: only u
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"
 
 def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
     """Run the command `arguments[0]` with the other arguments; return its exit status."""
+    _print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
@@ -86,6 +88,7 @@ def run_command(
 
     Invalid input and interruptions are reported in one line on stderr; other exceptions pass.
     """
+    _print_in_any_encoding()
     # Schedulers and service managers send SIGTERM where a person presses Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -106,6 +109,13 @@ def run_command(
         print(f"error: {printable(message)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _print_in_any_encoding() -> None:
+    """Let streams print escapes for characters that their encoding lacks, such as those of event names."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def preset_paths() -> dict[str, Path]:

@@ -47,7 +47,8 @@ class DetectOptions:
     """Detection and output settings."""
 
     format: Literal["table", "json", "audacity", "desed"] = "table"
-    """A table, one JSON object per line, labels for Audacity, or DESED's tab-separated table."""
+    """A table, one JSON object per line, labels for Audacity, or DESED's tab-separated table, whose
+    file names have folders only where two are equal without."""
     false_alarms: str | None = None
     """Operating point, in false alarms per hour: 10 or 10/h."""
     threshold: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

@@ -16,5 +16,5 @@ def main(arguments: list[str], prog: str) -> None:
     paths = preset_paths()
     width = max(map(len, paths))
     for name, path in paths.items():
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
         print(f"{name:{width}}  {docstring.partition(chr(10))[0]}")

@@ -10,6 +10,8 @@ from qkd_jax.config import AnyData, DemoData, FeatureConfig, ManifestData
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.features import cached_features
 from qkd_jax.data.sources import SOURCES
+from qkd_jax.data.spelling import is_utf8, similar_names, with_names_on_disk, with_one_spelling
+from qkd_jax.data.tables import plain
 from qkd_jax.errors import InputError
 
 _MAX_LISTED = 20
@@ -18,17 +20,16 @@ _MAX_LISTED = 20
 def read_clips(data: AnyData) -> list[Clip]:
     """The clips of `data`; of those without any of its events only `data.negatives`, drawn at random.
 
-    Their split is None if the source has no splits.  Raises InputError for a faulty table, a recording listed
-    twice, and an event that no recording has.
+    Names and labels are spelled as in `data.spelling`.  The split is None if the source has no splits.
+    Raises InputError for a faulty table, a recording or an event listed twice, and an event that no recording
+    has.
     """
-    clips = SOURCES[type(data)](data)
+    if len(set(map(plain, data.events))) < len(data.events):
+        raise InputError(f"--data.events: expected each event once, got {', '.join(data.events)}")
+    clips = with_one_spelling(with_names_on_disk(SOURCES[type(data)](data)), data.events)
     for name, count in Counter(clip.name for clip in clips).most_common(1):
         if count > 1:
             raise InputError(f"{data.root}: expected each recording once, found {name} {count} times")
-    for clip in clips:
-        # A file system allows names that can't be written as UTF-8.
-        if clip.name.encode(errors="ignore").decode() != clip.name:
-            raise InputError(f"{data.root}: expected names in UTF-8, found {clip.name!r}")
     counts = Counter(label for clip in clips for label in clip.labels)
     for event in data.events:
         if event not in counts:
@@ -51,7 +52,15 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
     Raises InputError if there are others, unless `data.skip_bad`.
     """
     clips = read_clips(data)
-    _, bad = cached_features(clips, features, cache)
+    bad = {
+        clip.name: str(InputError(f"{clip.path}: expected a name in UTF-8, found {clip.name!r}"))
+        for clip in clips
+        if not is_utf8(clip.name)
+    }
+    _, unread = cached_features([clip for clip in clips if clip.name not in bad], features, cache)
+    bad |= unread
+    for name, other in similar_names(clip for clip in clips if clip.name in bad).items():
+        bad[name] += str(InputError(f"; there is {other!r}, spelled otherwise"))
     if len(bad) == len(clips):
         raise InputError(*list_bad(bad, len(clips)))
     if bad and not data.skip_bad:

@@ -1,6 +1,7 @@
 """AUC and EER of clips (section 4.1 of Shi et al. 2019)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,14 +49,14 @@ def average_precision(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.array([average_precision_score(truth, score) for truth, score in zip(targets.T, scores.T)])
 
 
-def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`auc` and `eer` in percent of each event, and their mean over events under the key `average`.
+def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`auc` and `eer` in percent: for each event, by name, under `events`, and their mean under `average`.
 
     `targets` and `scores` are [clips, events].  Raises ValueError if an event has no positive or no negative
     clip, because then neither metric is defined.
 
-    >>> evaluate(np.array([[0], [1]]), np.array([[-2.0], [3.0]]), ["bell"])["bell"]
-    {'auc': 100.0, 'eer': 0.0}
+    >>> evaluate(np.array([[0], [1]]), np.array([[-2.0], [3.0]]), ["bell"])["events"]
+    {'bell': {'auc': 100.0, 'eer': 0.0}}
     """
     from sklearn.metrics import roc_auc_score
 
@@ -69,4 +70,4 @@ def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> 
             )
         table[event] = {"auc": 100 * float(roc_auc_score(truth, score)), "eer": 100 * eer(truth, score)}
     mean = {key: float(np.mean([row[key] for row in table.values()])) for key in ("auc", "eer")}
-    return table | {"average": mean}
+    return {"average": mean, "events": table}

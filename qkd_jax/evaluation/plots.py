@@ -1,9 +1,11 @@
 """Plots: ROC and DET curves as PNG, and the plots of a run's report as SVG."""
 
+import contextlib
 import io
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +74,11 @@ def plot_curves(
         roc, det = axes[2 * row : 2 * row + 2, column]
         scores = {name: values[:, index] for name, values in logits.items()}
         _draw_curves(roc, det, targets[:, index], scores, styles)
-        roc.set_title(event)
+        roc.set_title(event, parse_math=False)
     for blank in axes[-2:, len(events) - columns * (rows - 1) :].flat:
         blank.axis("off")
     axes[0, 0].legend(loc="lower right")
-    with whole_file(path) as file:
+    with whole_file(path) as file, _any_script():
         figure.savefig(file, dpi=100, format="png")
 
 
@@ -190,7 +192,7 @@ def to_svg(figure: "Figure", key: str) -> str:
 
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}), _any_script():
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     svg = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :])
@@ -211,6 +213,14 @@ def size(count: int) -> str:
     rounded = float(f"{count:.3g}")
     power = min(int(np.log10(max(rounded, 1))) // 3, 3)
     return f"{rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """No warnings of letters that matplotlib's font lacks: the report has them in the browser's fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _short(number: re.Match[str]) -> str:

@@ -51,8 +51,8 @@ def write_report(
     among the models: students are compared with the largest of them, not ranked against them.
     """
     models = results["models"]
-    events = [event for event in next(iter(models.values()))["metrics"] if event != "average"]
-    timed = [key for key in TIMED_METRICS if key in next(iter(models.values()))["metrics"]["average"]]
+    first = next(iter(models.values()))["metrics"]
+    events, timed = list(first["events"]), [key for key in TIMED_METRICS if key in first["average"]]
     students = [name for name in models if name not in teachers] or list(models)
     smallest = min(
         students, key=lambda name: (models[name]["bytes"], models[name]["metrics"]["average"]["eer"])
@@ -112,9 +112,12 @@ def _table(
 ) -> dict[str, list[tuple[str, bool]]]:
     """The cells of each model's row: text, and whether it is the best of students that differ."""
     figures = {
-        name: [row["metrics"][event][key] for event in ("average", *events) for key in ("auc", "eer")]
-        + [row["metrics"]["average"][key] for key in timed]
-        + [row["bytes"], row["parameters"], row["multiply_adds"] / 1e6]
+        name: [
+            *(row["metrics"]["average"][key] for key in ("auc", "eer")),
+            *(row["metrics"]["events"][event][key] for event in events for key in ("auc", "eer")),
+            *(row["metrics"]["average"][key] for key in timed),
+            *(row["bytes"], row["parameters"], row["multiply_adds"] / 1e6),
+        ]
         for name, row in models.items()
     }
     rates = 2 + 2 * len(events)

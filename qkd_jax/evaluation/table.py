@@ -30,7 +30,7 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     from rich.console import Console
 
     file = file or sys.stdout
-    events = [event for event in next(iter(results["models"].values()))["metrics"] if event != "average"]
+    events = list(next(iter(results["models"].values()))["metrics"]["events"])
     # Only a terminal has a width to fit.
     console = Console(file=file, width=None if file.isatty() else 100 + 40 * len(events), highlight=False)
     shown, unbound = len(events), console.options.update(width=10_000)
@@ -56,14 +56,15 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
     for column in ("bytes", "parameters", "MACs"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in results["models"].items():
+        metrics = row["metrics"]
         average, *figures = (
-            f"{row['metrics'][event]['auc']:.2f} / {row['metrics'][event]['eer']:.2f}"
-            for event in ("average", *events)
+            f"{each['auc']:.2f} / {each['eer']:.2f}"
+            for each in (metrics["average"], *map(metrics["events"].get, events))
         )
         table.add_row(
             _plain(name),
             average,
-            *(f"{value:.2f}" for key, value in row["metrics"]["average"].items() if key in TIMED_METRICS),
+            *(f"{value:.2f}" for key, value in metrics["average"].items() if key in TIMED_METRICS),
             *figures,
             f"{row['bytes']:,}",
             f"{row['parameters']:,}" if "parameters" in row else "–",

@@ -39,8 +39,8 @@ def timed_metrics(
     steps: Sequence[np.ndarray],
     *,
     f1: bool = True,
-) -> tuple[dict[str, dict[str, float]], Rocs]:
-    """The figures of `evaluate` and `evaluate_timed_events` for each event, and the curves of PSDS.
+) -> tuple[dict[str, dict[str, Any]], Rocs]:
+    """The figures of `evaluate` and `evaluate_timed_events` in the form of both, and the curves of PSDS.
 
     `clip` [clips, events] and `steps`, [steps, events] for each clip, are logits.
     """
@@ -56,7 +56,8 @@ def timed_metrics(
         f1=f1,
     )
     table = evaluate(data.targets, clip, data.events)
-    return {key: figures | timed[key] for key, figures in table.items()}, rocs
+    events = {event: figures | timed["events"][event] for event, figures in table["events"].items()}
+    return {"average": table["average"] | timed["average"], "events": events}, rocs
 
 
 def evaluate_timed_events(
@@ -69,8 +70,8 @@ def evaluate_timed_events(
     threshold: float = 0.5,
     median: int = 7,
     f1: bool = True,
-) -> tuple[dict[str, dict[str, float]], Rocs]:
-    """Percent for each event and, under the key `average`, for all; and the curves of PSDS.
+) -> tuple[dict[str, dict[str, Any]], Rocs]:
+    """Percent for each event, by name, under `events`, and for all under `average`; and the curves of PSDS.
 
     `truth`, `scores` and `durations` (seconds) belong to the same clips.  Scores are [steps, events], with
     times by `clock`: probabilities, or logits with a `threshold` of 0.  They are smoothed over `median`
@@ -95,15 +96,15 @@ def evaluate_timed_events(
     """
     library = load_sed_scores_eval()
     frames, annotations = _inputs(truth, scores, durations, events, clock, median)
-    seconds, rocs, values = dict(durations), {}, {}
+    seconds, rocs = dict(durations), {}
+    averages, by_code = dict[str, float](), dict[str, Mapping[str, float]]()
     for name, parameters in _PSDS.items():
         if len(events) == 1:
             parameters = parameters | {"cttc_threshold": None, "alpha_ct": 0.0}
-        average, of_event, (true_positives, false_positives), _ = library.intersection_based.psds(
+        averages[name], by_code[name], (true_positives, false_positives), _ = library.intersection_based.psds(
             frames, annotations, seconds, **parameters, alpha_st=1.0, max_efpr=MAX_FALSE_POSITIVES
         )
         rocs[name] = (false_positives, true_positives)
-        values[name] = of_event | {"average": average}
     if f1:
         for name, (of_event, *_) in {
             "event_f1": library.collar_based.fscore(
@@ -116,12 +117,17 @@ def evaluate_timed_events(
                 frames, annotations, threshold, dtc_threshold=0.5, gtc_threshold=0.5
             ),
         }.items():
-            values[name] = of_event | {"average": of_event["macro_average"]}
+            averages[name], by_code[name] = of_event["macro_average"], of_event
     table = {
-        row: {name: 100 * float(column[row]) for name, column in values.items()}
-        for row in (*events, "average")
+        event: {name: 100 * float(of_code[code]) for name, of_code in by_code.items()}
+        for event, code in _codes(events).items()
     }
-    return table, rocs
+    return {"average": {name: 100 * float(value) for name, value in averages.items()}, "events": table}, rocs
+
+
+def _codes(events: Sequence[str]) -> dict[str, str]:
+    """Names of the events for the library, which has columns `onset` and a row `macro_average` of its own."""
+    return {event: f"{index:06}" for index, event in enumerate(events)}
 
 
 def smooth(scores: np.ndarray, median: int) -> np.ndarray:
@@ -172,7 +178,7 @@ def _inputs(
         raise ValueError(
             f"truth: expected annotations of every event, got none of {', '.join(sorted(absent))}"
         )
-    frames = {}
+    frames, codes = {}, _codes(events)
     for clip, values in scores.items():
         finite = np.isfinite(values).all()
         if not (finite and len(values) and values.shape[1:] == (len(events),)):
@@ -182,8 +188,12 @@ def _inputs(
             )
         edges = _edges(len(values), clock, durations[clip])
         smoothed = smooth(values[: len(edges) - 1], median)
-        frames[clip] = create_score_dataframe(smoothed, edges, list(events))
-    return frames, annotations
+        frames[clip] = create_score_dataframe(smoothed, edges, list(codes.values()))
+    coded = {
+        clip: [(onset, offset, codes[event]) for onset, offset, event in of_clip]
+        for clip, of_clip in annotations.items()
+    }
+    return frames, coded
 
 
 def _joined(

@@ -173,7 +173,7 @@ def compile_c(header: bytes, where: object) -> Runner:
     flags = ["-std=c99", "-O3", "-shared", "-fPIC", "-o", "run.so", "run.c", "-lm"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "detector.h").write_bytes(rest)
-        Path(folder, "run.c").write_text(macros + source)
+        Path(folder, "run.c").write_text(macros + source, encoding="utf-8")
         # Not every compiler supports -march=native.
         for command in ([*compiler, "-march=native", *flags], [*compiler, *flags]):
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """The command qkd-jax: its commands and presets, and how it ends."""
 
+import os
 import re
 import signal
 import subprocess
@@ -157,6 +158,28 @@ def test_a_reader_may_close_the_pipe():
     command = f"{sys.executable} -m qkd_jax detect --help-all | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("usage: ") and done.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_in_any_script_are_printed_in_any_encoding(encoding):
+    name = "é ± 犬 \udcff"
+    code = f"""if True:
+        import sys
+        from qkd_jax.commands.cli import main, run_command
+        from qkd_jax.errors import InputError
+        def command(arguments):
+            print(*arguments)
+            raise InputError(arguments[0])
+        main(["--help"])
+        sys.exit(run_command(command, [{name!a}]))"""
+    streams = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=os.environ | streams)
+    assert done.returncode == 2, done.stderr
+    *_, printed = done.stdout.decode(encoding).splitlines()
+    assert printed == name.encode(encoding, "backslashreplace").decode(encoding)
+    expected = f"error: {name[:-1]}?".encode(encoding, "backslashreplace")
+    assert done.stderr.splitlines() == [expected]
 
 
 def test_a_fault_in_the_library_is_not_hidden():

@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from rich.cells import cell_len
 
 from qkd_jax.commands.event_text import lines
 from qkd_jax.detector.events import Event
@@ -61,6 +63,30 @@ def test_desed_reads_a_row_an_event():
     for row, (_, event) in zip(rows, FOUND):
         times = [float(row["onset"]), float(row["offset"])]
         assert times == pytest.approx([event.onset, event.offset], abs=6e-4)
+
+
+def test_names_in_any_script_align_as_a_terminal_shows_them():
+    files = ["é.wav", "e\u0301.wav", "犬の声.wav", "كلب.wav", os.fsdecode(b"\xff.wav")]
+    events = ["狗叫", "🐕", "كلب", "हाथी", "dog"]
+    times = {"onset": 0.0, "offset": 1.0, "peak": 0.5}
+    found = [(file, Event(event=event, **times)) for file, event in zip(files, events)]
+    rows = list(lines("table", found, files, events))
+    for column in ("0:00:00.0", "0.500"):
+        assert len({cell_len(row[: row.index(column)]) for row in rows[1:]}) == 1, column
+    assert {cell_len(row) for row in rows} == {cell_len(rows[0])}
+    assert rows[-1].startswith(r"\udcff.wav ")
+
+
+def test_desed_names_files_with_folders_where_these_tell_them_apart(tmp_path, monkeypatch):
+    def names(*files):
+        found = [(file, Event(event="dog", onset=0.0, offset=1.0, peak=0.5)) for file in files]
+        return [line.split("\t")[0] for line in lines("desed", found, files, EVENTS)][1:]
+
+    monkeypatch.chdir(tmp_path)
+    assert names("day/x.wav", "night/y.wav") == ["x.wav", "y.wav"]
+    assert names("day/x.wav", "./day/x.wav") == ["x.wav", "x.wav"]
+    assert names("day/x.wav", "day/1/x.wav", "y.wav") == ["day/x.wav", "day/1/x.wav", "y.wav"]
+    assert names(f"{tmp_path}/in/day/x.wav", "in/night/x.wav") == ["day/x.wav", "night/x.wav"]
 
 
 def test_a_header_comes_before_the_first_event():

@@ -167,8 +167,10 @@ def test_an_exported_file_gives_the_table_of_the_run(kind, run, capsys, tmp_path
         logits = _logits(open_clip(path), clips)
         difference = abs(probability(logits) - probability(expected)).mean()
         assert difference < (NEAR if kind == "litert" else 1e-3)
-    for event, figures in evaluate(targets(clips, events), logits, events).items():
-        assert row["metrics"][event] == pytest.approx(figures, abs=1e-6)
+    expected = evaluate(targets(clips, events), logits, events)
+    assert row["metrics"]["average"] == pytest.approx(expected["average"], abs=1e-6)
+    for event, figures in expected["events"].items():
+        assert row["metrics"]["events"][event] == pytest.approx(figures, abs=1e-6)
     if kind == "onnx":
         with refused("expected a model of whole clips"):
             open_clip(path.with_name("int-step.onnx"))

@@ -1,5 +1,6 @@
 """Clips of a source, unknown events, numbers of negatives, and recordings that can't be used."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.testing import assert_allclose
 from qkd_jax.commands.cli import load_preset
 from qkd_jax.config import FeatureConfig, ManifestData, RunConfig, with_data
 from qkd_jax.data.clip_list import SOURCES, read_clips, usable_clips
-from qkd_jax.data.clips import SPLITS, with_splits
+from qkd_jax.data.clips import SPLITS, Annotation, with_splits
 from qkd_jax.errors import InputError
 from tests import recordings
 from tests.faults import refused
@@ -126,13 +127,107 @@ def test_the_papers_subset_of_audioset(tmp_path):
         assert_allclose(splits, sum(splits) * np.array([0.7, 0.1, 0.2]), atol=2)
 
 
-def test_a_source_needs_only_its_settings_and_its_line_and_names_once_in_utf_8(monkeypatch, config):
+def test_a_source_needs_only_its_settings_and_its_line_and_names_once(monkeypatch, config):
     monkeypatch.setitem(SOURCES, TapeData, lambda data: read_clips(config.data)[:3])
     assert names(read_clips(TapeData(events=("cat",), negatives=1)))[-1] == "2"
-    for listed, error in (
-        (["1.wav", "3.wav", "3.wav"], r"expected each recording once, found 3\.wav 2 times"),
-        (["a\udcff.wav"], r"expected names in UTF-8, found 'a\\udcff\.wav'"),
-    ):
-        monkeypatch.setitem(SOURCES, TapeData, lambda data, listed=listed: list(map(recordings.clip, listed)))
-        with refused(f"tapes: {error}"):
-            read_clips(TapeData(root="tapes"))
+    twice = list(map(recordings.clip, ["1.wav", "3.wav", "3.wav"]))
+    monkeypatch.setitem(SOURCES, TapeData, lambda data: twice)
+    with refused(r"tapes: expected each recording once, found 3\.wav 2 times"):
+        read_clips(TapeData(root="tapes"))
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9.wav", "cafe\u0301.wav"
+
+
+def listed(root, *rows, **fields):
+    """The settings of a table with these rows."""
+    (root / "metadata.csv").write_text("\n".join(["filename,labels", *rows]) + "\n", encoding="utf-8")
+    return ManifestData(root=str(root), clip_seconds=0.5, **fields)
+
+
+@pytest.mark.parametrize(
+    ("row", "on_disk"),
+    [
+        ("gate\\a.wav", "gate/a.wav"),
+        (".\\gate\\day 1\\..\\a.wav", "gate/a.wav"),
+        ("gate\\a.wav", "gate\\a.wav"),
+        (COMPOSED, DECOMPOSED),
+        (DECOMPOSED, COMPOSED),
+        (f"caf\u00e9\\{COMPOSED}", f"cafe\u0301/{DECOMPOSED}"),
+    ],
+)
+def test_names_are_taken_as_they_are_on_disk(tmp_path, row, on_disk):
+    path = tmp_path / on_disk
+    path.parent.mkdir(exist_ok=True)
+    record(path.parent, path.name, noise(8000))
+    data = listed(tmp_path, f"{row},dog")
+    (clip,), bad = usable_clips(data, FeatureConfig(n_mels=8), tmp_path / "cache")
+    assert (clip.name, clip.group, clip.path, bad) == (on_disk, on_disk, path, [])
+    with refused("expected each recording once"):
+        read_clips(listed(tmp_path, f"{row},dog", f"{on_disk},"))
+
+
+def test_a_recording_whose_name_only_resembles_the_tables_is_named(tmp_path):
+    (tmp_path / "Gate").mkdir()
+    for name in ("Gate/DOG.WAV", " blank.wav", "there.wav"):
+        record(tmp_path, name, noise(8000))
+    (tmp_path / os.fsdecode(b"caf\xe9.wav")).write_bytes((tmp_path / "there.wav").read_bytes())
+    absent = ["gate/dog.wav", "blank.wav", "caf\u00e9.wav", "absent.wav"]
+    data = listed(tmp_path, "there.wav,", *(f"{name},dog" for name in absent), skip_bad=True)
+    clips, bad = usable_clips(data, FeatureConfig(n_mels=8), tmp_path / "cache")
+    assert names(clips) == ["there"]
+    others = ["'Gate/DOG.WAV'", "' blank.wav'", r"'caf\udce9.wav'"]
+    advice = [*(f"; there is {other}, spelled otherwise" for other in others), ""]
+    reasons = (f"{tmp_path / name}: expected a recording, found none" for name in absent)
+    assert bad == [reason + more for reason, more in zip(reasons, advice)]
+
+
+def test_names_that_are_not_utf_8_are_faults_among_others(tmp_path, monkeypatch):
+    odd = os.fsdecode(b"b\xff.wav")
+    found = [record(tmp_path, "a.wav", noise(8000)), recordings.clip(odd, root=tmp_path)]
+    (tmp_path / odd).write_bytes((tmp_path / "a.wav").read_bytes())
+    monkeypatch.setitem(SOURCES, TapeData, lambda data: found)
+    clips, bad = usable_clips(TapeData(skip_bad=True), FeatureConfig(n_mels=8), tmp_path / "cache")
+    reason = rf"{tmp_path}/b?.wav: expected a name in UTF-8, found 'b\udcff.wav'"
+    assert (names(clips), bad) == (["a"], [reason])
+    with refused(r"1 of 2 recordings can't be used:\n.*expected a name in UTF-8(.|\n)*--data\.skip-bad"):
+        usable_clips(TapeData(), FeatureConfig(n_mels=8), tmp_path / "cache")
+
+
+def labels_of(clips):
+    return [sorted(clip.labels) for clip in clips]
+
+
+def test_labels_are_one_whatever_their_blanks_unicode_form_and_case(tmp_path, capsys):
+    rows = ["1,dog", "2,Dog ; DOG", "3,\u00a0dog", "4,cafe\u0301;", "5,caf\u00e9", "6,Caf\u00e9; ;Z"]
+    clips = read_clips(listed(tmp_path, *rows))
+    assert labels_of(clips) == [["dog"], ["dog"], ["dog"], ["caf\u00e9"], ["caf\u00e9"], ["Z", "caf\u00e9"]]
+    notes = ["DOG (1) is read as dog", "Dog (1) is read as dog", "Caf\u00e9 (1) is read as caf\u00e9"]
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(f"labels: {note}" for note in notes)
+    # The run's events decide the spelling, here the decomposed one.
+    clips = read_clips(listed(tmp_path, *rows, events=("cafe\u0301", "DOG")))
+    assert labels_of(clips) == [["DOG"]] * 3 + [["cafe\u0301"]] * 2 + [["Z", "cafe\u0301"]]
+    # Unless they tell two apart.
+    clips = read_clips(listed(tmp_path, "1,dog", "2,Dog", "3,", events=("Dog", "dog")))
+    assert labels_of(clips) == [["dog"], ["Dog"], []]
+
+
+@pytest.mark.parametrize("twice", ["dog", " dog", "caf\u00e9"])
+def test_an_event_is_listed_once(tmp_path, twice):
+    data = listed(tmp_path, "1,dog", "2,caf\u00e9", events=("dog", "cafe\u0301", twice))
+    with refused(f"^--data.events: expected each event once, got dog, cafe\u0301, {twice}$"):
+        read_clips(data)
+
+
+def test_labels_of_every_source_are_spelled_alike_with_their_times(monkeypatch, capsys):
+    times = (Annotation(" dog", 0.0, 1.0), Annotation("cat", 1.0, 2.0))
+    found = [
+        recordings.clip("a", [" dog", "cat"], annotations=times),
+        recordings.clip("b", ["DOG"], annotations=()),
+        recordings.clip("c", ["dog "]),
+    ]
+    monkeypatch.setitem(SOURCES, TapeData, lambda data: found)
+    clips = read_clips(TapeData(events=("dog",)))
+    assert labels_of(clips) == [["cat", "dog"], ["dog"], ["dog"]]
+    assert [clip.annotations for clip in clips] == [(("dog", 0.0, 1.0), ("cat", 1.0, 2.0)), (), None]
+    assert capsys.readouterr().out == "labels: DOG (1) is read as dog\n"

@@ -132,10 +132,19 @@ def test_the_table_of_results(page_of):
     assert texts(subheads) == ["AUC", "EER"] * 3
     assert [texts(row)[0] for row in rows] == list(MODELS)
     for row, (name, model) in zip(rows, arguments["results"]["models"].items()):
-        figures = [model["metrics"][event][key] for event in ("average", *EVENTS) for key in ("auc", "eer")]
+        metrics = model["metrics"]
+        every = [metrics["average"], *(metrics["events"][event] for event in EVENTS)]
+        figures = [each[key] for each in every for key in ("auc", "eer")]
         count, parameters, _ = MODELS[name]
         sizes = [f"{count:,}", f"{parameters:,}", f"{200 * parameters / 1e6:.1f} M"]
         assert texts(row)[1:] == [f"{figure:.2f}" for figure in figures] + sizes
+
+
+def test_events_in_any_script_are_shown(page_of):
+    events = ("犬", "كلب", "🐕", "average")
+    page = page_of(example(events=events, models={"small": MODELS["small-4"]}))
+    assert texts(page.tables[0][0])[1:6] == ["average", *events]
+    assert page.tags.count(("bdi", {})) >= 3 * len(events)
 
 
 def test_the_best_student_of_a_column_is_marked(page_of):
@@ -144,8 +153,8 @@ def test_the_best_student_of_a_column_is_marked(page_of):
     models = arguments["results"]["models"]
     errors = {"plain": ((80, 20), (80, 20), (80, 20)), "small-4": ((81, 21), (80, 19), (80.5, 20))}
     for name, pairs in errors.items():
-        figures = zip((*EVENTS, "average"), pairs)
-        models[name]["metrics"] = {event: {"auc": auc, "eer": eer} for event, (auc, eer) in figures}
+        *events, average = ({"auc": auc, "eer": eer} for auc, eer in pairs)
+        models[name]["metrics"] = {"average": average, "events": dict(zip(EVENTS, events))}
     _, _, teacher, plain, small = page_of(arguments).tables[0]
     assert not any(marked for _, marked in teacher)
     assert [text for text, marked in plain if marked] == ["20.00"]
@@ -196,7 +205,7 @@ def test_the_worst_clips_in_their_order(page_of):
                     assert (event in held) == (label == 1)
                     assert probability == f"{100 / (1 + np.exp(-scores[clip])):.1f} %"
                     assert logit == f"{scores[clip]:.2f}"
-            figure = arguments["results"]["models"][model]["metrics"][event]["eer"]
+            figure = arguments["results"]["models"][model]["metrics"]["events"][event]["eer"]
             threshold = eer_threshold(targets[:, column], scores)
             assert f"EER {figure:.2f} % at a logit of {threshold:.2f}" in page.text
     assert next(tables, None) is None
@@ -209,7 +218,8 @@ def test_hostile_names_are_text_and_their_links_lead_to_the_files(tmp_path):
     page = Page(html)
     assert html.count("<script") == html.count("</script") == 1
     assert {tag for tag, _ in page.tags}.isdisjoint({"img", "iframe", "link", "object"})
-    for name in arguments["results"]["models"] | arguments["results"]["models"]["teacher"]["metrics"]:
+    models = arguments["results"]["models"]
+    for name in models | models["teacher"]["metrics"]["events"]:
         assert name in page.text
     assert "<script>alert(3)</script>" in page.text and "</pre><script>alert(4)</script>" in page.text
     files = {link for link in page.links if not link.startswith("#")}

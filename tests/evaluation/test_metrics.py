@@ -55,7 +55,7 @@ def scored_clips(draw):
 @settings(max_examples=150, deadline=None)
 def test_eer_and_auc_are_those_of_a_direct_count(clips):
     targets, scores = clips
-    row = evaluate(targets[:, None], scores[:, None], ["bell"])["bell"]
+    row = evaluate(targets[:, None], scores[:, None], ["bell"])["events"]["bell"]
     rate, threshold = crossing(targets.tolist(), scores.tolist())
     assert row["eer"] == pytest.approx(100 * float(rate), abs=1e-9)
     assert eer_threshold(targets, scores) == pytest.approx(float(threshold), abs=1e-9)
@@ -96,10 +96,12 @@ def test_a_table_of_events_and_their_plain_mean():
     scores = np.array([[0.1, 0.4], [0.2, 0.3], [0.3, 0.2], [0.4, 0.1]])
     # The events have different frequencies, so that a mean weighted by clips would differ.
     assert evaluate(targets, scores, ("bell", "knock")) == {
-        "bell": {"auc": 100, "eer": 0},
-        "knock": {"auc": 0, "eer": 100},
         "average": {"auc": 50, "eer": 50},
+        "events": {"bell": {"auc": 100, "eer": 0}, "knock": {"auc": 0, "eer": 100}},
     }
+    # An event may have the name of any other key.
+    named = evaluate(targets, scores, ("average", "events"))["events"]
+    assert named == {"average": {"auc": 100, "eer": 0}, "events": {"auc": 0, "eer": 100}}
 
 
 @pytest.mark.parametrize("value", [0, 1])

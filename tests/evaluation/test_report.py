@@ -4,6 +4,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from qkd_jax.evaluation.plots import plot_curves
 from qkd_jax.evaluation.table import print_table
@@ -13,16 +14,16 @@ EVENTS = ("bell", "knock")
 
 def row(auc, eer, size, events):
     """A model's results; the events' own differ from the average by 1, 2, ..., so that a mix-up shows."""
-    metrics = {event: {"auc": auc - shift, "eer": eer + shift} for shift, event in enumerate(events, 1)}
-    metrics["average"] = {"auc": auc, "eer": eer}
+    own = {event: {"auc": auc - shift, "eer": eer + shift} for shift, event in enumerate(events, 1)}
+    metrics = {"average": {"auc": auc, "eer": eer}, "events": own}
     return {"metrics": metrics, "bytes": size, "parameters": size // 4, "multiply_adds": 1000 * size}
 
 
-def printed(models, path):
+def printed(models, path, encoding="utf-8"):
     # To a file, as beartype takes no StringIO for a TextIO.
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding=encoding, errors="backslashreplace") as file:
         print_table({"split": "test", "clips": 480, "models": models}, file)
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding=encoding)
 
 
 def cells(table):
@@ -63,6 +64,32 @@ def test_on_a_narrow_terminal_only_events_are_left_out(monkeypatch, width, shown
     assert (f"{12 - shown} of 12 events don't fit in this width" in lines) == (shown < 12)
 
 
+def test_events_may_have_the_names_of_columns(tmp_path):
+    events = ("average", "model", "bytes", "auc", "events")
+    header, values = cells(printed({"teacher": row(95, 8, 9_220_252, events)}, tmp_path / "table.txt"))
+    assert header == ["model", "average", *events, "bytes", "parameters", "MACs"]
+    assert values[1:7] == [f"{95 - shift}.00 / {8 + shift}.00" for shift in range(6)]
+
+
+def test_events_in_any_script_align_as_a_terminal_shows_them(tmp_path):
+    events = ("狗叫声", "كلب", "cafe\u0301", "🐕")
+    models = {name: row(90, 10, size, events) for name, size in (("small", 4000), ("large", 4_000_000))}
+    table = printed(models, tmp_path / "table.txt")
+    assert all(event in table for event in events)
+    heads, *rows = [line for line in table.splitlines() if re.match(r"\s*(model|small|large)", line)]
+    assert {cell_len(line) for line in rows} == {cell_len(heads)}
+    # The last event's figures end where its name ends.
+    ends = {cell_len(line[: line.index("86.00 / 14.00")] + "86.00 / 14.00") for line in rows}
+    assert ends == {cell_len(heads[: heads.index("🐕") + 1])}
+
+
+def test_a_table_has_no_box_characters_where_the_encoding_lacks_them(tmp_path):
+    figures = row(90, 10, 4000, ("狗",))
+    del figures["parameters"]
+    table = printed({"small": figures}, tmp_path / "table.txt", "ascii")
+    assert r"\u72d7" in table and "----" in table and r"\u25" not in table
+
+
 def test_nothing_is_cut_off_where_there_are_many_events(tmp_path):
     events = [f"event_number_{index}" for index in range(12)]
     header, values = cells(printed({"teacher": row(95, 8, 9_220_252, events)}, tmp_path / "table.txt"))
@@ -88,6 +115,14 @@ def test_curves_are_drawn_for_every_model(tmp_path):
     one, two = ink(["good"]), ink(["good", "bad"])
     assert one[0] > 500 and one[1] == 0
     assert two[1] > 500
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_have_titles_in_any_script_that_are_not_formulas(tmp_path):
+    targets = np.array([[0], [1], [0], [1]])
+    for event in ("犬", "🐕", "كلب", "$x^$", "100 % $"):
+        plot_curves(tmp_path / "curves.png", targets, {"small": targets + 0.5}, (event,))
+        assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (800, 420)
 
 
 def test_names_are_neither_markup_nor_line_breaks(tmp_path):

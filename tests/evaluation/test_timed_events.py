@@ -22,7 +22,8 @@ QUARTERS = Clock(0.125, 0.25)
 
 def evaluated(truth, scores, durations, events=EVENTS, clock=QUARTERS, **options):
     pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed")
-    return evaluate_timed_events(truth, scores, durations, events, clock, **options)
+    table, rocs = evaluate_timed_events(truth, scores, durations, events, clock, **options)
+    return table["events"] | {"average": table["average"]}, rocs
 
 
 def runs(on):
@@ -395,6 +396,18 @@ def test_segment_f1_by_hand():
     assert table["bell"]["segment_f1"] == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))
     assert table["knock"]["segment_f1"] == 0
     assert table["average"]["segment_f1"] == pytest.approx(100 / 3)
+
+
+def test_an_event_may_have_a_name_that_the_library_uses():
+    truth, scores = noisy_case()
+    table = measured(truth, scores, 20)
+    names = dict(zip(EVENTS, ("onset", "macro_average", "average")))
+    truth = {clip: [(names[event], *times) for event, *times in of_clip] for clip, of_clip in truth.items()}
+    pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed")
+    seconds = dict.fromkeys(truth, 20.0)
+    other, _ = evaluate_timed_events(truth, scores, seconds, tuple(names.values()), QUARTERS, median=1)
+    assert other["average"] == table.pop("average")
+    assert other["events"] == {names[event]: figures for event, figures in table.items()}
 
 
 def test_psds_depends_on_the_order_of_scores_alone():

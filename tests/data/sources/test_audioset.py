@@ -133,10 +133,7 @@ def test_a_bad_segment_is_named(read, tmp_path, labels, message):
             r"eval_segments\.csv: expected at least one row, found none",
         ),
         ({"labels": "index,mid\n0,x\n"}, f"{COLUMNS}, mid"),
-        (
-            {"labels": "index\tmid\n0\tx\n"},
-            rf"{COLUMNS}\?mid; columns seem to be .* by tabs, expected commas",
-        ),
+        ({"labels": "index\tmid\n0\tx\n"}, f"{COLUMNS}, mid"),
     ],
 )
 def test_tables_without_rows_or_columns_are_named(read, tmp_path, tables, error):
