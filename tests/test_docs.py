@@ -16,7 +16,8 @@ from qkd_jax.commands.evaluate import EvaluateOptions
 from qkd_jax.commands.export import ExportOptions
 from qkd_jax.commands.help import flags
 from qkd_jax.commands.override import override, take, with_teachers
-from qkd_jax.config import DESEDData, ManifestData, RunConfig
+from qkd_jax.config import RunConfig
+from qkd_jax.data.sources import SOURCES
 from qkd_jax.detector.file import save
 from tests.detectors import FRONT, random_detector
 
@@ -84,7 +85,7 @@ def test_commands_exist_with_their_settings(command):
 def test_settings_in_the_text_exist_and_all_kinds_of_commands_are_shown():
     assert {command.split()[1] for command in commands()} >= {"train", "check", "eval", "export", "detect"}
     configs: list = [*map(load_preset, preset_paths()), EvaluateOptions(), DetectOptions(), ExportOptions()]
-    configs += [RunConfig(data=ManifestData()), RunConfig(data=DESEDData())]
+    configs += [RunConfig(data=source()) for source in SOURCES]
     known = {name for config in configs for name in flags(config)}
     known |= {re.sub(r"^--models\.[\w-]+", "--models.NAME", name) for name in known}
     shown = {flag for page in USED for flag in re.findall(r"--[a-z]\w*\.[\w.-]*\w", page.read_text())}

@@ -69,6 +69,38 @@ AUDIOSET = {
 ESC50 = (
     "filename,fold,target,category,esc10,src_file,take\n1.wav,1,0,dog,True,100,A\n2.wav,4,1,cat,False,200,A\n"
 )
+FOLDERS = {"dog/1.wav": "", "dog/a/2.flac": "", "other/1.wav": "", "dog/notes.txt": "x"}
+SPLIT_FOLDERS = {"train/dog/1.wav": "", "Val/dog/a/2.flac": "", "test/other/1.wav": "", "1.wav": ""}
+ANNOTATIONS = {
+    "annotations.csv": 'filename,onset,offset,label,split\na.wav,.5,1,bell,train\na.wav,"1,5",2,knock,train\n'
+    "b/c.wav,,,,valid\nd.wav,3,3,bell,test\n",
+    "a.wav": "",
+    "e.wav": "",
+}
+AUDACITY = {
+    "a.wav": "",
+    "a.txt": "0.5\t1.25\tbell\n\\\t100.0\t2000.0\n3.0\t3.0\tknock knock\n",
+    "b/c.flac": "",
+    "b/c.txt": "",
+    "d.wav": "",
+}
+_SELECTIONS = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\t"
+RAVEN = {
+    "a.wav": "",
+    "a.Table.1.selections.txt": f"{_SELECTIONS}Annotation\n1\tWaveform 1\t1\t.5\t1\t10\tbell\n"
+    "1\tSpectrogram 1\t1\t.5\t1\t10\tbell\n",
+    "b/c.wav": "",
+    "all.txt": f"{_SELECTIONS}Begin File\tFile Offset (s)\tSpecies\n"
+    "1\tWaveform 1\t1\t65\t66\t10\tc.wav\t5\tknock\n"
+    "2\tWaveform 1\t1\t1\t2\t10\ta.wav\t1\tbell\n",
+    "d.wav": "",
+    "d.selections.txt": f"{_SELECTIONS}Annotation\n",
+}
+FSD50K = {
+    "FSD50K.ground_truth/dev.csv": 'fname,labels,mids,split\n1,"Bark,Dog","/m/1,/m/2",train\n'
+    "2,Bell,/m/3,val\n",
+    "FSD50K.ground_truth/eval.csv": "fname,labels,mids\n3,Bell,/m/3\n",
+}
 DESED = {
     "train/audio/a.wav": "",
     "train/strong.tsv": "filename\tonset\toffset\tevent_label\na.wav\t.5\t1\tbell\na.wav\t1\t2\tknock\nc\n",
@@ -239,7 +271,9 @@ def _read_checkpoints(folder: Path) -> None:
 
 def _make_clip_list(folder: Path) -> None:
     times = (Annotation("bell", 0.5, 1.25), Annotation("knock", 0, 2))
-    write_clips(folder / "0/clips.jsonl", [*CLIPS[:2], dataclasses.replace(CLIPS[2], annotations=times)])
+    part = dataclasses.replace(CLIPS[0], name="a.wav#t=0,1.5", file="a.wav", part=(0.0, 1.5))
+    clips = [*CLIPS[:2], dataclasses.replace(CLIPS[2], annotations=times), part]
+    write_clips(folder / "0/clips.jsonl", clips)
 
 
 def _read_clip_list(folder: Path) -> None:
@@ -269,6 +303,11 @@ DATA = (
     Target("manifest", texts(*MANIFESTS), partial(_read_source, config.ManifestData)),
     Target("audioset", texts(AUDIOSET), partial(_read_source, config.AudioSetData)),
     Target("esc50", texts({"meta/esc50.csv": ESC50}), partial(_read_source, config.ESC50Data)),
+    Target("folders", texts(FOLDERS, SPLIT_FOLDERS), partial(_read_source, config.FoldersData)),
+    Target("annotations", texts(ANNOTATIONS), partial(_read_source, config.AnnotationsData)),
+    Target("audacity", texts(AUDACITY), partial(_read_source, config.AudacityData)),
+    Target("raven", texts(RAVEN), partial(_read_source, config.RavenData)),
+    Target("fsd50k", texts(FSD50K), partial(_read_source, config.FSD50KData)),
     Target("desed", texts(DESED), partial(_read_source, config.DESEDData)),
     Target("logits", _make_logits, _read_logits),
     Target("step logits", _make_steps, lambda at: read_step_logits(at / "steps.npz", NAMES[::2], EVENTS)),

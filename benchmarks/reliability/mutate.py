@@ -262,7 +262,7 @@ def tflite(rng: random.Random, data: bytes) -> bytes:
 
 
 MUTATORS: dict[str, Mutator] = {
-    **dict.fromkeys((".csv", ".tsv"), table),
+    **dict.fromkeys((".csv", ".tsv", ".txt"), table),
     **dict.fromkeys((".wav", ".flac", ".aiff", ".au", ".caf", ".w64", ".rf64", ".mp3"), head),
     **dict.fromkeys((".ogg", ".opus"), ogg),
     **dict.fromkeys((".json", "METADATA", "metrics", "_sharding", "/process_0"), json_text),

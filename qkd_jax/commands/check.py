@@ -10,6 +10,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,8 @@ def check(config: RunConfig, html: Path | None = None) -> None:
     """
     # Imported here, since JAX takes seconds and --help needs none of it.
     from qkd_jax.data.check import Finding, Item, all_findings
-    from qkd_jax.data.clip_list import list_bad, read_clips
-    from qkd_jax.data.measure import measure_all
+    from qkd_jax.data.clip_list import contradiction, list_bad, read_clips
+    from qkd_jax.data.measure import SILENT, measure_all
     from qkd_jax.evaluation.check_page import write_check_page
     from qkd_jax.system.progress import track
     from qkd_jax.training.run import check_config
@@ -55,8 +56,16 @@ def check(config: RunConfig, html: Path | None = None) -> None:
         config = with_data(config, root=str(Path(config.runs, config.name, "data").absolute()))
     clips = read_clips(config.data)
     paths = list(dict.fromkeys(clip.path for clip in clips))
-    measured = dict(zip(paths, track(measure_all(paths, config.features), len(paths), "reading")))
-    bad = {clip.name: fault for clip in clips if (fault := measured[clip.path].fault)}
+    measured = dict(
+        zip(paths, track(measure_all(paths, config.features, config.data.channel), len(paths), "reading"))
+    )
+    bad = {}
+    for clip in clips:
+        of_file = measured[clip.path]
+        end = of_file.seconds + config.features.hop_length / config.features.sample_rate
+        fault = of_file.fault or contradiction(clip, silent=of_file.level == SILENT, end=end)
+        if fault:
+            bad[clip.name] = fault
     if len(bad) == len(clips):
         raise InputError(*list_bad(bad, len(clips)))
     errors = []
@@ -99,12 +108,24 @@ def _with_splits(
     config: RunConfig, clips: "list[Clip]", measured: "dict[Path, Measured]", errors: list[InputError]
 ) -> "list[Clip]":
     """`clips` with splits; what a run would refuse of them is added to `errors`, in its order."""
+    from qkd_jax.data.clip_list import with_fewer_negatives
     from qkd_jax.data.clips import SPLITS, with_splits
     from qkd_jax.data.dataset import check_split, check_times
+    from qkd_jax.data.parts import cut
     from qkd_jax.training.run import recipe_of
 
+    features = config.features
+    frames = {
+        clip.name: features.frames(round(measured[clip.path].seconds * features.sample_rate))
+        for clip in clips
+    }
+    cut_long = partial(cut, data=config.data, features=features, frames=frames, timed=config.timed)
+    if not config.timed:
+        clips = with_fewer_negatives(cut_long(clips), config.data)
     with _noted(errors):
         clips = with_splits(clips, config.data.events)
+    if config.timed:
+        clips = cut_long(clips)
     for split in SPLITS:
         with _noted(errors):
             check_split(config.data, clips, split)

@@ -167,4 +167,4 @@ def _other_clips(run: Run, data: AnyData, split: str) -> list[Clip]:
         if getattr(data, field) != (fixed := getattr(run.config.data, field)):
             flag = field.replace("_", "-")
             raise InputError(f"--data.{flag}: expected {fixed}, as in the run, got {getattr(data, field)}")
-    return clips_to_score(data, run.config.features, run.cache, split, run.clips)
+    return clips_to_score(data, run.config.features, run.cache, split, run.clips, timed=run.config.timed)

@@ -1,6 +1,7 @@
 """Score an exported detector on recordings, in the runtime that its file is for."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def score_file(
     else:
         check_split(config.data, clips, split)
         chosen = [clip for clip in clips if clip.split == split and clip.labelled]
-        logits, truth = _logits(exported, chosen), targets(chosen, exported.events)
+        logits, truth = _logits(exported, chosen, config.data.channel), targets(chosen, exported.events)
     figures = {"metrics": evaluate(truth, logits, exported.events), "bytes": path.stat().st_size}
     results = {"split": split, "clips": len(truth), "models": {path.name: figures}}
     print_table(results)
@@ -84,14 +85,25 @@ def _other(found: Any, expected: Any) -> str:
     return ", ".join(found) if isinstance(found, tuple) else f"{found:g} s"
 
 
-def _logits(exported: Exported, clips: Sequence[Clip]) -> np.ndarray:
+def _logits(exported: Exported, clips: Sequence[Clip], channel: int | None) -> np.ndarray:
     """Logits [clips, events]: the maximum over windows, as for a run's models."""
     rate, logits = exported.features.sample_rate, []
     samples = round(exported.clip_seconds * rate)
     for clip in track(clips, len(clips), "scores"):
-        pieces = _windows(read_audio(clip.path, rate), samples, exported.features)
+        pieces = _windows(_waveform(clip, rate, channel), samples, exported.features)
         logits.append(np.max([exported.clip_logits(piece) for piece in pieces], axis=0))
     return np.array(logits)
+
+
+def _waveform(clip: Clip, rate: int, channel: int | None) -> np.ndarray:
+    """The samples of a clip at `rate` Hz."""
+    start, end = clip.part or (0, None)
+    return _recording(clip.path, rate, channel)[round(start * rate) : end and round(end * rate)]
+
+
+@functools.lru_cache(1)  # the parts of a recording follow one another
+def _recording(path: Path, rate: int, channel: int | None) -> np.ndarray:
+    return read_audio(path, rate, channel=channel)
 
 
 def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:

@@ -134,7 +134,8 @@ def _recordings(run: Run) -> list[np.ndarray]:
     """Waveforms of some validation clips, as long as the models' input."""
     samples = round(run.config.data.clip_seconds * run.config.features.sample_rate)
     clips = [clip for clip in run.clips if clip.split == "valid"][:_CHECKED]
-    blocks = (next(audio_blocks(clip.path, run.config.features.sample_rate)) for clip in clips)
+    rate, channel = run.config.features.sample_rate, run.config.data.channel
+    blocks = (next(audio_blocks(clip.path, rate, channel=channel)) for clip in clips)
     return [np.resize(block, samples) for block in blocks]
 
 

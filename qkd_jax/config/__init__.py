@@ -5,13 +5,19 @@ A field's docstring is its help on the command line.
 
 from qkd_jax.config.clock import Clock, step_clock, step_samples
 from qkd_jax.config.data import (
+    AnnotationsData,
     AnyData,
+    AudacityData,
     AudioSetData,
     DataConfig,
     DemoData,
     DESEDData,
     ESC50Data,
+    FoldersData,
+    FSD50KData,
     ManifestData,
+    RavenData,
+    TimedData,
     UrbanSound8KData,
 )
 from qkd_jax.config.events import EventConfig

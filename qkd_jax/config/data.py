@@ -23,6 +23,10 @@ class _Data:
     clip_seconds: Length = 10.0
     """Clip length in seconds; longer recordings are cropped (training) or windowed (evaluation), shorter ones
     repeated."""
+    channel: Count | None = None
+    """Channel to read, counted from 1; default: the mean of all."""
+    unlabelled: str | None = None
+    """Folder of further recordings, for training, that only the teachers label."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -31,7 +35,7 @@ class ManifestData(_Data):
 
     source: Literal["manifest"] = "manifest"
     manifest: str = "metadata.csv"
-    """The table, relative to root: comma-separated, or tab-separated if it ends in .tsv."""
+    """The table, relative to root."""
     filename_column: str = "filename"
     """Column with the path of a recording, relative to root."""
     labels_column: str = "labels"
@@ -42,6 +46,60 @@ class ManifestData(_Data):
     """Column with the split (train, valid or test); if absent, 70/10/20."""
     group_column: str = "group"
     """Column with the group (recording session, speaker); a group stays in one split."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FoldersData(_Data):
+    """Your own recordings: a folder per class, within train, valid and test or without these."""
+
+    source: Literal["folders"] = "folders"
+    negative_folders: tuple[str, ...] = (
+        *("_background_noise_", "background", "background_noise", "negative", "negatives", "no_event"),
+        *("noise", "none", "nothing", "other", "others", "silence", "unknown"),
+    )
+    """Folders of negatives, in upper or lower case; a folder that is among the events is a class."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TimedData(_Data):
+    """Settings common to sources of timed labels, whose long recordings are cut into clips."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AnnotationsData(TimedData):
+    """Your own recordings: a folder and a table of events with onsets and offsets."""
+
+    source: Literal["annotations"] = "annotations"
+    table: str = "annotations.csv"
+    """The table, relative to root."""
+    filename_column: str = "filename"
+    """Column with the path of a recording, relative to root; alone in its row, it has no events."""
+    onset_column: str = "onset"
+    """Column with the start of an event, in seconds."""
+    offset_column: str = "offset"
+    """Column with the end of an event, in seconds."""
+    label_column: str = "label"
+    """Column with the event."""
+    split_column: str = "split"
+    """Column with the recording's split (train, valid or test); optional."""
+    group_column: str = "group"
+    """Column with the recording's group (recording session, speaker); a group stays in one split."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AudacityData(TimedData):
+    """Your own recordings, each with an Audacity label track beside it: x.txt for x.wav."""
+
+    source: Literal["audacity"] = "audacity"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RavenData(TimedData):
+    """Your own recordings with Raven selection tables: x.Table.1.selections.txt for x.wav."""
+
+    source: Literal["raven"] = "raven"
+    label_column: str | None = None
+    """Column with the event; default: the first of Annotation, Species and Common Name."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -66,6 +124,13 @@ class UrbanSound8KData(_Data):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class FSD50KData(_Data):
+    """FSD50K (Fonseca et al. 2022) as published: its training, validation and evaluation sets."""
+
+    source: Literal["fsd50k"] = "fsd50k"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DESEDData(_Data):
     """DESED (Turpault et al. 2019), or folders like it: strongly labelled, weakly labelled or unlabelled."""
 
@@ -85,5 +150,17 @@ class DemoData(_Data):
     """Number of recordings in train, valid and test."""
 
 
-AnyData = ManifestData | AudioSetData | ESC50Data | UrbanSound8KData | DESEDData | DemoData
+AnyData = (
+    ManifestData
+    | FoldersData
+    | AnnotationsData
+    | AudacityData
+    | RavenData
+    | AudioSetData
+    | ESC50Data
+    | UrbanSound8KData
+    | FSD50KData
+    | DESEDData
+    | DemoData
+)
 DataConfig = Annotated[AnyData, Discriminator("source")]

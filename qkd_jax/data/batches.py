@@ -22,34 +22,49 @@ Batches: TypeAlias = grain.MapDataset
 class _Examples:
     """Random access to a data set's examples, in the form that Grain needs."""
 
-    def __init__(self, data: Dataset, teacher_logits: np.ndarray | None):
+    def __init__(self, data: Dataset, teacher_logits: np.ndarray | None, unlabelled: bool):
         self.data, self.teacher_logits = data, teacher_logits
+        self.clips = np.arange(len(data.names)) if unlabelled else data.labelled
+        self.labelled: np.ndarray = data.kind != KINDS.index("unlabelled")
+        self.unlabelled = len(self.clips) > len(data.labelled)
 
     def __len__(self) -> int:
-        return len(self.data.names)
+        return len(self.clips)
 
     def __getitem__(self, index: int) -> Batch:
-        example = {"features": self.data.features[index], "labels": self.data.targets[index]}
+        clip = self.clips[index]
+        example = {"features": self.data.features[clip], "labels": self.data.targets[clip]}
         if self.teacher_logits is not None:
-            example["teacher_logits"] = self.teacher_logits[index]
+            example["teacher_logits"] = self.teacher_logits[clip]
+        if self.unlabelled:
+            example["labelled"] = np.float32(self.labelled[clip])
         return example
 
 
 def clip_batches(
-    data: Dataset, teacher_logits: np.ndarray | None, *, frames: int, batch_size: int, seed: int
+    data: Dataset,
+    teacher_logits: np.ndarray | None,
+    *,
+    frames: int,
+    batch_size: int,
+    seed: int,
+    unlabelled: bool = False,
 ) -> Batches:
     """Endless shuffled batches; `batches[step]` depends on `seed` and `step` alone.
 
     A batch holds `features` [batch, frames, mels], a random part of each longer clip, each shorter one
-    `tiled`; `labels` [batch, events]; and, if given, `teacher_logits` [batch, events].  With several
-    processes, each gets an equal share of a batch's rows.
+    `tiled`; `labels` [batch, events]; and, if given, `teacher_logits` [batch, events].  With `unlabelled`,
+    unlabelled clips are shuffled among the others, and `labelled` [batch] is 0 for them and 1 for others; it
+    is missing if there are none.  With several processes, each gets an equal share of a batch's rows.
     """
 
     def crop(example: Batch, rng: np.random.Generator) -> Batch:
         start = rng.integers(max(len(example["features"]) - frames, 0) + 1)
         return example | {"features": tiled(example["features"][start : start + frames], frames)}
 
-    examples = grain.MapDataset.source(_Examples(data, teacher_logits)).seed(seed).shuffle().repeat()
+    examples = (
+        grain.MapDataset.source(_Examples(data, teacher_logits, unlabelled)).seed(seed).shuffle().repeat()
+    )
     return _batched(examples.random_map(crop), batch_size)
 
 

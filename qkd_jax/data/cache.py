@@ -73,6 +73,8 @@ def cached(
     for share in shares():
         places = range(len(clips))[share]
         some = np.fromiter(_in_parallel(lacking, places, _CHUNK), np.int64)
+        # Parts of one recording share its entry.
+        some = some[np.sort(np.unique(entries.digests[some], return_index=True)[1])]
         if len(some):
             print(
                 f"{title}: computing {len(some)} of {len(clips)} recordings (others are cached)", flush=True
@@ -139,7 +141,7 @@ def read_entry(entry: Path) -> np.ndarray:
         ) from None
 
 
-def rows_of(entry: Path, width: int) -> int:
+def count_rows(entry: Path, width: int) -> int:
     """The rows of an entry's array, by the file's size."""
     return (os.stat(entry).st_size - _HEADER) // (4 * width)
 

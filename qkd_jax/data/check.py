@@ -13,10 +13,11 @@ import numpy as np
 
 from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import AnyData, AudioSetData, DemoData, DESEDData, RunConfig
-from qkd_jax.data.cache import read_entry, rows_of
+from qkd_jax.data.cache import count_rows, read_entry
 from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import SPLITS, Clip, targets
 from qkd_jax.data.measure import FULL_SCALE, Measured, decibels
+from qkd_jax.data.parts import length_of
 from qkd_jax.errors import printable
 
 _FEW = 10
@@ -67,9 +68,8 @@ def early_findings(config: RunConfig, clips: Sequence[Clip], entries: Sequence[P
     the whole of those that seem to be equal.
     """
     features = config.features
-    rows = [rows_of(entry, features.n_mels) for entry in entries]
-    # The most that so many whole frames can stand for.
-    seconds = (np.array(rows) * features.hop_length + features.win_length - 1) / features.sample_rate
+    rows = [count_rows(entry, features.n_mels) for entry in entries]
+    seconds = np.array([length_of(clip, entry, features) for clip, entry in zip(clips, entries)])
     return _in_order(
         in_tables(clips, config.data.events),
         in_lengths(config, clips, seconds),
@@ -102,7 +102,7 @@ def all_findings(config: RunConfig, clips: Sequence[Clip], found: Sequence[Measu
 
 def extent(clip: Clip, found: Measured) -> tuple[float, float]:
     """From where to where in its recording `clip` reaches, in seconds."""
-    return getattr(clip, "segment", None) or (0.0, found.seconds)
+    return clip.part or (0.0, found.seconds)
 
 
 def in_tables(clips: Sequence[Clip], events: Sequence[str]) -> Iterator[Finding]:

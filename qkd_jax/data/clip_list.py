@@ -1,15 +1,26 @@
 """The clips of a run's data settings, and which of their recordings can be used."""
 
 import dataclasses
+import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from qkd_jax.config import AnyData, DemoData, FeatureConfig, ManifestData
-from qkd_jax.data.clips import Clip
-from qkd_jax.data.features import cached_features
+from qkd_jax.config import (
+    AnyData,
+    DemoData,
+    ESC50Data,
+    FeatureConfig,
+    ManifestData,
+    UrbanSound8KData,
+)
+from qkd_jax.data.cache import read_entry
+from qkd_jax.data.clips import UNLABELLED, Clip
+from qkd_jax.data.features import cached_features, is_silent
+from qkd_jax.data.parts import cached_frames, cut, end_of
 from qkd_jax.data.sources import SOURCES
+from qkd_jax.data.sources.walk import recordings_below
 from qkd_jax.data.spelling import is_utf8, similar_names, with_names_on_disk, with_one_spelling
 from qkd_jax.data.tables import plain
 from qkd_jax.errors import InputError
@@ -21,12 +32,13 @@ def read_clips(data: AnyData) -> list[Clip]:
     """The clips of `data`; of those without any of its events only `data.negatives`, drawn at random.
 
     Names and labels are spelled as in `data.spelling`.  The split is None if the source has no splits.
-    Raises InputError for a faulty table, a recording or an event listed twice, and an event that no recording
-    has.
+    Recordings in `data.unlabelled` that the source doesn't list come last, for training.  Raises InputError
+    for a faulty table, a recording or an event listed twice, and an event that no recording has.
     """
     if len(set(map(plain, data.events))) < len(data.events):
         raise InputError(f"--data.events: expected each event once, got {', '.join(data.events)}")
     clips = with_one_spelling(with_names_on_disk(SOURCES[type(data)](data)), data.events)
+    unlabelled = _unlabelled(Path(data.unlabelled), clips) if data.unlabelled else []
     for name, count in Counter(clip.name for clip in clips).most_common(1):
         if count > 1:
             raise InputError(f"{data.root}: expected each recording once, found {name} {count} times")
@@ -37,13 +49,58 @@ def read_clips(data: AnyData) -> list[Clip]:
             if not known:
                 raise InputError("--data.events: expected labelled recordings, found none")
             raise InputError(f"--data.events: expected one of {known}, got {event!r}")
+    if isinstance(data, ESC50Data | UrbanSound8KData):
+        clips = _with_published_splits(clips)
+    return with_fewer_negatives(clips, data) + unlabelled
+
+
+def with_fewer_negatives(clips: list[Clip], data: AnyData) -> list[Clip]:
+    """`clips`, with `data.negatives` of those without any of its events, drawn at random."""
     if data.negatives is None:
         return clips
     labelled = [clip for clip in clips if clip.labelled]
-    negatives = {clip.name for clip in labelled if clip.labels.isdisjoint(data.events or counts)}
+    events = data.events or frozenset().union(*(clip.labels for clip in labelled))
+    negatives = {clip.name for clip in labelled if clip.labels.isdisjoint(events)}
     kept = random.Random(0).sample(sorted(negatives), min(data.negatives, len(negatives)))
     left_out = negatives.difference(kept)
     return [clip for clip in clips if clip.name not in left_out]
+
+
+def _with_published_splits(clips: list[Clip]) -> list[Clip]:
+    """`clips`; a group in several splits becomes a group in each, since published splits hold."""
+    splits = defaultdict(set)
+    for clip in clips:
+        splits[clip.group].add(clip.split)
+    return [
+        clip
+        if len(splits[clip.group]) == 1
+        else dataclasses.replace(clip, group=f"{clip.group} {clip.split}")
+        for clip in clips
+    ]
+
+
+def _unlabelled(folder: Path, listed: Sequence[Clip]) -> list[Clip]:
+    """The recordings in `folder` that aren't `listed`, as unlabelled training clips; raises InputError."""
+    names = recordings_below(folder)
+    if not names:
+        raise InputError(f"--data.unlabelled: expected a folder of recordings at {folder}, found none")
+    known = {os.path.realpath(clip.path) for clip in listed}
+    clips = [
+        Clip(
+            name=UNLABELLED + name,
+            root=folder,
+            labels=frozenset(),
+            group=UNLABELLED + name,
+            split="train",
+            labelled=False,
+            file=name,
+        )
+        for name in names
+        if os.path.realpath(folder / name) not in known
+    ]
+    if not clips:
+        raise InputError(f"--data.unlabelled: expected recordings without labels in {folder}, found none")
+    return clips
 
 
 def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[list[Clip], list[str]]:
@@ -57,10 +114,17 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
         for clip in clips
         if not is_utf8(clip.name)
     }
-    _, unread = cached_features([clip for clip in clips if clip.name not in bad], features, cache)
+    named = [clip for clip in clips if clip.name not in bad]
+    entries, unread = cached_features(named, features, cache, data.channel)
     bad |= unread
     for name, other in similar_names(clip for clip in clips if clip.name in bad).items():
         bad[name] += str(InputError(f"; there is {other!r}, spelled otherwise"))
+    for clip, entry in zip(named, entries):
+        if clip.labels and clip.name not in bad:
+            rows = read_entry(entry)
+            end = end_of(len(rows), features)
+            if reason := contradiction(clip, silent=is_silent(rows, features), end=end):
+                bad[clip.name] = reason
     if len(bad) == len(clips):
         raise InputError(*list_bad(bad, len(clips)))
     if bad and not data.skip_bad:
@@ -73,6 +137,19 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
             flush=True,
         )
     return [clip for clip in clips if clip.name not in bad], list(bad.values())
+
+
+def contradiction(clip: Clip, *, silent: bool, end: float) -> str:
+    """Why the labels of a recording can't be right: it is silent, or ends before an event; else empty.
+
+    `end` is its length in seconds, less than a hop too long.
+    """
+    if clip.labels and silent:
+        return f"{clip.path}: silent, but labelled {', '.join(sorted(clip.labels))}"
+    event, onset, _ = max(clip.annotations or [("", -1.0, 0.0)], key=lambda each: each[1])
+    if onset > end:
+        return f"{clip.path}: expected onsets before the end ({end:.1f} s), found {event} at {onset:g} s"
+    return ""
 
 
 def list_bad(bad: dict[str, str], count: int) -> list[str]:
@@ -90,16 +167,25 @@ def recordings_of(data: AnyData) -> AnyData:
 
 
 def clips_to_score(
-    data: AnyData, features: FeatureConfig, cache: Path, split: str, own: Sequence[Clip]
+    data: AnyData,
+    features: FeatureConfig,
+    cache: Path,
+    split: str,
+    own: Sequence[Clip],
+    *,
+    timed: bool = False,
 ) -> list[Clip]:
-    """The recordings of `data`; those without a split get `split`.  Raises InputError.
+    """The labelled clips of `data`; those without a split get `split`.  Raises InputError.
 
     Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them.
+    Long recordings with timed labels are `cut`.
     """
-    clips, _ = usable_clips(recordings_of(data), features, cache)
-    known = {clip.name: clip.split for clip in own}
+    data = dataclasses.replace(recordings_of(data), unlabelled=None)
+    clips, _ = usable_clips(data, features, cache)
+    known = {clip.file or clip.name: clip.split for clip in own if not clip.name.startswith(UNLABELLED)}
     if shared := sum(clip.name in known for clip in clips):
         print(
             f"{shared} of {len(clips)} recordings share a name with a recording of the run and keep its split"
         )
-    return [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
+    clips = [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
+    return cut(clips, data, features, cached_frames(clips, data, features, cache), timed=timed)

@@ -23,6 +23,8 @@ from qkd_jax.system.files import whole_file
 SPLITS = ("train", "valid", "test")
 KINDS = ("strong", "weak", "unlabelled")
 NOUNS = dict(zip(KINDS, ("strongly labelled", "weakly labelled", "unlabelled")))
+UNLABELLED = "unlabelled:"
+"""Begins the names of recordings in `data.unlabelled`, which may be named like others in `data.root`."""
 MAX_SECONDS = 1e9
 """Longest recording that an annotation may refer to."""
 
@@ -37,25 +39,29 @@ class Annotation(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """One recording; `split` is None until it has one."""
+    """A recording or a part of one; `split` is None until it has one."""
 
     name: str
-    """Path relative to the source's root, unique there."""
+    """Unique in a run: the recording's path relative to the source's root; `PATH#t=10,20` for a part."""
     root: Path
-    """Folder of the source."""
+    """Folder of the source, or of recordings without labels."""
     labels: frozenset[str]
     group: str
     """Clips of one group (a session, a speaker, an original recording) stay in one split."""
     split: str | None = None
     annotations: tuple[Annotation, ...] | None = None
-    """Its events with onsets and offsets; None if these are unknown."""
+    """Its events with onsets and offsets, relative to its start; None if these are unknown."""
     labelled: bool = True
     """False if it is unknown which events it has; `labels` is then empty."""
+    file: str | None = None
+    """The recording's path relative to `root`, if that isn't `name`."""
+    part: tuple[float, float] | None = None
+    """Start and end of the part, in seconds of the recording; None for the whole recording."""
 
     @property
     def path(self) -> Path:
         """Path of the recording."""
-        return self.root / self.name
+        return self.root / (self.file or self.name)
 
     @property
     def kind(self) -> str:
@@ -78,6 +84,8 @@ class _Row:
     split: Literal["train", "valid", "test"] | None
     annotations: tuple[tuple[str, _Seconds, _Seconds], ...] | None
     labelled: bool
+    file: str | None = None
+    part: tuple[_Seconds, _Seconds] | None = None
 
 
 def targets(clips: Sequence[Clip], events: Sequence[str]) -> np.ndarray:
@@ -127,12 +135,13 @@ def divide(
 
 
 def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
-    """`clips` with the splits of their source, or divided by `divide` if it has none.
+    """`clips` with the splits of their source; those that have none are divided by `divide`.
 
     Raises InputError if one group is in two splits, which would leak training data.
     """
-    if any(clip.split is None for clip in clips):
-        return divide(clips, events)
+    if undivided := [clip for clip in clips if clip.split is None]:
+        divided = iter(divide(undivided, events))
+        clips = [next(divided) if clip.split is None else clip for clip in clips]
     first: dict[str, Clip] = {}
     for clip in clips:
         other = first.setdefault(clip.group, clip)
@@ -171,7 +180,7 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
     """Write `clips` to a file, one line of JSON each."""
     with whole_file(path, "w") as file:
         for clip in clips:
-            fields = {
+            fields: dict[str, Any] = {
                 "name": clip.name,
                 "labels": sorted(clip.labels),
                 "group": clip.group,
@@ -179,20 +188,28 @@ def write_clips(path: Path, clips: Sequence[Clip]) -> None:
                 "annotations": clip.annotations,
                 "labelled": clip.labelled,
             }
+            if clip.file is not None:
+                fields |= {"file": clip.file, "part": clip.part}
             file.write(json.dumps(fields) + "\n")
 
 
-def read_clip_list(path: Path, root: Path) -> list[Clip]:
-    """The clips that `write_clips` wrote to `path`, their recordings under `root`; raises InputError."""
+def read_clip_list(path: Path, root: Path, unlabelled: Path | None = None) -> list[Clip]:
+    """The clips that `write_clips` wrote to `path`; raises InputError.
+
+    Their recordings are under `root`, those named as `UNLABELLED` under `unlabelled`.
+    """
     what = f"{path}: expected a run's clips.jsonl"
     same: dict[Any, Any] = {}  # millions of clips share few sets of labels
 
     def clip(number: int, line: str) -> Clip:
         row = from_json(_Row, line, f"{what}: line {number}")
         name, labels = inside(row.name, f"{what}: line {number}: name"), frozenset(row.labels)
+        file = row.file and inside(row.file, f"{what}: line {number}: file")
+        if row.part and row.part[0] >= row.part[1]:
+            raise InputError(f"{what}: line {number}: part: expected a start, then an end, found {row.part}")
         return Clip(
             name=name,
-            root=root,
+            root=unlabelled if unlabelled and file and name.startswith(UNLABELLED) else root,
             labels=same.setdefault(labels, labels),
             group=name if row.group == name else row.group,
             split=same.setdefault(row.split, row.split),
@@ -200,6 +217,8 @@ def read_clip_list(path: Path, root: Path) -> list[Clip]:
             if row.annotations is None
             else tuple(Annotation(*each) for each in row.annotations),
             labelled=row.labelled,
+            file=file or None,
+            part=row.part,
         )
 
     try:

@@ -8,8 +8,9 @@ import numpy as np
 
 from qkd_jax.config import AnyData, FeatureConfig, RunConfig
 from qkd_jax.data.clip_list import list_bad
-from qkd_jax.data.clips import KINDS, Annotation, Clip, targets
+from qkd_jax.data.clips import KINDS, UNLABELLED, Annotation, Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
+from qkd_jax.data.parts import length_of, rows_of
 from qkd_jax.errors import InputError
 
 
@@ -30,28 +31,40 @@ class Dataset:
     annotations: Sequence[tuple[Annotation, ...]] = ()
     seconds: Sequence[float] = ()
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """The indices of the clips whose events are known."""
+        return np.flatnonzero(self.kind != KINDS.index("unlabelled"))
+
     def indices(self, kind: str) -> np.ndarray:
         """The indices of the clips of one of `KINDS`."""
         return np.flatnonzero(self.kind == KINDS.index(kind))
 
 
-def load_split(config: RunConfig, clips: Sequence[Clip], split: str, cache: Path) -> Dataset:
+def load_split(
+    config: RunConfig, clips: Sequence[Clip], split: str, cache: Path, *, unlabelled: bool = False
+) -> Dataset:
     """The clips of one split, their features read from `cache` or computed.
 
-    Runs of timed events get all clips, with their annotations; other runs get the labelled clips.  Raises
-    InputError if a recording can't be used, if there are no labelled clips, if an event has no positive or no
-    negative clip, or, for timed events, if a clip of another split than `train` has no annotations.
+    Runs of timed events get all clips, with their annotations; other runs get the labelled clips, and with
+    `unlabelled` also those of `config.data.unlabelled`.  Raises InputError if a recording can't be used, if
+    there are no labelled clips, if an event has no positive or no negative clip, or, for timed events, if a
+    clip of another split than `train` has no annotations, or an event no length.
     """
-    chosen = [clip for clip in clips if clip.split == split and (config.timed or clip.labelled)]
-    entries, bad = cached_features(chosen, config.features, cache)
+    chosen = clips_of(config, clips, split, unlabelled=unlabelled)
+    entries, bad = cached_features(chosen, config.features, cache, config.data.channel)
     if bad:
         raise InputError(*list_bad(bad, len(chosen)))
     check_split(config.data, clips, split)
     events = config.data.events
-    seconds = _seconds(config.data, chosen, split) if config.timed else []
+    features = CachedFeatures(entries, [rows_of(clip, config.features) for clip in chosen])
+    seconds = []
+    if config.timed:
+        seconds = [length_of(clip, entry, config.features) for clip, entry in zip(chosen, entries)]
+        check_times(config.data, chosen, seconds, split)
     return Dataset(
         names=[clip.name for clip in chosen],
-        features=CachedFeatures(entries),
+        features=features,
         targets=targets(chosen, events),
         events=events,
         kind=np.array([KINDS.index(clip.kind) for clip in chosen], np.int8),
@@ -61,6 +74,16 @@ def load_split(config: RunConfig, clips: Sequence[Clip], split: str, cache: Path
         ],
         seconds=seconds,
     )
+
+
+def clips_of(config: RunConfig, clips: Sequence[Clip], split: str, *, unlabelled: bool) -> list[Clip]:
+    """The clips of `load_split`, in the same order."""
+    return [
+        clip
+        for clip in clips
+        if clip.split == split
+        and (config.timed or clip.labelled or (unlabelled and clip.name.startswith(UNLABELLED)))
+    ]
 
 
 def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
@@ -80,15 +103,6 @@ def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:
             )
 
 
-def _seconds(data: AnyData, clips: Sequence[Clip], split: str) -> list[float]:
-    """The length of each recording; raises InputError for clips that can't be scored on timed events."""
-    import soundfile
-
-    seconds = [soundfile.info(clip.path).duration for clip in clips]
-    check_times(data, clips, seconds, split)
-    return seconds
-
-
 def check_times(data: AnyData, clips: Sequence[Clip], seconds: Sequence[float], split: str) -> None:
     """Raise InputError unless `clips` of `split`, of these lengths, can be scored on timed events."""
     if split != "train" and (other := next((clip for clip in clips if clip.annotations is None), None)):
@@ -97,7 +111,12 @@ def check_times(data: AnyData, clips: Sequence[Clip], seconds: Sequence[float], 
             f"found none for {other.name}"
         )
     for clip, end in zip(clips, seconds):
-        for event, onset, _ in clip.annotations or ():
+        for event, onset, offset in clip.annotations or ():
+            if onset == offset and event in data.events:
+                raise InputError(
+                    f"{clip.path}: expected an offset after the onset for timed events, found {event} "
+                    f"from {onset:g} to {offset:g} s"
+                )
             if split != "train" and onset >= end:
                 raise InputError(
                     f"{clip.path}: expected onsets before the end ({end:g} s), found {event} at {onset:g} s"

@@ -18,26 +18,29 @@ _FORMAT = 3  # raise when the same settings give other features
 
 
 def cached_features(
-    clips: Sequence[Clip], config: FeatureConfig, cache: Path
+    clips: Sequence[Clip], config: FeatureConfig, cache: Path, channel: int | None = None
 ) -> tuple[Entries, dict[str, str]]:
-    """Files in `cache` with each clip's features, float32 [frames, n_mels]; returns as `cached`."""
+    """Files in `cache` with each clip's features, float32 [frames, n_mels]; returns as `cached`.
+
+    `channel`, counted from 1, is the one to read; None means the mean of all.
+    """
     return cached(
         clips,
-        lambda path: recording_features(path, config),
+        lambda path: recording_features(path, config, channel),
         cache,
-        settings=f"{_FORMAT} {to_json(config)}",
+        settings=f"{_FORMAT} {to_json(config)}" + (f" channel {channel}" if channel else ""),
         width=config.n_mels,
         title="features",
     )
 
 
-def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
+def recording_features(path: Path, config: FeatureConfig, channel: int | None = None) -> np.ndarray:
     """Log-mel energies of one recording, float32 [frames, n_mels], read block by block.
 
     Raises InputError if it can't be read or is shorter than one window.
     """
     rate, pieces, samples, count = config.sample_rate, [], np.zeros(0, np.float32), 0
-    for block in audio_blocks(path, rate):
+    for block in audio_blocks(path, rate, channel=channel):
         count += len(block)
         samples = np.concatenate([samples, block]) if len(samples) else block
         frames = config.frames(len(samples))
@@ -51,11 +54,20 @@ def recording_features(path: Path, config: FeatureConfig) -> np.ndarray:
     return features
 
 
-class CachedFeatures(Sequence[np.ndarray]):
-    """Features in files, mapped on access, so that any number of clips takes little memory."""
+def is_silent(features: np.ndarray, config: FeatureConfig) -> bool:
+    """Whether no frame of `features`, log-mel energies, has more than a thousandth of the floor's energy."""
+    loudest = np.log(config.floor) + 1e-3
+    return bool(features[0].max() <= loudest and features.max() <= loudest)
 
-    def __init__(self, entries: Sequence[Path]):
-        self.entries = entries
+
+class CachedFeatures(Sequence[np.ndarray]):
+    """Features in files, mapped on access, so that any number of clips takes little memory.
+
+    With `rows`, each clip has only these of the frames in its file.
+    """
+
+    def __init__(self, entries: Sequence[Path], rows: Sequence[slice] | None = None):
+        self.entries, self.rows = entries, rows
         # Mapping takes longer than reading a short clip; a process can hold about 65,000 maps.
         self.map = functools.lru_cache(10_000)(read_entry)
 
@@ -63,7 +75,8 @@ class CachedFeatures(Sequence[np.ndarray]):
         return len(self.entries)
 
     def __getitem__(self, index):
-        return self.map(self.entries[index])
+        features = self.map(self.entries[index])
+        return features if self.rows is None else features[self.rows[index]]
 
 
 def mean_and_std(features: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,8 @@ FULL_SCALE = 0.999
 """A sample of at least this magnitude counts as clipped: lossy formats don't keep the exact limits."""
 BAND_DB = 70.0
 """The band limit is the highest frequency whose mean power is within so many dB of the strongest."""
+SILENT = -200.0
+"""The lowest level, in dB re full scale."""
 _POINTS = 512  # of the FFT behind the band limit
 _FEW = 64  # recordings; reading so few takes less time than starting processes
 _PIECE = 8  # recordings handed to a process at once
@@ -34,7 +36,7 @@ class Measured(NamedTuple):
     seconds: float = 0.0
     digest: bytes = b""
     """SHA-256 of the samples at the model's rate: equal for equal samples in any lossless format."""
-    level: float = -200.0
+    level: float = SILENT
     offset: float = 0.0
     """Mean of the samples."""
     band: float = 0.0
@@ -49,9 +51,11 @@ class Measured(NamedTuple):
     """Whether it has several channels, all equal."""
 
 
-def measure_all(paths: Sequence[Path], features: FeatureConfig) -> Iterator[Measured]:
+def measure_all(
+    paths: Sequence[Path], features: FeatureConfig, channel: int | None = None
+) -> Iterator[Measured]:
     """Measure recordings, in order, on all cores.  Raises InputError if a process that reads them dies."""
-    measure_one = partial(measure, features=features)
+    measure_one = partial(measure, features=features, channel=channel)
     if len(paths) <= _FEW:
         yield from map(measure_one, paths)
         return

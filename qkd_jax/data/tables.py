@@ -20,6 +20,8 @@ _SPLITS = {
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+SPLIT_NAMES = {word: split for split, words in _SPLITS.items() for word in words}
+"""The split that each word stands for."""
 
 
 def data_root(config: AnyData, holds: str) -> Path:
@@ -64,9 +66,8 @@ def split_of(text: str, where: str) -> str:
     >>> split_of("Validation", "row 2: split")
     'valid'
     """
-    for split, words in _SPLITS.items():
-        if text.strip().lower() in words:
-            return split
+    if split := SPLIT_NAMES.get(text.strip().lower()):
+        return split
     known = ", ".join(f"{split} (or {', '.join(words[1:])})" for split, words in _SPLITS.items())
     raise InputError(f"{where}: expected {known}, got {text!r}")
 

@@ -17,12 +17,15 @@ from qkd_jax.errors import InputError
 _FORMAT = 1  # raise when the same settings give other embeddings
 
 
-def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[Entries, float]:
+def tagger_embeddings(
+    path: Path, clips: Sequence[Clip], cache: Path, channel: int | None = None
+) -> tuple[Entries, float]:
     """The outputs of `layer`, on `clips`, of the tagger described in the TOML file at `path`.
 
     Returns a file in `cache` for each clip, float32 [rows, size] in NumPy's format, and the hop in seconds:
     row r belongs to the window centred at r · hop, from 0 to the clip's end.  Beyond its ends the clip is
-    mirrored, or repeated if it is shorter than half a window.  Raises InputError if the file, the model, its
+    mirrored, or repeated if it is shorter than half a window.  `channel`, counted from 1, is the one to read;
+    None means the mean of all.  Raises InputError if the file, the model, its
     layer or a recording can't be used.
     """
     config = read_tagger(path)
@@ -43,9 +46,10 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     entries, bad = cached(
         clips,
-        _embedder(run, samples, hop, config.sample_rate, model),
+        _embedder(run, samples, hop, config.sample_rate, channel, model),
         cache,
-        settings=f"embeddings {_FORMAT} {digest} {config.layer} {config.sample_rate} {samples} {hop}",
+        settings=f"embeddings {_FORMAT} {digest} {config.layer} {config.sample_rate} {samples} "
+        f"{hop} {channel}",
         width=run(np.zeros(samples, np.float32)).size,
         title=path.stem,
     )
@@ -55,13 +59,18 @@ def tagger_embeddings(path: Path, clips: Sequence[Clip], cache: Path) -> tuple[E
 
 
 def _embedder(
-    run: Callable[[np.ndarray], np.ndarray], samples: int, hop: int, sample_rate: int, model: Path
+    run: Callable[[np.ndarray], np.ndarray],
+    samples: int,
+    hop: int,
+    sample_rate: int,
+    channel: int | None,
+    model: Path,
 ) -> Callable[[Path], np.ndarray]:
     """The function from a recording to its embeddings, float32 [rows, size]; safe in any thread."""
     before, after = samples // 2, samples - samples // 2
 
     def embed(recording: Path) -> np.ndarray:
-        waveform = read_audio(recording, sample_rate)
+        waveform = read_audio(recording, sample_rate, channel=channel)
         padded = np.pad(waveform, (before, after), mode="reflect" if len(waveform) > after else "wrap")
         windows = np.lib.stride_tricks.sliding_window_view(padded, samples)[::hop]
         rows = np.stack([run(window) for window in windows])

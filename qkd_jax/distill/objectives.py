@@ -41,10 +41,13 @@ def distillation_loss(
     temperature: float,
     positive_weight: Float[Array, " event"] | float = 1.0,
     form: Literal["hinton", "paper"] = "hinton",
+    labelled: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, ""]:
     """Eq. 2: α T² · soft loss + (1 - α) · hard loss, each a `weighted_bce`.
 
-    α in [0, 1] is one number, or one per event: 0 for events without teacher logits.
+    α in [0, 1] is one number, or one per event: 0 for events without teacher logits.  Clips that aren't
+    `labelled` (1 or 0, by default all 1) have the soft loss alone, with α = 1, of the events whose α is above
+    0; their other events have no loss.
 
     Eq. 2 as printed lacks its minus sign and takes the logarithm of logits; both forms correct that.
 
@@ -66,7 +69,11 @@ def distillation_loss(
         raise ValueError(f"form: expected 'hinton' or 'paper', got {form!r}")
     hard = _bce(logits, labels, positive_weight)
     share = jnp.broadcast_to(alpha, logits.shape)
-    return (share * temperature**2 * soft + (1 - share) * hard).mean()
+    if labelled is None:
+        return (share * temperature**2 * soft + (1 - share) * hard).mean()
+    has_labels = labelled[..., None] == 1
+    soft_share = jnp.where(has_labels, share, share > 0)
+    return (soft_share * temperature**2 * soft + jnp.where(has_labels, 1 - share, 0) * hard).mean()
 
 
 def positive_weights(

@@ -24,7 +24,7 @@ from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_model
 from qkd_jax.errors import InputError
 
 _MAX_CHARACTERS, _MAX_DOTS = 1 << 20, 2000
-_FORMAT = 1  # raise when the same settings give other scores
+_FORMAT = 2  # raise when the same settings give other scores
 _MARGIN = 1e-3  # our choice: 8-bit taggers give probabilities of 0, whose logit is minus infinity
 
 
@@ -50,12 +50,16 @@ class TaggerConfig:
     """An inner tensor whose values are embeddings, by its name or a unique part of it (LiteRT only)."""
 
 
-def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cache: Path) -> np.ndarray:
+def tagger_logits(
+    path: Path, clips: Sequence[Clip], events: Sequence[str], cache: Path, channel: int | None = None
+) -> np.ndarray:
     """Logits of `clips`, float32 [clips, events], from the tagger described in the TOML file at `path`.
 
-    A class's score is its maximum over windows, an event's score the maximum over its classes.
-    Probabilities are clipped to [0.001, 0.999].  Events without classes of the tagger are NaN.  Scores are
-    kept in `cache`.  Raises InputError if the file, the model, its class names or a recording can't be used.
+    `channel`, counted from 1, is the one to read; None means the mean of all.
+    A class's score is its maximum over windows, an event's score the maximum over its classes.  A part of a
+    recording has the windows whose centres are in it, or else the nearest.  Probabilities are clipped to
+    [0.001, 0.999].  Events without classes of the tagger are NaN.  Scores are kept in `cache`.  Raises
+    InputError if the file, the model, its class names or a recording can't be used.
     """
     config = read_tagger(path)
     model, names_file = path.parent / config.file, path.parent / config.classes
@@ -66,15 +70,19 @@ def tagger_logits(path: Path, clips: Sequence[Clip], events: Sequence[str], cach
             f"{path}: events: expected some of {', '.join(events)}, got {', '.join(config.events)}"
         )
     columns = {event: _columns(path, event, config.events[event], names) for event in known}
-    score, identity = _scorer(model, config, len(names), names_file)
+    score, identity, clock = _scorer(model, config, len(names), names_file, channel)
+    if clock is None and any(clip.part for clip in clips):
+        raise InputError(
+            f"{path}: window_seconds: expected a length, since recordings are cut into clips, found none"
+        )
     entries, bad = cached(
         clips, score, cache, settings=f"tagger {_FORMAT} {identity}", width=len(names), title=path.stem
     )
     if bad:
         raise InputError(*list_bad(bad, len(clips)))
     scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
-    for row, entry in zip(scores, entries):
-        (class_scores,) = read_entry(entry)
+    for row, entry, clip in zip(scores, entries, clips):
+        class_scores = _windows_of(clip, read_entry(entry), clock).max(axis=0)
         low, high = min(low, class_scores.min()), max(high, class_scores.max())
         for event, chosen in columns.items():
             row[list(events).index(event)] = class_scores[chosen].max()
@@ -120,9 +128,11 @@ def _columns(path: Path, event: str, classes: Sequence[str], names: Sequence[str
 
 
 def _scorer(
-    model: Path, config: TaggerConfig, classes: int, names_file: Path
-) -> tuple[Callable[[Path], np.ndarray], str]:
-    """The function from a recording to scores float32 [1, classes], safe in any thread, and its cache key."""
+    model: Path, config: TaggerConfig, classes: int, names_file: Path, channel: int | None
+) -> tuple[Callable[[Path], np.ndarray], str, tuple[float, float] | None]:
+    """The function from a recording to scores float32 [windows, classes], safe in any thread; its cache key;
+    and the length and the hop of its windows in seconds, None if the window is the recording.
+    """
     samples, run = open_model(model)
     if config.window_seconds is not None:
         wanted = round(config.window_seconds * config.sample_rate)
@@ -143,18 +153,30 @@ def _scorer(
     whole = min(fitting, key=lambda index: outputs[index].size)  # other outputs may hold one row per frame
 
     def score(recording: Path) -> np.ndarray:
-        waveform = read_audio(recording, config.sample_rate)
+        waveform = read_audio(recording, config.sample_rate, channel=channel)
         windows = _windows(waveform, samples or len(waveform), max(hop, 1))
-        scores = np.max([run(window)[whole].reshape(-1, classes).max(axis=0) for window in windows], axis=0)
+        scores = np.stack([run(window)[whole].reshape(-1, classes).max(axis=0) for window in windows])
         if not np.isfinite(scores).all():
             raise InputError(f"{model}: expected finite scores of {recording}, found NaN or infinity")
-        return scores[None].astype(np.float32)
+        return scores.astype(np.float32)
 
     digest = hashlib.sha256()
     # Weights may be in a file of their own, model.onnx.data.
     for file in sorted(model.parent.glob(f"{glob.escape(model.name)}*")):
         digest.update(file.read_bytes() if file.is_file() else b"")
-    return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop}"
+    clock = (samples / config.sample_rate, max(hop, 1) / config.sample_rate) if samples else None
+    return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop} {channel}", clock
+
+
+def _windows_of(clip: Clip, scores: np.ndarray, clock: tuple[float, float] | None) -> np.ndarray:
+    """The rows of a recording's `scores` [windows, classes] that belong to the clip."""
+    if clip.part is None or clock is None:
+        return scores
+    (start, end), (window, hop) = clip.part, clock
+    centres = window / 2 + hop * np.arange(len(scores))
+    centres[-1] -= hop / 2 * (len(scores) > 1)  # it ends with the recording, up to one hop earlier
+    inside = (start <= centres) & (centres < end)
+    return scores[inside] if inside.any() else scores[[np.abs(centres - (start + end) / 2).argmin()]]
 
 
 def _windows(waveform: np.ndarray, samples: int, hop: int) -> Iterator[np.ndarray]:

@@ -223,7 +223,8 @@ def _clip(
     name, path = list(clips.items())[index]
     return {
         "name": name,
-        "uri": path.absolute().as_uri(),
+        # A part of a recording is named PATH#t=10,20, which is also how a browser plays it.
+        "uri": path.absolute().as_uri() + ("" if name.endswith(path.name) else f"#{name.rpartition('#')[2]}"),
         "labels": [event for event, there in zip(events, targets[index]) if there],
         "logit": float(scores[index]),
         "probability": float(expit(scores[index])),

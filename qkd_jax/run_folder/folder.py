@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from filelock import FileLock, Timeout
 
 from qkd_jax.config import DemoData, ModelConfig, RunConfig, from_json, is_file, to_json, with_data
 from qkd_jax.data.check import early_findings
-from qkd_jax.data.clip_list import usable_clips
+from qkd_jax.data.clip_list import usable_clips, with_fewer_negatives
 from qkd_jax.data.clips import SPLITS, summary, with_splits, write_clips
 from qkd_jax.data.dataset import check_split
 from qkd_jax.data.features import cached_features
+from qkd_jax.data.parts import cached_frames, cut
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.run import Run, check_start
 from qkd_jax.system.devices import any_process, is_first, wait_for_all
@@ -60,11 +62,17 @@ def _begin(run: Run) -> Run:
     if not events:
         raise InputError(f"{config.data.root}: expected recordings with labels, found none")
     config = with_data(config, events=events)
+    frames = cached_frames(clips, config.data, config.features, run.cache)
+    cut_long = partial(cut, data=config.data, features=config.features, frames=frames, timed=config.timed)
+    if not config.timed:  # divide by parts, since recordings may differ in length
+        clips = with_fewer_negatives(cut_long(clips), config.data)
     clips = with_splits(clips, events)
+    if config.timed:
+        clips = cut_long(clips)
     for split in SPLITS:
         check_split(config.data, clips, split)
     print(summary(clips, events), flush=True)
-    entries, _ = cached_features(clips, config.features, run.cache)
+    entries, _ = cached_features(clips, config.features, run.cache, config.data.channel)
     for finding in early_findings(config, clips, entries):
         print(f"warning: {finding}", flush=True)
     # Remove files of an earlier start.
@@ -155,8 +163,11 @@ def _resolved(config: RunConfig, folder: Path) -> RunConfig:
     elif root is not None:
         root = str(Path(root).absolute())
     cache = config.cache and str(Path(config.cache).absolute())
+    unlabelled = config.data.unlabelled and str(Path(config.data.unlabelled).absolute())
     models = {name: _with_absolute_paths(model) for name, model in config.models.items()}
-    return with_data(dataclasses.replace(config, cache=cache, models=models), root=root)
+    return with_data(
+        dataclasses.replace(config, cache=cache, models=models), root=root, unlabelled=unlabelled
+    )
 
 
 def _with_absolute_paths(model: ModelConfig) -> ModelConfig:

@@ -1,7 +1,7 @@
 """A run: its folder, its settings, and its models and their states.
 
 RUN/config.json                    the settings, with paths and events resolved
-RUN/clips.jsonl                    the recordings, with labels and split
+RUN/clips.jsonl                    the recordings or their parts, with labels and split
 RUN/left-out.txt                   recordings that could not be used, and why
 RUN/norm.npz                       mean and standard deviation of the training features
 RUN/teachers/FILE.npy              logits of teachers from files, for the training clips
@@ -59,7 +59,9 @@ class Run:
     @property
     def clips(self) -> list[Clip]:
         """The recordings that the run began with."""
-        return read_clip_list(self.folder / "clips.jsonl", Path(self.config.data.root or ""))
+        data = self.config.data
+        unlabelled = Path(data.unlabelled) if data.unlabelled else None
+        return read_clip_list(self.folder / "clips.jsonl", Path(data.root or ""), unlabelled)
 
     @property
     def cache(self) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from qkd_jax.config import ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
 from qkd_jax.data.clips import SPLITS, Clip
-from qkd_jax.data.dataset import Dataset, load_split
+from qkd_jax.data.dataset import Dataset, clips_of, load_split
 from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
@@ -27,7 +27,12 @@ def load(run: Run) -> dict[str, Dataset]:
     Faults in any of them, also in the test split, are raised here as InputError, before anything trains.
     """
     clips = run.clips
-    data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
+    data = {
+        split: load_split(run.config, clips, split, run.cache, unlabelled=split == "train")
+        for split in SPLITS
+    }
+    if run.config.data.unlabelled and not any(model.teachers for model in run.config.models.values()):
+        raise InputError("--data.unlabelled: expected a model with teachers, since they label, found none")
     cache_file_logits(run, data["train"])
     check_clips(run.config, clips)
     return data
@@ -35,7 +40,10 @@ def load(run: Run) -> dict[str, Dataset]:
 
 def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
     """Raise InputError unless the training clips fill a batch."""
-    count = sum(clip.split == "train" and clip.labelled for clip in clips)
+    chosen = clips_of(config, clips, "train", unlabelled=True)
+    if not all(model.teachers for model in config.models.values()):
+        chosen = [clip for clip in chosen if clip.labelled]
+    count = len(chosen)
     if count < (size := config.recipe.batch_size):
         raise InputError(f"--recipe.batch-size: expected at most {count} (training clips), got {size}")
 
@@ -43,16 +51,24 @@ def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
 def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:
     """Updates per epoch, and the function update -> the batches from that update on.
 
-    Each batch is a pure function of the seed and the update.
+    Each batch is a pure function of the seed and the update.  An epoch is a pass over the labelled clips, for
+    models with teachers over the unlabelled ones too.
     """
     recipe, train = _recipe(run), data["train"]
     logits = None
     if run.config.models[name].teachers and not run.config.augment.on:
         logits, _ = teacher_logits(run, name, train)
     size = recipe.batch_size
-    rows = clip_batches(train, logits, frames=run.config.frames, batch_size=size, seed=recipe.seed)
+    rows = clip_batches(
+        train,
+        logits,
+        frames=run.config.frames,
+        batch_size=size,
+        seed=recipe.seed,
+        unlabelled=bool(run.config.models[name].teachers),
+    )
     augment = augmented_batches(run, name) if run.config.augment.on else lambda update, batch: batch
-    return len(train.names) // size, lambda first: (
+    return _count(run, name, train) // size, lambda first: (
         augment(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)
     )
 
@@ -61,7 +77,7 @@ def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> T
     """The jitted update (state, batch) -> (state, metrics), one of `updates`."""
     recipe, config, train = _recipe(run), run.config.model(name), data["train"]
     assert config.learning_rate is not None and config.ema_decay is not None
-    weight = jnp.asarray(positive_weights(train.targets, recipe.positive_weight))
+    weight = jnp.asarray(positive_weights(train.targets[train.labelled], recipe.positive_weight))
     known = covered_events(run, name, train) if config.teachers else None
     return make_train_step(
         run.model(name),
@@ -97,7 +113,13 @@ def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None)
         temperature=recipe.temperature,
         positive_weight=weight,
         form=recipe.form,
+        labelled=batch.get("labelled"),
     )
+
+
+def _count(run: Run, name: str, train: Dataset) -> int:
+    """The number of clips that model `name` trains on."""
+    return len(train.names) if run.config.models[name].teachers else len(train.labelled)
 
 
 def _recipe(run: Run) -> ClipRecipe:

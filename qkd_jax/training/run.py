@@ -43,7 +43,10 @@ def train_models(run: Run) -> None:
     data = recipe.load(run)
     for name in run.names:
         start_of(run, name)  # raises now, rather than after hours of training
-    norm = run.norm(data["train"].features)
+    train = data["train"]
+    # Clip models without teachers must not depend on unlabelled clips.
+    clips_seen = range(len(train.names)) if run.config.timed else train.labelled
+    norm = run.norm(train.features[clip] for clip in clips_seen)
     for name in run.names:
         stop_all_if_asked()
         _train_model(run, name, recipe, data, norm)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.audio.augment import augment
@@ -12,7 +13,8 @@ from qkd_jax.config import is_file, step_clock
 from qkd_jax.data.arrays import read_npy, read_npz
 from qkd_jax.data.batches import Batch, EmbeddingTargets, StepTargets, tiled
 from qkd_jax.data.cache import read_entry
-from qkd_jax.data.dataset import Dataset
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.dataset import Dataset, clips_of
 from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.distill.embeddings import tagger_embeddings
@@ -69,8 +71,8 @@ def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     path, file = run.teacher_file(teacher), Path(teacher)
     if lacking(path):
         if file.suffix == ".toml":
-            clips = [clip for clip in run.clips if clip.split == "train" and clip.labelled]
-            logits = tagger_logits(file, clips, train.events, run.cache)
+            clips = clips_of(run.config, run.clips, "train", unlabelled=True)
+            logits = tagger_logits(file, clips, train.events, run.cache, run.config.data.channel)
         else:
             logits = read_logits(file, train.names, train.events)
         unknown = [event for event, column in zip(train.events, logits.T) if np.isnan(column).any()]
@@ -119,8 +121,17 @@ def augmented_batches(run: Run, name: str) -> Callable[[int, Batch], Batch]:
     @jax.jit
     def augmented(states, update, batch):
         key = jax.random.fold_in(jax.random.key(seed), update)
-        features, labels = augment(key, batch["features"], batch["labels"], settings)
+        labels, labelled = batch["labels"], batch.get("labelled")
+        if labelled is not None:  # a clip mixed with an unlabelled one isn't labelled either
+            labels = jnp.concatenate([labels, labelled[:, None]], axis=1)
+        features, labels = augment(key, batch["features"], labels, settings)
         batch = {"features": features, "labels": labels}
+        if labelled is not None:
+            batch = {
+                "features": features,
+                "labels": labels[:, :-1],
+                "labelled": (labels[:, -1] > 1 - 1e-5).astype(labels.dtype),
+            }
         if not teachers:
             return batch
         logits: Any = [model.apply(variables, features) for model, variables in zip(teachers, states)]
@@ -224,8 +235,8 @@ def write_embeddings(run: Run, name: str, train: Dataset) -> None:
     steps = np.arange(network.steps(run.config.frames))
     if is_file(source):
         clips = [clip for clip in run.clips if clip.split == "train"]
-        entries, hop = tagger_embeddings(Path(source), clips, run.cache)
-        embeddings = [read_entry(entry) for entry in entries]
+        entries, hop = tagger_embeddings(Path(source), clips, run.cache, run.config.data.channel)
+        embeddings = [_of_part(clip, read_entry(entry), hop) for clip, entry in zip(clips, entries)]
         most = max(map(len, embeddings))
         rows = np.stack([np.resize(each, (most, each.shape[1])) for each in embeddings])
         first, step = step_clock(run.config.features, network)
@@ -234,6 +245,14 @@ def write_embeddings(run: Run, name: str, train: Dataset) -> None:
         rows, row_of_step = _convolution_outputs(run, source, train), steps
     with whole_file(path) as file:
         np.savez(file, rows=_standardized(rows), row_of_step=row_of_step, size=rows.shape[-1])
+
+
+def _of_part(clip: Clip, rows: np.ndarray, hop: float) -> np.ndarray:
+    """Of a recording's embeddings, every `hop` seconds from its start, those of the clip."""
+    if clip.part is None:
+        return rows
+    first, last = (round(seconds / hop) for seconds in clip.part)
+    return rows[min(first, len(rows) - 1) : last + 1]
 
 
 def _standardized(rows: np.ndarray) -> np.ndarray:

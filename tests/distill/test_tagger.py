@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,24 @@ def test_a_missing_runtime_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", missing)
     with refused(r"needs onnxruntime: pip install 'qkd_jax\[taggers\]'"):
         waveform_model.open_model(tmp_path / "model.onnx")
+
+
+def test_a_part_of_a_recording_has_the_windows_whose_centres_are_in_it(tmp_path):
+    """Windows of 1000 samples every 500, of a recording whose loudness rises; parts of 2000 samples."""
+    write_loudness(tmp_path / "model.onnx", (1, 1000), [0.9, 0.9, 0.9])
+    waveform = np.linspace(0.1, 0.8, 8000).astype(np.float32)
+    whole = record(tmp_path, "a.wav", waveform)
+    times = [(0.0, 0.125), (0.125, 0.25), (0.375, 0.5), (0.26, 0.27)]
+    parts = [replace(whole, name=f"a.wav#t={each}", file="a.wav", part=each) for each in times]
+    ends = [2000, 4000, 8000, 4500]  # of the last window; the last part, without a centre, has the nearest
+    logits = logits_of(describe(tmp_path), [*parts, whole])
+    expected = [0.9 * waveform[end - 1] for end in [*ends, 8000]]
+    assert_allclose(logits[:, 0], logit(np.array(expected)), rtol=1e-4)
+
+
+def test_parts_of_recordings_need_windows(tmp_path):
+    write_loudness(tmp_path / "model.onnx", (1, "samples"), [0.1, 0.1, 0.1])
+    whole = record(tmp_path, "a.wav", noise(8000))
+    part = replace(whole, name="a.wav#t=0,0.1", file="a.wav", part=(0.0, 0.1))
+    with refused(r"tagger\.toml: window_seconds: expected a length, since recordings are cut into clips"):
+        logits_of(describe(tmp_path), [part])

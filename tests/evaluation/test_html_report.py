@@ -430,3 +430,19 @@ def test_a_link_plays_its_recording(tmp_path):
         process.kill()
         watchdog.cancel()
     assert messages == ["playing 0.5"] * 4 + ["done"]
+
+
+def test_a_part_of_a_recording_is_played_as_that_part(page_of):
+    arguments = example(clips=4)
+    names = ["a b.wav#t=0,10", "a b.wav#t=10,20.5", "x#t=1,2.wav", "c/d.wav"]
+    paths = ["a b.wav", "a b.wav", "x#t=1,2.wav", "c/d.wav"]
+    page = page_of(arguments | {"clips": {name: Path("/r") / path for name, path in zip(names, paths)}})
+    uris = {uri for uri in page.attributes("src") if uri.startswith("file:")} | {
+        uri for uri in page.links if uri.startswith("file:")
+    }
+    assert uris == {
+        "file:///r/a%20b.wav#t=0,10",
+        "file:///r/a%20b.wav#t=10,20.5",
+        "file:///r/x%23t%3D1%2C2.wav",
+        "file:///r/c/d.wav",
+    }

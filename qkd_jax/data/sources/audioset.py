@@ -1,20 +1,22 @@
 """AudioSet (Gemmeke et al. 2017): published segments, recordings from any downloader."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
 
-from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import AudioSetData
 from qkd_jax.data.clips import Clip
+from qkd_jax.data.sources.walk import recordings_below
 from qkd_jax.data.tables import data_root, read_table
 from qkd_jax.errors import InputError
 
 _SEGMENTS = ("balanced_train_segments.csv", "unbalanced_train_segments.csv", "eval_segments.csv")
 _COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 _LABELS = "class_labels_indices.csv"
+_CLASS = re.compile(rb'(\xef\xbb\xbf)?"?\d+"?, *"?/')
+"""The beginning of a class in the index, `0,/m/09x0r,Speech`."""
+_LONGEST = 1 << 16
 _TIMES = re.compile(r"(_\d.*)?")
 
 
@@ -50,8 +52,7 @@ def read_audioset(config: AudioSetData) -> list[Clip]:
 
 def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     """The labels of each segment, by YouTube id."""
-    index = read_table(root / _LABELS, ("mid", "display_name"), setting="--data.root")
-    display_names = {row["mid"]: row["display_name"] for _, row in index}
+    display_names = _read_index(root / _LABELS)
     paths = [root / name for name in _SEGMENTS if (root / name).is_file()]
     if not paths:
         raise InputError(
@@ -61,6 +62,8 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     sets: dict[frozenset[str], frozenset[str]] = {}  # segments with the same labels share one set
     for path in paths:
         for line, row in read_table(path, _COLUMNS, setting="--data.root", header=False):
+            if row["YTID"] == _COLUMNS[0]:  # the header, which has lost its #
+                continue
             mids = row["positive_labels"].split(",")
             for mid in mids:
                 if mid not in display_names:
@@ -73,25 +76,23 @@ def _read_labels(root: Path) -> dict[str, frozenset[str]]:
     return labels
 
 
+def _read_index(path: Path) -> dict[str, str]:
+    """The display name of each MID, from a table with or without its header."""
+    columns, header = ("mid", "display_name"), True
+    if path.is_file():
+        with open(path, "rb") as file:
+            header = _CLASS.match(file.readline(_LONGEST)) is None
+    rows = read_table(path, columns if header else ("index", *columns), setting="--data.root", header=header)
+    return {row["mid"]: row["display_name"] for _, row in rows}
+
+
 def _find_recordings(root: Path, ytids: Container[str]) -> dict[str, str]:
     """The path, relative to `root`, of a recording for each id that has one."""
     recordings: dict[str, str] = {}
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        # A link to a parent folder would make the walk endless.
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()  # the same order on every machine
-        relative = Path(folder).relative_to(root)
-        for file in files:
-            stem, extension = os.path.splitext(file)
-            ytid = _ytid(stem, ytids)
-            if ytid is not None and extension.lower() in SUFFIXES:
-                name = (relative / file).as_posix()
-                recordings[ytid] = min(name, recordings.get(ytid, name))
+    for name in recordings_below(root):
+        ytid = _ytid(Path(name).stem, ytids)
+        if ytid is not None:
+            recordings[ytid] = min(name, recordings.get(ytid, name))
     return recordings
 
 

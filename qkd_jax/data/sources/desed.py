@@ -1,14 +1,14 @@
 """DESED (Turpault et al. 2019): recordings with timed labels, labels without times, or none."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import DESEDData
-from qkd_jax.data.clips import MAX_SECONDS, SPLITS, Annotation, Clip
+from qkd_jax.data.clips import SPLITS, Annotation, Clip
+from qkd_jax.data.sources.times import read_seconds
 from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError
 
@@ -152,7 +152,7 @@ def _read_strong(path: Path) -> dict[str, list[Annotation]]:
         of_file, event = annotations.setdefault(file, []), row["event_label"]
         if not (row["onset"] or row["offset"] or event):
             continue
-        onset, offset = (_seconds(row[column], f"{where}: {column}") for column in ("onset", "offset"))
+        onset, offset = (read_seconds(row[column], f"{where}: {column}") for column in ("onset", "offset"))
         if offset <= onset:
             raise InputError(f"{where}: offset: expected more than {onset:g} s (the onset), got {offset:g} s")
         if not event:
@@ -174,16 +174,6 @@ def _rows(path: Path, *columns: str, once: bool = True) -> Iterator[tuple[str, s
             )
         lines[file] = line
         yield where, file, row
-
-
-def _seconds(text: str, where: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= MAX_SECONDS:
-        raise InputError(f"{where}: expected a time from 0 to {MAX_SECONDS:g} s, got {text!r}")
-    return seconds
 
 
 def _with_fewer_labels(clips: list[Clip], config: DESEDData) -> list[Clip]:

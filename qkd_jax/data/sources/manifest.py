@@ -1,9 +1,11 @@
 """Your own recordings: a folder and a table of its files."""
 
 import functools
+import os
 
 from qkd_jax.config import ManifestData
 from qkd_jax.data.clips import Clip
+from qkd_jax.data.sources.walk import recordings_below
 from qkd_jax.data.tables import data_root, inside, plain, read_table, split_of
 from qkd_jax.errors import InputError
 
@@ -15,6 +17,11 @@ def read_manifest(config: ManifestData) -> list[Clip]:
     """
     root = data_root(config, config.manifest)
     path = root / config.manifest
+    if not path.is_file() and any(os.sep in name for name in recordings_below(root)):
+        raise InputError(
+            f"--data.root: expected a table at {path}, found none; --data.source folders reads a folder per "
+            "class, --data.source annotations, audacity or raven timed labels"
+        )
 
     @functools.cache  # recordings with the same labels share one set
     def labels_of(text: str) -> frozenset[str]:

@@ -150,3 +150,21 @@ def test_a_missing_root_missing_tables_and_a_set_without_recordings_are_named(re
         read({}, recordings=())
     with refused_exactly(f"--data.root: expected recordings named by YouTube ID in {tmp_path}, found none"):
         read(recordings=["x.wav"])
+
+
+def test_tables_whose_header_has_lost_its_mark_are_read_like_the_published_ones(read):
+    lost = BALANCED.replace("# YTID", "YTID")
+    assert lost != BALANCED
+    names = ["--PJHxphWEs.wav", "_aBcDeFgHiA.wav"]
+    expected = read(recordings=names)
+    assert read({**TABLES, "balanced_train_segments.csv": lost}) == expected
+    only = lost.split("\n", 2)[2]
+    assert only.startswith("YTID, start")
+    assert read({**TABLES, "balanced_train_segments.csv": only}) == expected
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_class_index_without_its_header_is_read(read, mark):
+    expected = read()
+    assert read(labels=mark + LABELS.split("\n", 1)[1]) == expected
+    assert {*expected[0].labels} == {"Speech", "Baby cry, infant cry"}

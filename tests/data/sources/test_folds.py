@@ -1,6 +1,12 @@
+import os
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
-from qkd_jax.config import ESC50Data, UrbanSound8KData
+from qkd_jax.config import ESC50Data, ManifestData, UrbanSound8KData
+from qkd_jax.data.clip_list import read_clips
+from qkd_jax.data.clips import with_splits
 from qkd_jax.data.sources.folds import read_esc50, read_urbansound8k
 from tests.faults import refused, refused_exactly
 from tests.recordings import clip
@@ -20,6 +26,7 @@ slice_file_name,fsID,start,end,salience,fold,classID,class
 100648-1-0-0.wav,100648,4.823402,5.471927,2,9,1,car_horn
 100648-1-1-0.wav,100648,8.998279,10.052132,2,10,1,car_horn
 """
+REAL = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[4] / "shared")) / "data" / "esc50"
 ESC, URBAN = "meta/esc50.csv", "metadata/UrbanSound8K.csv"
 SOURCES = {ESC: (read_esc50, ESC50Data, ESC50), URBAN: (read_urbansound8k, UrbanSound8KData, URBANSOUND8K)}
 WITHIN = "expected a path within --data.root, got"
@@ -104,3 +111,33 @@ def test_a_missing_root_or_table_and_an_empty_table_are_named(tmp_path, table):
         source(settings(root=str(tmp_path)))
     with refused(rf"{table}: expected at least one row, found none"):
         read(table, text.splitlines()[0] + "\n", tmp_path)
+
+
+FOLDS_HOLD = "esc50: the published folds hold, though these recordings are in more than one: "
+
+
+def test_published_folds_hold_for_a_recording_in_two_of_them(tmp_path, capsys):
+    rows = "2-1-A-1.wav,2,1,cat,False,1,A\n3-1-B-1.wav,3,1,dog,False,1,B\n"
+    rows += "4-7-A-1.wav,4,1,cat,False,7,A\n5-7-B-1.wav,5,1,dog,False,7,B\n5-7-C-1.wav,5,1,dog,False,7,C\n"
+    read(ESC, ESC50 + rows, tmp_path)
+    clips = with_splits(read_clips(ESC50Data(root=str(tmp_path))), ("dog", "cat"))
+    assert [clip.split for clip in clips[5:]] == ["train", "train", "valid", "test", "test"]
+    assert [clip.group for clip in clips[5:]] == ["1", "1", "7 valid", "7 test", "7 test"]
+    assert capsys.readouterr().out.splitlines()[-1] == FOLDS_HOLD + "3 (1, 100210, 7)"
+
+
+def test_your_own_splits_still_keep_a_group_in_one(tmp_path):
+    text = "filename,labels,split,group\na.wav,dog,train,1\nb.wav,,valid,1\n"
+    (tmp_path / "metadata.csv").write_text(text)
+    with refused("expected all clips of group '1' in one split"):
+        with_splits(read_clips(ManifestData(root=str(tmp_path))), ("dog",))
+
+
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"needs ESC-50 in {REAL}; QKD_SHARED names the folder around data/"
+)
+def test_the_real_esc50_is_read_as_published(capsys):
+    clips = with_splits(read_clips(ESC50Data(root=str(REAL))), ())
+    assert Counter(clip.split for clip in clips) == {"train": 1200, "valid": 400, "test": 400}
+    assert all(clip.path.is_file() for clip in clips)
+    assert capsys.readouterr().out == FOLDS_HOLD + "4 (131943, 134049, 209698, 234879)\n"
