@@ -71,7 +71,7 @@ ESC50 = (
 )
 FOLDERS = {"dog/1.wav": "", "dog/a/2.flac": "", "other/1.wav": "", "dog/notes.txt": "x"}
 SPLIT_FOLDERS = {"train/dog/1.wav": "", "Val/dog/a/2.flac": "", "test/other/1.wav": "", "1.wav": ""}
-ANNOTATIONS = {
+TIMED_LABELS = {
     "annotations.csv": 'filename,onset,offset,label,split\na.wav,.5,1,bell,train\na.wav,"1,5",2,knock,train\n'
     "b/c.wav,,,,valid\nd.wav,3,3,bell,test\n",
     "a.wav": "",
@@ -304,7 +304,7 @@ DATA = (
     Target("audioset", texts(AUDIOSET), partial(_read_source, config.AudioSetData)),
     Target("esc50", texts({"meta/esc50.csv": ESC50}), partial(_read_source, config.ESC50Data)),
     Target("folders", texts(FOLDERS, SPLIT_FOLDERS), partial(_read_source, config.FoldersData)),
-    Target("annotations", texts(ANNOTATIONS), partial(_read_source, config.AnnotationsData)),
+    Target("timed", texts(TIMED_LABELS), partial(_read_source, config.TimedData)),
     Target("audacity", texts(AUDACITY), partial(_read_source, config.AudacityData)),
     Target("raven", texts(RAVEN), partial(_read_source, config.RavenData)),
     Target("fsd50k", texts(FSD50K), partial(_read_source, config.FSD50KData)),

@@ -5,10 +5,10 @@ A field's docstring is its help on the command line.
 
 from qkd_jax.config.clock import Clock, step_clock, step_samples
 from qkd_jax.config.data import (
-    AnnotationsData,
     AnyData,
     AudacityData,
     AudioSetData,
+    CutData,
     DataConfig,
     DemoData,
     DESEDData,

@@ -61,15 +61,15 @@ class FoldersData(_Data):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class TimedData(_Data):
+class CutData(_Data):
     """Settings common to sources of timed labels, whose long recordings are cut into clips."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class AnnotationsData(TimedData):
+class TimedData(CutData):
     """Your own recordings: a folder and a table of events with onsets and offsets."""
 
-    source: Literal["annotations"] = "annotations"
+    source: Literal["timed"] = "timed"
     table: str = "annotations.csv"
     """The table, relative to root."""
     filename_column: str = "filename"
@@ -87,14 +87,14 @@ class AnnotationsData(TimedData):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class AudacityData(TimedData):
+class AudacityData(CutData):
     """Your own recordings, each with an Audacity label track beside it: x.txt for x.wav."""
 
     source: Literal["audacity"] = "audacity"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RavenData(TimedData):
+class RavenData(CutData):
     """Your own recordings with Raven selection tables: x.Table.1.selections.txt for x.wav."""
 
     source: Literal["raven"] = "raven"
@@ -153,7 +153,7 @@ class DemoData(_Data):
 AnyData = (
     ManifestData
     | FoldersData
-    | AnnotationsData
+    | TimedData
     | AudacityData
     | RavenData
     | AudioSetData

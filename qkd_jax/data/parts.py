@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from qkd_jax.config import AnyData, FeatureConfig, TimedData
+from qkd_jax.config import AnyData, CutData, FeatureConfig
 from qkd_jax.data.cache import count_rows
 from qkd_jax.data.clips import UNLABELLED, Annotation, Clip
 from qkd_jax.data.features import cached_features
@@ -66,7 +66,7 @@ def cached_frames(
 
 
 def _can_be_cut(clip: Clip, data: AnyData) -> bool:
-    return clip.name.startswith(UNLABELLED) or isinstance(data, TimedData)
+    return clip.name.startswith(UNLABELLED) or isinstance(data, CutData)
 
 
 def end_of(rows: int, features: FeatureConfig) -> float:

@@ -69,7 +69,7 @@ def test_classes_switched_together_are_checked_together():
     assert (new.recipe.task, new.recipe.strong, new.models["a"].network.architecture) == ("events", 3, "crnn")
 
 
-SOURCES = "manifest, audioset, esc50, urbansound8k, desed or demo"
+SOURCES = "manifest, folders, timed, audacity, raven, audioset, esc50, urbansound8k, fsd50k, desed or demo"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_json_gives_an_equal_configuration_with_models_in_order(name):
 TAGS = [
     (
         '"data": {"source": "freesound"}',
-        r"data\.source: expected one of 'manifest', 'folders', 'annotations', .*got 'freesound'",
+        r"data\.source: expected one of 'manifest', 'folders', 'timed', .*got 'freesound'",
     ),
     ('"data": {"source": "esc50", "manifest": 1}', r"data\.esc50\.manifest: unknown field"),
     ('"recipe": {"task": "steps"}', r"recipe\.task: expected one of 'clips', 'events', got 'steps'"),

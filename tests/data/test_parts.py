@@ -11,7 +11,6 @@ from numpy.testing import assert_array_equal
 
 from qkd_jax.commands.evaluate_file import _logits
 from qkd_jax.config import (
-    AnnotationsData,
     AudacityData,
     EventRecipe,
     FeatureConfig,
@@ -19,6 +18,7 @@ from qkd_jax.config import (
     ManifestData,
     ModelConfig,
     RunConfig,
+    TimedData,
     with_data,
 )
 from qkd_jax.data.clip_list import clips_to_score, usable_clips
@@ -35,7 +35,7 @@ from tests.recordings import clip, noise, record
 
 FEATURES = FeatureConfig(n_mels=8)
 CONFIG = RunConfig(
-    features=FEATURES, data=AnnotationsData(root="recordings", clip_seconds=1.0, events=("dog", "cat"))
+    features=FEATURES, data=TimedData(root="recordings", clip_seconds=1.0, events=("dog", "cat"))
 )
 
 

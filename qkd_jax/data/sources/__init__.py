@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from qkd_jax.config import (
-    AnnotationsData,
     AudacityData,
     AudioSetData,
     DemoData,
@@ -14,6 +13,7 @@ from qkd_jax.config import (
     FSD50KData,
     ManifestData,
     RavenData,
+    TimedData,
     UrbanSound8KData,
 )
 from qkd_jax.data.clips import Clip
@@ -24,12 +24,12 @@ from qkd_jax.data.sources.folders import read_folders
 from qkd_jax.data.sources.folds import read_esc50, read_urbansound8k
 from qkd_jax.data.sources.fsd50k import read_fsd50k
 from qkd_jax.data.sources.manifest import read_manifest
-from qkd_jax.data.sources.timed import read_annotations, read_audacity, read_raven
+from qkd_jax.data.sources.timed import read_audacity, read_raven, read_timed
 
 SOURCES: dict[type, Callable[[Any], list[Clip]]] = {
     ManifestData: read_manifest,
     FoldersData: read_folders,
-    AnnotationsData: read_annotations,
+    TimedData: read_timed,
     AudacityData: read_audacity,
     RavenData: read_raven,
     AudioSetData: read_audioset,

@@ -20,7 +20,7 @@ def read_manifest(config: ManifestData) -> list[Clip]:
     if not path.is_file() and any(os.sep in name for name in recordings_below(root)):
         raise InputError(
             f"--data.root: expected a table at {path}, found none; --data.source folders reads a folder per "
-            "class, --data.source annotations, audacity or raven timed labels"
+            "class, --data.source timed, audacity or raven timed labels"
         )
 
     @functools.cache  # recordings with the same labels share one set

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from qkd_jax.config import AnnotationsData, AudacityData, RavenData
+from qkd_jax.config import AudacityData, RavenData, TimedData
 from qkd_jax.data.clips import Annotation, Clip
 from qkd_jax.data.sources.times import read_annotation, read_seconds
 from qkd_jax.data.sources.walk import files_below, folder_splits, listed, recordings_below, report
@@ -21,7 +21,7 @@ _FILE, _PATH = "Begin File", "Begin Path"
 _RAVEN_LABELS = ("Annotation", "Species", "Common Name")
 
 
-def read_annotations(config: AnnotationsData) -> list[Clip]:
+def read_timed(config: TimedData) -> list[Clip]:
     """The clips of the recordings that the table in `config.root` names, each with its events.
 
     A row has the path of a recording, onset and offset in seconds, and the event; a row with a path alone

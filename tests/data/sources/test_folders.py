@@ -112,6 +112,6 @@ def test_folders_without_a_table_are_pointed_to_this_source(read, tmp_path):
     read("dog/1.wav")
     with refused_exactly(
         f"--data.root: expected a table at {tmp_path}/metadata.csv, found none; --data.source folders reads "
-        "a folder per class, --data.source annotations, audacity or raven timed labels"
+        "a folder per class, --data.source timed, audacity or raven timed labels"
     ):
         read_manifest(ManifestData(root=str(tmp_path)))

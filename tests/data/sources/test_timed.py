@@ -2,11 +2,11 @@
 
 import pytest
 
-from qkd_jax.config import AnnotationsData, AudacityData, RavenData
-from qkd_jax.data.sources.timed import read_annotations, read_audacity, read_raven
+from qkd_jax.config import AudacityData, RavenData, TimedData
+from qkd_jax.data.sources.timed import read_audacity, read_raven, read_timed
 from tests.faults import refused_exactly
 
-READERS = {AnnotationsData: read_annotations, AudacityData: read_audacity, RavenData: read_raven}
+READERS = {TimedData: read_timed, AudacityData: read_audacity, RavenData: read_raven}
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ c.wav
 
 def test_a_table_of_events(read, capsys):
     files = dict.fromkeys(("a.wav", "b/b.wav", "c.wav", "d.wav", "e.flac", "f.json"), "")
-    assert read(AnnotationsData, {"annotations.csv": TABLE, **files}) == {
+    assert read(TimedData, {"annotations.csv": TABLE, **files}) == {
         "a.wav": events(("dog", 0.5, 1.25), ("click", 3, 3), ("dog", 4.5, 5)),
         "b/b.wav": events(),
         "c.wav": events(),
     }
     assert capsys.readouterr().out == (
-        "annotations: skipped recordings that annotations.csv doesn't name: 2 (d.wav, e.flac)\n"
+        "timed: skipped recordings that annotations.csv doesn't name: 2 (d.wav, e.flac)\n"
     )
 
 
@@ -55,7 +55,7 @@ def test_a_table_with_other_columns_splits_and_groups(read):
     text = "path\tfrom\tto\tevent\tset\tday\na.wav\t1\t2\tdog\ttrain\t1\na.wav\t3\t4\tcat\ttrain\t1\n"
     columns = {"filename": "path", "onset": "from", "offset": "to", "label": "event", "group": "day"}
     assert read(
-        AnnotationsData,
+        TimedData,
         {"list.tsv": text + "b.wav\t\t\t\tVal\t2\n"},
         ("split", "group", "annotations"),
         table="list.tsv",
@@ -70,8 +70,8 @@ def test_a_table_with_other_columns_splits_and_groups(read):
 def test_splits_of_timed_labels_may_be_folders(read):
     text = "filename,onset,offset,label\ntrain/a.wav,0,1,dog\nval/a.wav\ntest/x/a.wav\n"
     splits = {"train/a.wav": ("train",), "val/a.wav": ("valid",), "test/x/a.wav": ("test",)}
-    assert read(AnnotationsData, {"annotations.csv": text}, ("split",)) == splits
-    assert read(AnnotationsData, {"annotations.csv": text + "d.wav\n"}, ("split",))["val/a.wav"] == (None,)
+    assert read(TimedData, {"annotations.csv": text}, ("split",)) == splits
+    assert read(TimedData, {"annotations.csv": text + "d.wav\n"}, ("split",))["val/a.wav"] == (None,)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_wrong_row_is_named(read, tmp_path, rows, message):
         rows, message = f"{rows}\na.wav,1,2,dog,y", message.replace("row 2", "row 3")
     text = f"filename,onset,offset,label,split\n{rows}\n"
     with refused_exactly(f"{tmp_path}/annotations.csv: {message}"):
-        read(AnnotationsData, {"annotations.csv": text})
+        read(TimedData, {"annotations.csv": text})
 
 
 def test_other_columns_are_pointed_to_the_settings(read, tmp_path):
@@ -103,7 +103,7 @@ def test_other_columns_are_pointed_to_the_settings(read, tmp_path):
         "--data.filename-column, --data.onset-column, --data.offset-column and --data.label-column name the "
         "columns to read"
     ):
-        read(AnnotationsData, {"annotations.csv": "file,start\na,1\n"})
+        read(TimedData, {"annotations.csv": "file,start\na,1\n"})
 
 
 TRACK = "0.500000\t1.250000\tdog\n\\\t100.0\t2000.0\n3.0\t3.0\tdoor slam\n\\\t-1.0\t-1.0\n4,5\t5,25\tdog\n"
