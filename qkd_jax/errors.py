@@ -141,4 +141,4 @@ def explain(error: "ValidationError") -> str:
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and value < 1e15 else value

@@ -12,6 +12,7 @@ from qkd_jax.audio.decoder import decode_file
 from qkd_jax.audio.encoding import samples_of
 from qkd_jax.audio.wav import is_wav, wav_parts
 from qkd_jax.errors import InputError, first_line
+from qkd_jax.system.files import check_file
 from qkd_jax.system.libraries import has
 
 _UNCOMPRESSED = ".wav .wave .rf64 .aif .aiff .aifc .au .snd .caf .w64"
@@ -125,12 +126,8 @@ def pieces_of(path: str | Path) -> Pieces:
 
 
 def _pieces(path: Path) -> Pieces:
+    check_file(path, "a recording")
     try:
-        if not path.exists():
-            raise InputError(f"{path}: expected a recording, found none")
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "a device or a pipe"
-            raise InputError(f"{path}: expected a recording, found {found}")
         with open(path, "rb") as file:
             head = file.read(36)
             if not head:

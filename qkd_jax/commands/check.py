@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import take
 from qkd_jax.commands.train import config_of
 from qkd_jax.config import CutData, DemoData, RunConfig, with_data
@@ -36,7 +37,7 @@ def main(arguments: list[str], prog: str) -> None:
     html, settings = take("--html", arguments)
     if len(html) > 1:
         raise InputError(f"--html: expected one file, got {' '.join(html)}")
-    check(config_of(settings, prog, __doc__), Path(*html) if html else None)
+    check(config_of(settings, prog, docstring(__file__)), Path(*html) if html else None)
 
 
 def check(config: RunConfig, html: Path | None = None) -> None:

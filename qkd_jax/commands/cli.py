@@ -3,6 +3,9 @@
 A preset is a Python file that binds `config` to a RunConfig.  It is run: only use presets that you trust.
 """
 
+import ast
+import contextlib
+import errno
 import importlib
 import io
 import os
@@ -10,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import qkd_jax
 from qkd_jax.errors import InputError, explain, printable
@@ -46,17 +49,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
     _print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *rest = arguments or ["--help"]
-    if command in ("-h", "--help"):
-        print(_help(prog))
-        return 0
-    if command == "--version":
-        print(f"qkd_jax {qkd_jax.__version__}")
-        return 0
-    if command not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"error: expected a command ({known}), got {printable(command)!r}", file=sys.stderr)
-        return 2
-    return run(command, rest, f"{prog} {command}")
+    if command in COMMANDS:
+        return run(command, rest, f"{prog} {command}")
+
+    def other(arguments: list[str]) -> None:
+        if command in ("-h", "--help"):
+            print(_help(prog))
+        elif command == "--version":
+            print(f"qkd_jax {qkd_jax.__version__}")
+        else:
+            raise InputError(f"expected a command ({', '.join(COMMANDS)}), got {printable(command)!r}")
+
+    return run_command(other, rest)
 
 
 def run(command: str, arguments: Sequence[str], prog: str) -> int:
@@ -86,27 +90,34 @@ def run_command(
 ) -> int:
     """Call `main(arguments)` and return the exit status: 0, 2 for invalid input, 130 if interrupted.
 
-    Invalid input and interruptions are reported in one line on stderr; other exceptions pass.
+    Invalid input and interruptions are reported in one line on stderr; other exceptions pass.  Standard
+    streams that are closed work like /dev/null.
     """
+    _open_closed_streams()
     _print_in_any_encoding()
     # Schedulers and service managers send SIGTERM where a person presses Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main(list(arguments))
+        try:
+            main(list(arguments))
+        finally:
+            sys.stdout.flush()  # now, where a full disk can still be reported
     except KeyboardInterrupt as stop:
         advice = "; run the same command again to continue" if resumable else ""
-        print(f"{str(stop) or ('stopped' if resumable else 'interrupted')}{advice}", file=sys.stderr)
+        _report(f"{str(stop) or ('stopped' if resumable else 'interrupted')}{advice}")
         return 130
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(f"error: {error}")
         return 2
     except BrokenPipeError:
-        # The reader, such as `head`, has enough; without this, Python would fail to flush stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)  # the reader, such as `head`, has enough
         return 1
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {printable(message)}", file=sys.stderr)
+        where = error.filename
+        if where is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = "standard output"
+            discard(sys.stdout)
+        _report(f"error: {printable(f'{where}: {error.strerror}' if where else str(error))}")
         return 2
     return 0
 
@@ -118,6 +129,37 @@ def _print_in_any_encoding() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def discard(stream: TextIO) -> None:
+    """Send the rest of what `stream` gets to /dev/null, else Python would fail to flush it at its exit."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not a file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _report(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for stdout and stderr where they are closed.
+
+    Otherwise the next file that is opened would become the process's standard stream, and print to None would
+    go to stdout.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, since it stays open
+            setattr(sys, name, null)
+
+
 def preset_paths() -> dict[str, Path]:
     """The files of the presets that come with the package, by name."""
     package = Path(qkd_jax.__file__).parent
@@ -125,6 +167,11 @@ def preset_paths() -> dict[str, Path]:
     folders = (package / "presets", package.parent / "configs")
     folder = next(folder for folder in folders if folder.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def docstring(path: Path | str) -> str:
+    """The docstring of the module in the file `path`, which `python -OO` doesn't keep in memory."""
+    return ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))) or ""
 
 
 def load_preset(name: str) -> "RunConfig":

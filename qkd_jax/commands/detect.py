@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from qkd_jax.commands.cli import discard
 from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig
 from qkd_jax.config.fields import STRICT, Count, Rate, RuntimeName, SampleFormat
@@ -176,8 +177,7 @@ def _print_events(model: str, detector: "Detector", files: Sequence[str], option
             if not errors:
                 stop_if_asked()
     except BrokenPipeError:
-        # The reader has closed the pipe; without this, Python would fail to flush stdout when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)  # the reader has closed the pipe
     except KeyboardInterrupt:
         if options.state:
             raise

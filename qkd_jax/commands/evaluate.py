@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
 from qkd_jax.config import AnyData, DataConfig, ManifestData, to_json
 from qkd_jax.config.fields import STRICT
@@ -30,7 +31,9 @@ from qkd_jax.evaluation.timed_events import Rocs, timed_metrics
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.folder import find_model, load_run
 from qkd_jax.run_folder.log import read_epochs
+from qkd_jax.run_folder.recordings import check_recordings, same_but_moved
 from qkd_jax.run_folder.run import Run
+from qkd_jax.system.devices import computing
 from qkd_jax.system.files import whole_file
 
 _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
@@ -52,7 +55,7 @@ def main(arguments: list[str], prog: str) -> None:
     """Score the run, model or exported file that `arguments` start with."""
     from qkd_jax.commands.evaluate_file import run_around, score_file
 
-    options_from = partial(override, prog=f"{prog} RUN[/MODEL]|FILE", description=__doc__)
+    options_from = partial(override, prog=f"{prog} RUN[/MODEL]|FILE", description=docstring(__file__))
     if not arguments or arguments[0].startswith("-"):
         options_from(EvaluateOptions(), arguments)  # exits for --help
         raise InputError(
@@ -71,9 +74,11 @@ def main(arguments: list[str], prog: str) -> None:
         assert run is not None
         results = score(run, model=model, data=data, split=options.split)
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+        with whole_file(Path(options.json), "w") as file:
+            file.write(json.dumps(results, indent=2) + "\n")
 
 
+@computing()
 def score(
     run: Run | Path | str, *, model: str | None = None, data: AnyData | None = None, split: str = "test"
 ) -> dict[str, Any]:
@@ -84,18 +89,22 @@ def score(
     unless the folder is read-only.  On other `data` the figures are only printed.  Raises InputError.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    if data and not _same_recordings(data, run.config.data) and (moved := same_but_moved(run, data)):
+        run, data = moved, None
     config, names = run.config, run.names
     if model is not None:
         run.check_model(model)
         names = [model]
     states = {name: run.best_variables(name) for name in names}
     own = data is None or _same_recordings(data, config.data)
-    if data is None or own:
+    if own:
+        check_recordings(run, [split])
         clips = run.clips
     else:
+        assert data is not None
         clips = _other_clips(run, data, split)
         config = dataclasses.replace(config, data=data)
-    keep = own and os.access(run.folder, os.W_OK)
+    keep = own and all(os.access(folder, os.W_OK) for folder in (run.folder, *map(run.model_folder, names)))
     dataset = load_split(config, clips, split, run.cache)
     if config.timed and (dataset.kind > 0).any():
         raise InputError(f"--split: expected a strongly labelled split, got {split}")

@@ -20,9 +20,11 @@ from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.evaluation.table import print_table
 from qkd_jax.run_folder.folder import load_run
+from qkd_jax.run_folder.recordings import check_recordings, same_but_moved
 from qkd_jax.run_folder.run import Run
 from qkd_jax.runtimes import Exported, open_clip
 from qkd_jax.runtimes.jax import to_jax
+from qkd_jax.system.devices import computing
 from qkd_jax.system.progress import track
 
 _BATCH = 32
@@ -34,6 +36,7 @@ def run_around(path: Path) -> Run | None:
     return load_run(folder) if (folder / "config.json").is_file() else None
 
 
+@computing()
 def score_file(
     path: Path, *, run: Run | None = None, data: AnyData | None = None, split: str = "test"
 ) -> dict[str, Any]:
@@ -42,7 +45,10 @@ def score_file(
     The recordings are those of `data`, by default of the `run` around the file.  Raises InputError.
     """
     exported = open_clip(path)
+    if run and data and (moved := same_but_moved(run, data)):
+        run, data = moved, None
     if run and (data is None or data == run.config.data):
+        check_recordings(run, [split])
         config, clips, cache = run.config, run.clips, run.cache
     else:
         own: dict[str, Any] = {"events": exported.events, "clip_seconds": exported.clip_seconds}

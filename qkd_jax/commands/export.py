@@ -1,10 +1,12 @@
 """Export a student for a device."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.audio.reading import audio_blocks
+from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig, LSTMConfig, is_integer
 from qkd_jax.config.fields import STRICT, FormatName
@@ -26,9 +29,11 @@ from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.models.lstm_integer import to_detector
 from qkd_jax.run_folder.folder import find_model, load_run
+from qkd_jax.run_folder.recordings import check_recordings
 from qkd_jax.run_folder.run import Run
 from qkd_jax.runtimes import FORMATS, TOLERANCES, open_clip, write
 from qkd_jax.runtimes.jax import input_codes, to_steps
+from qkd_jax.system.devices import computing
 
 _BATCH = 32
 _CHECKED = 32  # recordings
@@ -47,7 +52,7 @@ class ExportOptions:
 
 def main(arguments: list[str], prog: str) -> None:
     """Export the model that `arguments` start with."""
-    options_from = partial(override, prog=f"{prog} RUN/MODEL", description=__doc__)
+    options_from = partial(override, prog=f"{prog} RUN/MODEL", description=docstring(__file__))
     if not arguments or arguments[0].startswith("-"):
         options_from(ExportOptions(), arguments)  # exits for --help
         raise InputError(f"RUN/MODEL: expected a model first, got {arguments[0] if arguments else 'none'}")
@@ -59,6 +64,7 @@ def main(arguments: list[str], prog: str) -> None:
     export(run, model, format=options.format, out=options.out)
 
 
+@computing()
 def export(
     run: Run | Path | str, model: str, *, format: FormatName = "safetensors", out: Path | str | None = None
 ) -> Path:
@@ -69,14 +75,13 @@ def export(
     file's path.  Raises InputError.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    detector = student_detector(run, model)
     path = Path(out) if out else run.folder / f"{model}{FORMATS[format]}"
     if path.suffix != FORMATS[format]:
         raise InputError(f"--out: expected a name ending in {FORMATS[format]}, got {path}")
-    recordings = _recordings(run)
     versions = {library: importlib.metadata.version(library) for library in ("qkd_jax", "jax", "flax")}
     provenance = {"run": run.config.name, "student": model} | versions
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with _folder_beside(path) as folder:  # before the computation, which would be in vain
+        detector, recordings = student_detector(run, model), _recordings(run)
         new = Path(folder) / path.name
         parts = write(format, detector, new, provenance)
         size = f"{new.stat().st_size:,} bytes" + (f" ({parts})" if parts else "")
@@ -88,6 +93,19 @@ def export(
             os.replace(file, path.with_name(file.name))
     print("\n".join(lines))
     return path
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[str]:
+    """A new folder beside `path`, removed in the end; raises InputError if there can't be one."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".")
+    except OSError as error:
+        raise InputError(
+            f"{path}: could not be written: {error.strerror}; --out FILE writes to another place"
+        ) from None
+    with folder as name:
+        yield name
 
 
 def student_detector(run: Run, name: str) -> Detector:
@@ -103,6 +121,7 @@ def student_detector(run: Run, name: str) -> Detector:
         )
     network = run.config.models[name].network
     assert isinstance(network, LSTMConfig)
+    check_recordings(run, ["valid"])
     data, features = run.config.data, run.config.features
     detector = to_detector(
         network,

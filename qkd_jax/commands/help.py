@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import shlex
 import textwrap
@@ -175,7 +176,7 @@ def _holds_dataclasses(value: Any) -> bool:
 
 
 def _heading(section: Section) -> str:
-    summary = (inspect.getdoc(type(section.values[0])) or "").partition("\n")[0]
+    summary = (ast.get_docstring(_definition(type(section.values[0]))) or "").partition("\n")[0]
     if section.names:
         summary = f"NAME is {'one of ' * (len(section.names) > 1)}{', '.join(section.names)}"
     return f"{'.'.join(section.place)}: {summary}" if section.place else summary
@@ -210,10 +211,15 @@ def field_docs(kind: type) -> dict[str, str]:
     """
     docs: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
-        [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, following in zip(definition.body, definition.body[1:]):
+        for field, following in itertools.pairwise(_definition(base).body):
             match field, following:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[name] = text
+                    docs[name] = re.sub(r"\n\s*", " ", text)
     return docs
+
+
+def _definition(kind: type) -> ast.ClassDef:
+    """The source of a class, since `python -OO` keeps no docstrings."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    return definition

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from qkd_jax.commands.cli import load_preset
+from qkd_jax.commands.cli import docstring, load_preset
 from qkd_jax.commands.override import override, take, with_teachers
 from qkd_jax.config import RunConfig
 from qkd_jax.system.interrupt import stop_requests
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str], prog: str) -> None:
     """Train the preset, a name or a file, that `arguments` start with; by default demo."""
-    config = config_of(arguments, prog, __doc__)
+    config = config_of(arguments, prog, docstring(__file__))
     if config.distributed:
         from qkd_jax.system.devices import join_processes
 
@@ -45,10 +45,12 @@ def train(config: RunConfig) -> "Run":
     # Imported here, since JAX takes seconds and --help needs none of it.
     from qkd_jax.commands.evaluate import score
     from qkd_jax.run_folder.folder import open_run
+    from qkd_jax.system.devices import computing
     from qkd_jax.training.run import check_config, train_models
 
-    check_config(config)
-    with stop_requests(), open_run(config) as run:
-        train_models(run)
-        score(run)
+    with computing(), stop_requests():
+        check_config(config)
+        with open_run(config) as run:
+            train_models(run)
+            score(run)
     return run

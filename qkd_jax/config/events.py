@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config.fields import STRICT, Positive, Probability, Seconds
+from qkd_jax.config.fields import STRICT, Length, Probability, Seconds
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -18,13 +18,13 @@ class EventConfig:
     """The operating point in use; if none, all thresholds are 0.5."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Offset threshold, as a fraction of the onset threshold (hysteresis)."""
-    median_seconds: Seconds = 0.0
+    median_seconds: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.0
     """Median filter length in seconds; 0 disables it."""
     gap_seconds: Seconds = 0.0
     """Maximum gap between merged events, in seconds."""
     shortest_seconds: Seconds = 0.0
     """Minimum event length after merging, in seconds."""
-    history_seconds: Positive | None = None
+    history_seconds: Length | None = None
     """Maximum LSTM history in seconds (minimum: half of it); unlimited by default."""
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class FeatureConfig:
     """Lower edge of the lowest band, in Hz."""
     fmax: Positive = 8000.0
     """Upper edge of the highest band, in Hz."""
-    floor: Positive = 1e-6
+    floor: Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False)] = 1e-6
     """Added to the energy before the logarithm."""
 
     def __post_init__(self) -> None:
@@ -41,6 +41,8 @@ class FeatureConfig:
                 f"fmin, fmax: expected fmin < fmax <= sample_rate / 2 = {self.sample_rate / 2:g} Hz, "
                 f"got {self.fmin:g} and {self.fmax:g}"
             )
+        if self.fmax - self.fmin < 1:  # filters would have no width in float32
+            raise ValueError(f"fmin, fmax: expected at least 1 Hz apart, got {self.fmin:g} and {self.fmax:g}")
 
     def frames(self, samples: int) -> int:
         """Number of whole frames in `samples` samples; none is padded."""

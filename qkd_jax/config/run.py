@@ -8,10 +8,22 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.config.data import DataConfig, ManifestData
 from qkd_jax.config.features import FeatureConfig
-from qkd_jax.config.fields import STRICT, Count, Decay, Name, Positive, Seed, Share, Weight
+from qkd_jax.config.fields import (
+    STRICT,
+    Count,
+    Decay,
+    Epochs,
+    Name,
+    Positive,
+    Seed,
+    Share,
+    Temperature,
+    Weight,
+)
 from qkd_jax.config.networks import CRNNConfig, DenseNetConfig, LSTMConfig, Network, QuantConfig, ResNetConfig
 
 R = TypeVar("R", bound="RunConfig")
+_MAX_BATCH = 16 * 10**9  # bytes of features
 TEACHER_FILES = (".npz", ".toml")
 """Suffixes of teachers that are files: logits, and a tagger's description."""
 
@@ -29,7 +41,7 @@ class EventObjective:
     fusion: Literal["precision", "uniform", "best", "logits"] = "precision"
     """How several teachers are combined: weighted by a softmax over their average precision on validation,
     uniformly, only the best teacher per event, or by the mean of their logits."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """Temperature of the teachers' posteriors."""
     update: Literal["student", "mean_step", "ema_ste"] = "student"
     """Network updated by the soft loss: the student; the mean teacher, with optimizer steps of its own
@@ -53,7 +65,7 @@ class ModelConfig:
     """Model whose best weights initialize this one: an earlier model of the run, or RUN/MODEL of another."""
     learning_rate: Positive | None = None
     """Peak learning rate of Adam; the recipe's by default."""
-    epochs: Count | None = None
+    epochs: Epochs | None = None
     """Passes over the training recordings; the recipe's by default."""
     ema_decay: Decay | None = None
     """Decay of the weights' moving average, the saved model; the recipe's by default."""
@@ -70,7 +82,7 @@ class ClipRecipe:
     """Seed of initial weights, order and crops."""
     batch_size: Count = 32
     """Clips per update."""
-    epochs: Count = 12
+    epochs: Epochs = 12
     """Passes over the training clips; a model may set its own."""
     learning_rate: Positive = 3e-3
     """Peak learning rate of Adam; a model may set its own."""
@@ -84,7 +96,7 @@ class ClipRecipe:
     """Epochs without a new validation best before a model stops; a cosine schedule is then cut short."""
     alpha: Share = 0.5
     """Weight of the soft loss (teachers); 1 - alpha is that of the hard loss (labels)."""
-    temperature: Positive = 2.0
+    temperature: Temperature = 2.0
     """Temperature T of the teachers' logits; in Hinton's form also of the student's."""
     form: Literal["hinton", "paper"] = "hinton"
     """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
@@ -105,7 +117,7 @@ class EventRecipe:
     """Weakly labelled clips per update."""
     unlabelled: Annotated[int, Field(ge=0)] = 24
     """Unlabelled clips per update."""
-    epochs: Count = 200
+    epochs: Epochs = 200
     """Passes over the strongly labelled clips; a model may set its own."""
     learning_rate: Positive = 1e-3
     """Learning rate of Adam after the ramp-up; a model may set its own."""
@@ -117,7 +129,7 @@ class EventRecipe:
     """Decay of the mean teacher, the saved model; in update s at most 1 - 1/(s + 1)."""
     patience: Count | None = None
     """Epochs without a new validation best before a model stops."""
-    median: Count = 7
+    median: Annotated[int, Field(ge=1, lt=10_000)] = 7
     """Median filter length for evaluation, in steps (odd)."""
 
     def __post_init__(self) -> None:
@@ -139,18 +151,22 @@ class AugmentConfig:
 
     time_shift: Share = 0.0
     """Maximum circular time shift, as a fraction of clip length."""
-    time_masks: Annotated[int, Field(ge=0)] = 0
+    time_masks: Annotated[int, Field(ge=0, le=100)] = 0
     """Number of time masks (SpecAugment, Park et al. 2019)."""
     time_mask_frames: Count = 50
     """Maximum frames per time mask."""
-    mel_masks: Annotated[int, Field(ge=0)] = 0
+    mel_masks: Annotated[int, Field(ge=0, le=100)] = 0
     """Number of mel masks."""
     mel_mask_bands: Count = 8
     """Maximum bands per mel mask."""
-    mixup: Weight = 0.0
+    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 disables it."""
     mixup_share: Share = 1.0
     """Probability of mixup per batch."""
+
+    def __post_init__(self) -> None:
+        if 0 < self.mixup < (least := 0.001):  # Beta(0, 0) is NaN
+            raise ValueError(f"mixup: expected 0, or {least} to 100, got {self.mixup:g}")
 
     @property
     def on(self) -> bool:
@@ -187,6 +203,13 @@ class RunConfig:
             window = f"{self.features.win_length / self.features.sample_rate:g} s"
             got = f"{self.data.clip_seconds:g}"
             raise ValueError(f"data.clip_seconds: expected at least one window ({window}), got {got}")
+        clips = self.recipe.batch_size
+        if (size := 4 * clips * self.frames * self.features.n_mels) > _MAX_BATCH:
+            field = "strong" if self.timed else "batch_size"
+            raise ValueError(
+                f"recipe.{field}, data.clip_seconds: expected a batch of at most {_MAX_BATCH / 1e9:g} GB, "
+                f"got {clips} clips of {self.frames} frames, {size / 1e9:.0f} GB"
+            )
         earlier: dict[str, ModelConfig] = {}
         for name, model in self.models.items():
             where = f"models.{name}"

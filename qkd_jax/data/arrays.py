@@ -6,7 +6,7 @@ import numpy as np
 
 from qkd_jax.errors import InputError, first_line
 
-_KINDS = {"U": "text", "f": "floats", "iu": "integers", "fiu": "numbers"}
+_KINDS = {"U": "text", "f": "floats", "i": "integers", "iu": "integers", "fiu": "numbers"}
 _MAX_BYTES, _MAX_RATIO = 1 << 30, 100
 """An archive may unpack to 1 GiB, or to 100 times its own size if that is more."""
 

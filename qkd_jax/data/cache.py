@@ -1,10 +1,12 @@
 """A cache of arrays computed from recordings: one file for each recording."""
 
+import atexit
 import functools
 import hashlib
 import io
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,17 +29,36 @@ Places = Sequence[int] | np.ndarray
 
 
 class Entries(Sequence[Path]):
-    """Paths of cache entries by index, 32 bytes each in memory, since there may be millions."""
+    """Paths of cache entries by index, 32 bytes each in memory, since there may be millions.
+
+    If the cache is read-only, entries that it lacks are in a temporary folder.
+    """
 
     def __init__(self, cache: Path, digests: np.ndarray):
         self.cache, self.digests = cache, digests
+        self.spare = None if _is_writable(cache) else _temporary_folder()
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def __getitem__(self, index: Any) -> Any:
         digest = self.digests[index].decode()
-        return self.cache / digest[:2] / f"{digest[2:]}.npy"
+        name = f"{digest[:2]}/{digest[2:]}.npy"
+        in_cache = self.cache / name
+        return in_cache if self.spare is None or os.path.exists(in_cache) else self.spare / name
+
+
+def _is_writable(folder: Path) -> bool:
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))
+    return os.access(existing, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    """One for this process, removed when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="qkd_jax-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def cached(
@@ -79,6 +100,8 @@ def cached(
             print(
                 f"{title}: computing {len(some)} of {len(clips)} recordings (others are cached)", flush=True
             )
+            if entries.spare is not None:
+                print(f"{title}: not kept after this command, since {cache} is read-only", flush=True)
         for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
             if reason:
                 reasons[int(place)] = reason

@@ -14,6 +14,9 @@ from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
 
 _PIECE_SECONDS = 1
+_MAX_MEDIAN = 10_000  # steps
+_LEAST = np.finfo(np.float64).tiny
+_MEDIANS_AT_ONCE = 1 << 22  # logits, 16 MB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,12 +121,17 @@ def event_rule(detector: Detector) -> EventRule:
             f"event_config.thresholds.{config.use}: expected one for each of {', '.join(detector.events)}, "
             f"found {', '.join(point) or 'none'}"
         )
+    if config.median_seconds > (most := _MAX_MEDIAN * clock.step):
+        raise InputError(
+            f"--events.median-seconds: expected at most {most:g} ({_MAX_MEDIAN} of the detector's steps), "
+            f"got {config.median_seconds:g}"
+        )
     thresholds = np.array([point[event] for event in detector.events])
     return EventRule(
         detector.events,
         clock,
         begin=_logit(thresholds),
-        end=_logit(config.end * thresholds),
+        end=_logit(np.maximum(config.end * thresholds, _LEAST)),
         around=round(config.median_seconds / clock.step) // 2,
         gap=max(round(config.gap_seconds / clock.step), 1),
         shortest=round(config.shortest_seconds / clock.step),
@@ -177,7 +185,10 @@ def _medians(rule: EventRule, recent: np.ndarray, logits: np.ndarray) -> tuple[n
     if len(known) < window:
         return known, known[:0]
     windows = np.lib.stride_tricks.sliding_window_view(known, window, axis=0)
-    medians = np.partition(windows, rule.around, axis=-1)[..., rule.around]
+    medians, rows = np.empty(windows.shape[:-1], known.dtype), max(_MEDIANS_AT_ONCE // windows[0].size, 1)
+    for first in range(0, len(windows), rows):  # since np.partition copies the windows
+        piece = windows[first : first + rows]
+        medians[first : first + rows] = np.partition(piece, rule.around, axis=-1)[..., rule.around]
     return known[len(medians) :], medians
 
 

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticSerializationError
 
 from qkd_jax.config import EventConfig, FeatureConfig, LSTMConfig, from_json, to_json
-from qkd_jax.config.fields import STRICT, Positive
+from qkd_jax.config.fields import STRICT, Length
 from qkd_jax.detector.codes import ConvCodes, LinearCodes, LSTMCodes
 from qkd_jax.detector.container import MAX_FILE, ZEROS, Checksum, Layout, expect, opened, read, sealed
 from qkd_jax.detector.detector import Detector
@@ -28,7 +28,6 @@ from qkd_jax.system.files import whole_file
 
 FORMAT = "qkd_jax detector, version 2"
 _VERSION_1 = "qkd_jax detector, version 1"
-_DAY = 24 * 3600
 
 
 class _Product(NamedTuple):
@@ -46,7 +45,7 @@ class _Settings:
     features: FeatureConfig
     network: LSTMConfig
     events: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    clip_seconds: Positive
+    clip_seconds: Length
     input_exponent: Annotated[int, Field(ge=-16, le=16)]
     cell_exponents: tuple[Annotated[int, Field(ge=6, le=13)], ...]
     event_config: EventConfig
@@ -56,11 +55,6 @@ class _Settings:
         for name, value, most in (
             ("network.convolutions", max(network.convolutions, default=0), 1 << 12),
             ("network.hidden_size", network.hidden_size, 1 << 12),
-            ("clip_seconds", self.clip_seconds, _DAY),
-            *(
-                (f"event_config.{name}", getattr(event_config, name) or 0, _DAY)
-                for name in ("median_seconds", "gap_seconds", "shortest_seconds", "history_seconds")
-            ),
         ):
             if value > most:
                 raise ValueError(f"{name}: expected at most {most}, got {value}")

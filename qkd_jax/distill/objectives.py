@@ -68,7 +68,7 @@ def distillation_loss(
     else:
         raise ValueError(f"form: expected 'hinton' or 'paper', got {form!r}")
     hard = _bce(logits, labels, positive_weight)
-    share = jnp.broadcast_to(alpha, logits.shape)
+    share = jnp.broadcast_to(jnp.asarray(alpha, logits.dtype), logits.shape)
     if labelled is None:
         return (share * temperature**2 * soft + (1 - share) * hard).mean()
     has_labels = labelled[..., None] == 1
@@ -183,7 +183,7 @@ def fusion_weights(rule: str, precision: Float[np.ndarray, "teacher event"]) -> 
 
 
 def _bce(logits: jax.Array, targets: jax.Array, positive_weight: jax.Array | float = 1.0) -> jax.Array:
-    weight = jnp.broadcast_to(positive_weight, logits.shape)
+    weight = jnp.broadcast_to(jnp.asarray(positive_weight, logits.dtype), logits.shape)
     return weight * targets * jax.nn.softplus(-logits) + (1 - targets) * jax.nn.softplus(logits)
 
 

@@ -26,8 +26,8 @@ class Normalize(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean = self.variable("norm", "mean", jnp.zeros, x.shape[-1])
-        std = self.variable("norm", "std", jnp.ones, x.shape[-1])
+        mean = self.variable("norm", "mean", jnp.zeros, x.shape[-1], jnp.float32)
+        std = self.variable("norm", "std", jnp.ones, x.shape[-1], jnp.float32)
         return (x - jnp.broadcast_to(mean.value, x.shape)) / jnp.broadcast_to(std.value, x.shape)
 
 
@@ -69,8 +69,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs))
-        b = self.param("b", nn.initializers.zeros, self.outputs)
+        w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs), jnp.float32)
+        b = self.param("b", nn.initializers.zeros, self.outputs, jnp.float32)
         y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
         return y + jnp.broadcast_to(b, y.shape)
 

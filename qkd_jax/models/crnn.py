@@ -208,7 +208,7 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.channels)
-        w = self.param("w", nn.initializers.he_normal(), shape)
+        w = self.param("w", nn.initializers.he_normal(), shape, jnp.float32)
         x = conv_frames(
             w,
             x,
@@ -220,4 +220,5 @@ class _Conv(nn.Module):
         )
         if not self.bias:
             return x
-        return x + jnp.broadcast_to(self.param("b", nn.initializers.zeros, self.channels), x.shape)
+        b = self.param("b", nn.initializers.zeros, self.channels, jnp.float32)
+        return x + jnp.broadcast_to(b, x.shape)

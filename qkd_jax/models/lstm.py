@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import LSTMConfig
@@ -56,7 +57,7 @@ class _Front(nn.Module):
         x, quant = x[..., None], self.config.quant
         for index, channels in enumerate(self.config.convolutions):
             shape = (3, 3, x.shape[-1], channels)
-            w = self.param(f"w{index}", nn.initializers.he_normal(), shape)
+            w = self.param(f"w{index}", nn.initializers.he_normal(), shape, jnp.float32)
             x = conv_frames(
                 w,
                 x,

@@ -150,7 +150,9 @@ def calibrate(config: LSTMConfig, variables: Any, batches: Iterable[Any]) -> dic
             return (state, jnp.maximum(largest, jnp.stack([abs(layer.c).max() for layer in state]))), None
 
         state = lstm_zeros(variables["params"]["lstm"], x.shape[:1])
-        (_, largest), _ = jax.lax.scan(body, (state, jnp.zeros(config.layers)), jnp.moveaxis(x, 1, 0))
+        (_, largest), _ = jax.lax.scan(
+            body, (state, jnp.zeros(config.layers, jnp.float32)), jnp.moveaxis(x, 1, 0)
+        )
         return errors, largest
 
     measures = [measured(features) for features in batches]

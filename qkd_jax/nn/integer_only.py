@@ -160,7 +160,7 @@ def integer_cell(layer: Layer, quant: QuantConfig) -> Cell:
             from_inputs(codes, _codes(x, x_exponent)),
             bits,
         )
-        f, i, candidate, o, squashed = (gate * 2.0**-GATE_EXPONENT for gate in gates)
+        f, i, candidate, o, squashed = (gate * power_of_two(jnp.int32(-GATE_EXPONENT)) for gate in gates)
         low, high = signed_range(CELL_BITS)
         # The slopes of sigmoid and tanh come from their values, σ' = σ (1 - σ) and tanh' = 1 - tanh².
         inside = ((c > low) & (c < high)).astype(f.dtype)
@@ -244,9 +244,8 @@ def integer_linear(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _linear(quant, w, b, h):
-    return (
-        linear(linear_codes(w, b, quant), _codes(h, jnp.int32(quant.activations - 1))) * 2.0**-LOGIT_EXPONENT
-    )
+    codes = linear(linear_codes(w, b, quant), _codes(h, jnp.int32(quant.activations - 1)))
+    return codes * power_of_two(jnp.int32(-LOGIT_EXPONENT))
 
 
 @_linear.defjvp

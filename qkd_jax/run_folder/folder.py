@@ -19,6 +19,7 @@ from qkd_jax.data.dataset import check_split
 from qkd_jax.data.features import cached_features
 from qkd_jax.data.parts import cached_frames, cut
 from qkd_jax.errors import InputError
+from qkd_jax.run_folder.recordings import check_recordings, moved_to, write_sizes
 from qkd_jax.run_folder.run import Run, check_start
 from qkd_jax.system.devices import any_process, is_first, wait_for_all
 from qkd_jax.system.files import whole_file
@@ -28,8 +29,9 @@ from qkd_jax.system.files import whole_file
 def open_run(config: RunConfig) -> Iterator[Run]:
     """Begin the run of `config` or resume it; no other process can open it within the block.
 
-    Settings and recordings are fixed from the first checkpoint on.  Raises InputError if the folder holds a
-    run with other settings, if another process trains it, or if recordings can't be used.
+    Settings and recordings are fixed from the first checkpoint on, but recordings may move: see
+    `recordings.moved_to`.  Raises InputError if the folder holds a run with other settings, if another
+    process trains it, or if recordings can't be used.
     """
     folder = Path(config.runs) / config.name
     config = _resolved(config, folder)
@@ -42,10 +44,15 @@ def open_run(config: RunConfig) -> Iterator[Run]:
         raise InputError(f"{folder}: another process trains this run; use another --name")
     try:
         if any_process(any(folder.glob("models/*/checkpoints/*"))):
-            before = load_run(folder).config
+            run = load_run(folder)
             if not config.data.events:
-                config = with_data(config, events=before.data.events)
-            _check_same(before, config, folder / "config.json")
+                config = with_data(config, events=run.config.data.events)
+            _check_same(run.config, config, folder / "config.json")
+            if (root := config.data.root) == run.config.data.root or root is None:
+                check_recordings(run)
+            else:
+                _write_config(moved_to(run, root))
+                print(f"recordings: now in {root}, before in {run.config.data.root}", flush=True)
             yield Run(folder, config)
         else:
             yield _begin(Run(folder, config))
@@ -82,11 +89,17 @@ def _begin(run: Run) -> Run:
     if bad:
         with whole_file(run.folder / "left-out.txt", "w") as file:
             file.writelines(f"{reason}\n" for reason in bad)
+    run = Run(run.folder, config)
     write_clips(run.folder / "clips.jsonl", clips)
-    with whole_file(run.folder / "config.json", "w") as file:
-        file.write(to_json(config) + "\n")
+    write_sizes(run, clips)
+    _write_config(run)
     wait_for_all(run.folder)
-    return Run(run.folder, config)
+    return run
+
+
+def _write_config(run: Run) -> None:
+    with whole_file(run.folder / "config.json", "w") as file:
+        file.write(to_json(run.config) + "\n")
 
 
 def load_run(folder: Path | str) -> Run:
@@ -193,6 +206,8 @@ def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
     """Raise InputError that names every setting that differs from the run's."""
     # These don't affect the results: where the folders are, and on how many processes it runs.
     same = {key: getattr(old, key) for key in ("name", "runs", "cache", "distributed")}
+    if new.data.root is not None:
+        new = with_data(new, root=old.data.root)
     before, after = _flat(old), _flat(dataclasses.replace(new, **same))
     differing = [field for field in before | after if before.get(field) != after.get(field)]
     if differing:

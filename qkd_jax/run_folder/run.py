@@ -2,6 +2,7 @@
 
 RUN/config.json                    the settings, with paths and events resolved
 RUN/clips.jsonl                    the recordings or their parts, with labels and split
+RUN/sizes.npy                      the bytes of each recording, to recognize it where it has moved
 RUN/left-out.txt                   recordings that could not be used, and why
 RUN/norm.npz                       mean and standard deviation of the training features
 RUN/teachers/FILE.npy              logits of teachers from files, for the training clips

@@ -53,13 +53,17 @@ def make_optimizer(
             return learning_rate * ramp_factor(recipe, update, updates)
 
     elif recipe.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(learning_rate, updates)
+        cosine = optax.cosine_decay_schedule(learning_rate, updates)
+
+        def rate(update: jax.Array) -> jax.Array:
+            return cosine(update.astype(jnp.float32))  # else float64 with JAX_ENABLE_X64
+
     return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optax.adam(rate))
 
 
 def ramp_factor(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Array:
     """Ramp-up factor in [0, 1] at the 0-based `update` of `updates`."""
-    return ramp_up((update + 1) / max(recipe.ramp * updates, 1))
+    return ramp_up((update.astype(jnp.float32) + 1) / max(recipe.ramp * updates, 1))
 
 
 def init_state(
@@ -75,7 +79,7 @@ def init_state(
 
     With `average` it carries a moving average.
     """
-    variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape))))
+    variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape), jnp.float32)))
     params = variables.pop("params")
     variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
     return TrainState(

@@ -15,6 +15,8 @@ from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.stream import LSTMState, Runtime, in_numpy
 from qkd_jax.nn.integer_only import convolve, from_inputs, linear, normalized, step
 
+_STEP = np.float32(2.0**-LOGIT_EXPONENT)  # not a Python float: that would give float64 with JAX_ENABLE_X64
+
 
 def to_jax(detector: Detector) -> Callable[[Float[Array, "batch frames mel"]], Float[Array, "batch event"]]:
     """The pure function from log-mel energies of clips to their logits, to which `jit`, `vmap` etc. apply.
@@ -24,9 +26,9 @@ def to_jax(detector: Detector) -> Callable[[Float[Array, "batch frames mel"]], F
 
     def logits(log_mel):
         outputs, attention = to_steps(detector, input_codes(detector, log_mel))
-        outputs = outputs * 2.0**-LOGIT_EXPONENT
+        outputs = outputs * _STEP
         if attention is not None:
-            return (jax.nn.softmax(attention * 2.0**-LOGIT_EXPONENT, axis=-2) * outputs).sum(axis=-2)
+            return (jax.nn.softmax(attention * _STEP, axis=-2) * outputs).sum(axis=-2)
         return outputs[..., -1, :] if detector.network.pooling == "last" else outputs.mean(axis=-2)
 
     return logits
@@ -62,7 +64,7 @@ def open_stream(detector: Detector) -> Runtime:
     @jax.jit
     def compiled(state, codes):
         after, outputs, _ = _advance(detector, [part[None] for part in state], codes[None])
-        return [part[:, 0] for part in after], outputs[0] * 2.0**-LOGIT_EXPONENT
+        return [part[:, 0] for part in after], outputs[0] * _STEP
 
     def advance(state: LSTMState, samples: np.ndarray) -> tuple[LSTMState, np.ndarray]:
         codes, logits = reference.input_codes(detector, log_mel_in_numpy(features, samples)), []

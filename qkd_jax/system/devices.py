@@ -7,9 +7,11 @@ The processes compute together, and divide the reading of recordings among thems
 batch-norm, are over the whole batch, and the arithmetic of a row does not depend on its device.
 """
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qkd_jax.errors import InputError, naming
+from qkd_jax.errors import InputError, first_line, naming
 from qkd_jax.system.interrupt import asked_to_stop
 
 Tree = TypeVar("Tree")
@@ -48,6 +50,27 @@ def join_processes() -> None:
         )
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """A block, or as `@computing()` a function, whose new arrays have 32 bits, also with JAX_ENABLE_X64=1.
+
+    Raises InputError if JAX finds none of the devices that JAX_PLATFORMS asks for.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # RuntimeError, and an AssertionError where an NVIDIA driver is missing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cuda = (
+            ", or for NVIDIA GPUs: pip install 'qkd_jax[cuda]'" if "cuda" in asked or "gpu" in asked else ""
+        )
+        raise InputError(
+            f"JAX_PLATFORMS={asked}: expected devices that JAX can use, found none ({first_line(error)}); "
+            f"set JAX_PLATFORMS=cpu{cuda}"
+        ) from None
+    with jax.enable_x64(False):
+        yield
 
 
 def is_first() -> bool:

@@ -1,12 +1,31 @@
-"""Writing files atomically."""
+"""Files that can be read, and files that are written atomically."""
 
 import contextlib
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from qkd_jax.errors import InputError
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raise InputError, expected `what`, unless `path` is a file that can be read.
+
+    A pipe or a device is refused before anything is read: it may block, or never end.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb"):
+                return
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    except FileNotFoundError:
+        found = "none"
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        found = f"one that can't be read: {getattr(error, 'strerror', None) or error}"
+    raise InputError(f"{path}: expected {what}, found {found}")
 
 
 @contextlib.contextmanager

@@ -49,4 +49,5 @@ def _note(number: int, frame: object) -> None:
     if _received:
         raise KeyboardInterrupt
     _received.append(number)
-    os.write(2, b"Saving and stopping; press Ctrl-C again to quit immediately.\n")  # print isn't reentrant
+    with contextlib.suppress(OSError):  # print isn't reentrant
+        os.write(2, b"Saving and stopping; press Ctrl-C again to quit immediately.\n")

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
     """Yield `items`, with a progress bar of `count` steps on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield from items
         return
     from rich.console import Console
@@ -20,7 +20,8 @@ def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
         *Progress.get_default_columns(),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # otherwise print() would write to stderr, not to stdout's file
+        # Otherwise print() would write to stderr, not to stdout's file.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     with bar:
         yield from bar.track(items, total=count, description=escape(title))

@@ -59,6 +59,11 @@ def _train_model(
     epochs = run.config.model(name).epochs
     assert epochs is not None
     epoch_steps, batches_from = recipe.batches(run, name, data)
+    if epochs * epoch_steps > (most := np.iinfo(np.int32).max):
+        raise InputError(
+            f"--models.{name}.epochs: expected at most {most // epoch_steps}, since an epoch has "
+            f"{epoch_steps} updates, got {epochs}"
+        )
     fit(
         recipe.train_step(run, name, data, epochs * epoch_steps),
         first_state(run, name, norm, batches_from),

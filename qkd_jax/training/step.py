@@ -38,7 +38,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params, average = optax.apply_updates(state.params, updates), state.average
         if average is not None:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            step = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
             average = optax.incremental_update({"params": params, **updated}, average, 1 - decay)
         new = TrainState(state.step + 1, params, average, state.variables | updated, opt_state)
         return new, {"loss": value, "grad_norm": optax.tree.norm(gradient)}
@@ -111,7 +112,7 @@ def make_timed_step(model: Model, config: ModelConfig, recipe: EventRecipe, upda
         opt_state = state.opt_state["student"] if objective.update == "mean_step" else state.opt_state
         updates_, opt_state = optimizer.update(gradient, opt_state, state.params)
         params = optax.apply_updates(state.params, updates_)
-        decay = jnp.minimum(1 - 1 / (state.step + 1), ema_decay)
+        decay = jnp.minimum(1 - 1 / (state.step.astype(jnp.float32) + 1), ema_decay)
         average = optax.incremental_update({"params": params, **updated}, state.average, 1 - decay)
         if config.teachers and objective.update == "mean_step":
             variables = {**state.variables, **average}

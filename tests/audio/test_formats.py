@@ -160,6 +160,6 @@ def test_flac_and_vorbis_need_no_pyav_and_other_formats_name_it(tmp_path, monkey
 @pytest.mark.parametrize("place", ["folder", "none", "/dev/zero"])
 def test_what_is_no_file_is_said(tmp_path, place):
     (tmp_path / "folder").mkdir()
-    found = {"folder": "a folder", "none": "none", "/dev/zero": "a device or a pipe"}[place]
+    found = {"folder": "a folder", "none": "none", "/dev/zero": "a pipe, socket or device"}[place]
     with refused(rf"{place}: expected a recording, found {found}"):
         next(audio_blocks(tmp_path / place))

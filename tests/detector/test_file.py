@@ -236,7 +236,8 @@ def deep_in(tree, path, value):
 HUGE = 10**4000
 LIMITS = {"network.hidden_size": 4096, "features.n_mels": 1024, "features.n_fft": 32768}
 LIMITS |= {f"features.{name}": 1 << 20 for name in ("hop_length", "sample_rate")}
-LIMITS |= {f"event_config.{name}_seconds": 86400 for name in ("median", "gap", "shortest", "history")}
+LIMITS |= {f"event_config.{name}_seconds": 86400 for name in ("gap", "shortest", "history")}
+LIMITS |= {"event_config.median_seconds": 60}
 LIMITS |= {"clip_seconds": 86400, "input_exponent": 16, "cell_exponents.0": 13}
 
 SETTINGS = [

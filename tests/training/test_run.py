@@ -186,7 +186,7 @@ def test_settings_and_recordings_are_fixed_from_the_first_checkpoint_on(config, 
     train(config)
     assert load_run(folder).clips == before and len(before) == 60
     (folder / "data" / "audio" / "test-00003.wav").unlink()
-    with refused(r"1 of 20 recordings can't be used:\n.*test-00003\.wav: expected a recording, found none"):
+    with refused(r"test-00003\.wav: expected a recording of the run, found none; 1 of 60 are missing\Z"):
         train(config)
 
 
@@ -217,7 +217,7 @@ def test_a_run_without_models_with_too_many_blocks_or_without_a_finite_loss_is_r
     network = cfg.DenseNetConfig(blocks=(1, 1, 1, 1, 1), growth=4, stem=4)
     with refused(r"models\.teacher\.network\.blocks: 5 blocks halve features of 38 x 8"):
         train(replace(config, models={"teacher": ModelConfig(network=network)}))
-    teacher = replace(config.models["teacher"], learning_rate=1e38)
+    teacher = replace(config.models["teacher"], learning_rate=1e30)
     with refused(r"teacher: \w+ became \w+ at step \d+; try a lower learning rate"):
         train(replace(config, models={"teacher": teacher}))
 
