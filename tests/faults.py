@@ -7,6 +7,8 @@ import pytest
 
 from qkd_jax.errors import InputError
 
+SPLIT_WORDS = "train (or training), valid (or validation, val, dev), test (or testing, eval, evaluation)"
+
 
 def refused(message):
     """Expect an InputError that matches `message`."""

@@ -128,6 +128,7 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
             end = end_of(len(rows), features) if isinstance(data, CutData) else math.inf
             if reason := contradiction(clip, silent=is_silent(rows, features), end=end):
                 bad[clip.name] = reason
+    bad = {clip.name: bad[clip.name] for clip in clips if clip.name in bad}
     if len(bad) == len(clips):
         raise InputError(*list_bad(bad, len(clips)))
     if bad and not data.skip_bad:

@@ -102,7 +102,7 @@ def test_recordings_without_faults_are_described_and_nothing_but_the_page_is_wri
         "lengths: 0.4 s; a clip has 0.4 s",
         "sample rates: 16,000 Hz (60)",
         "channels: 1 (60)",
-        "formats: WAV PCM_16 (60)",
+        "formats: .wav (60)",
     ):
         assert fact in printed.splitlines()
     page = folder.root.parent / "runs" / "yard-check.html"
@@ -141,10 +141,7 @@ def test_each_fault_is_found_worst_first_and_training_warns_of_the_cheap_ones(fo
         pass
     early = dict(warnings_in(capsys.readouterr().out))
     cheap = {key for key in found if not key.startswith(("channels", "clipped"))}
-    assert early.keys() == cheap
-    assert early == {key: found[key] for key in cheap} | {
-        key: re.sub(r"1\.6", "1.605", found[key]) for key in cheap if "times as long" in key
-    }
+    assert early == {key: found[key] for key in cheap}
 
 
 def change(folder, **fields):
@@ -155,7 +152,7 @@ def cut(folder):
     whole = (folder.root / "3.wav").read_bytes()
     (folder.root / "3.wav").write_bytes(whole[:5000])
     (folder.root / "5.wav").unlink()
-    folder.add("silent.wav", "", "train", np.zeros(SAMPLES))
+    folder.add("silent.wav", "dog", "train", np.zeros(SAMPLES))
 
 
 @pytest.mark.parametrize(

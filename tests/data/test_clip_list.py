@@ -55,12 +55,13 @@ def spoil(config):
     root = Path(config.data.root)
     (root / "1.wav").unlink()
     (root / "3.wav").write_bytes(b"")
-    record(root, "7.wav", np.zeros(8000))
+    record(root, "4.wav", np.zeros(8000))
+    record(root, "7.wav", np.zeros(8000))  # a negative may be silent
     (root / "8.wav").write_bytes((root / "8.wav").read_bytes()[:5000])
     return [
         f"{root / '1.wav'}: expected a recording, found none",
         f"{root / '3.wav'}: expected a recording, found an empty file",
-        f"{root / '7.wav'}: silent: all 8000 samples are 0",
+        f"{root / '4.wav'}: silent, but labelled cat",
         f"{root / '8.wav'}: cut off: expected 32000 bytes of samples, found 4920",
     ]
 
@@ -79,7 +80,7 @@ def test_unusable_recordings_are_left_out_and_reported_with_skip_bad(config, tmp
     reasons = spoil(config)
     data = with_data(config, skip_bad=True).data
     clips, bad = usable_clips(data, config.features, tmp_path / "cache")
-    assert names(clips) == ["0", "2", "4", "5", "6", "9"]
+    assert names(clips) == ["0", "2", "5", "6", "7", "9"]
     assert [line.startswith(reason) for line, reason in zip(bad, reasons)] == [True] * 4
     printed = capsys.readouterr().out
     assert "\nskipped 4 of 10 recordings:" in printed

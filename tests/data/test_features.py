@@ -40,9 +40,9 @@ def computed(monkeypatch):
     """A growing list of the recordings whose features are computed."""
     paths = []
 
-    def noted(path, config):
+    def noted(path, config, channel):
         paths.append(path)
-        return recording_features(path, config)
+        return recording_features(path, config, channel)
 
     monkeypatch.setattr(features_module, "recording_features", noted)
     return paths
@@ -139,10 +139,10 @@ def test_an_interruption_leaves_whole_entries_only_and_keeps_them(record, tmp_pa
     clips = [record(f"{index:02}.wav", noise(16_000, index)) for index in range(40)]
     compute, begun = recording_features, threading.Semaphore(10)
 
-    def slow(path, config):
+    def slow(path, config, channel):
         if not begun.acquire(blocking=False):
             raise KeyboardInterrupt
-        return compute(path, config)
+        return compute(path, config, channel)
 
     with monkeypatch.context() as patch:
         patch.setattr(features_module, "recording_features", slow)

@@ -12,7 +12,7 @@ from scipy.signal import butter, sosfilt
 from qkd_jax.audio.reading import audio_blocks
 from qkd_jax.config import FeatureConfig
 from qkd_jax.data import measure as module
-from qkd_jax.data.measure import measure, measure_all
+from qkd_jax.data.measure import SILENT, measure, measure_all
 from qkd_jax.errors import InputError
 from tests.faults import refused
 from tests.recordings import noise, record
@@ -89,11 +89,13 @@ def test_faults_are_those_of_reading(tmp_path):
     (tmp_path / "empty.wav").write_bytes(b"")
     record(tmp_path, "silent.wav", np.zeros(16_000))
     record(tmp_path, "nan.wav", np.full(16_000, np.nan))
-    for path in (cut, tmp_path / "empty.wav", tmp_path / "silent.wav", tmp_path / "nan.wav"):
+    for path in (cut, tmp_path / "empty.wav", tmp_path / "nan.wav"):
         found = measure(path, FEATURES)
         with pytest.raises(InputError) as caught:
             list(audio_blocks(path))
         assert found.fault == str(caught.value) and found.digest == b""
+    silent = measure(tmp_path / "silent.wav", FEATURES)
+    assert (silent.fault, silent.level, silent.digest) == ("", SILENT, b"")  # an error only with a label
     assert measure(tmp_path / "none.wav", FEATURES).fault.endswith(
         "none.wav: expected a recording, found none"
     )

@@ -25,7 +25,7 @@ from qkd_jax.data.clip_list import clips_to_score, usable_clips
 from qkd_jax.data.clips import SPLITS, UNLABELLED, Annotation, read_clip_list, write_clips
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.features import recording_features
-from qkd_jax.data.parts import cut, rows_of
+from qkd_jax.data.parts import cached_frames, cut, rows_of
 from qkd_jax.run_folder.folder import open_run
 from qkd_jax.runtimes import Exported
 from qkd_jax.training import events
@@ -37,6 +37,11 @@ FEATURES = FeatureConfig(n_mels=8)
 CONFIG = RunConfig(
     features=FEATURES, data=TimedData(root="recordings", clip_seconds=1.0, events=("dog", "cat"))
 )
+
+
+def cut_cached(clips, data, features, cache, *, timed):
+    """`cut`, by the lengths of the features in `cache`."""
+    return cut(clips, data, features, cached_frames(clips, data, features, cache), timed=timed)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def parts(tmp_path):
             annotations=tuple(Annotation(*each) for each in events),
             **fields,
         )
-        return cut([recording], config.data, FEATURES, tmp_path / "cache", timed=timed)
+        return cut_cached([recording], config.data, FEATURES, tmp_path / "cache", timed=timed)
 
     return parts
 
@@ -161,7 +166,7 @@ def test_a_split_of_parts_has_their_rows_of_the_recordings_features(tmp_path):
     config = tree(tmp_path)
     clips, bad = usable_clips(config.data, FEATURES, tmp_path / "cache")
     assert not bad
-    parts = cut(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
+    parts = cut_cached(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
     data = load_split(config, parts, "test", tmp_path / "cache")
     # Of the cat's 0.9 s, the middle part holds 0.4.
     names = ["3.wav#t=0,1", "3.wav#t=1,2", "3.wav#t=1.5,2.5", "7.wav#t=0,1", "7.wav#t=1.5,2.5"]
@@ -178,7 +183,7 @@ def test_a_split_of_parts_has_their_rows_of_the_recordings_features(tmp_path):
 def test_parts_of_a_recording_are_computed_once(tmp_path, capsys):
     config = tree(tmp_path)
     clips, _ = usable_clips(config.data, FEATURES, tmp_path / "cache")
-    parts = cut(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
+    parts = cut_cached(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
     capsys.readouterr()
     load_split(config, parts, "train", tmp_path / "other")
     assert capsys.readouterr().out.startswith("features: computing 4 of ")
@@ -187,7 +192,7 @@ def test_parts_of_a_recording_are_computed_once(tmp_path, capsys):
 def test_timed_training_clips_have_targets_of_their_part(tmp_path):
     config = replace(tree(tmp_path), recipe=EventRecipe(strong=1, weak=0, unlabelled=0))
     clips, _ = usable_clips(config.data, FEATURES, tmp_path / "cache")
-    parts = cut(clips, config.data, FEATURES, tmp_path / "cache", timed=True)
+    parts = cut_cached(clips, config.data, FEATURES, tmp_path / "cache", timed=True)
     train, test = (load_split(config, parts, split, tmp_path / "cache") for split in ("train", "test"))
     assert [len(each) for each in train.features] == [98] * 12
     assert train.seconds == [1.0] * 12
@@ -228,7 +233,9 @@ def test_recordings_of_many_lengths_share_the_rule_at_other_hops(tmp_path):
         recording = record(tmp_path, f"{samples}.wav", noise(samples), annotations=())
         log_mel = recording_features(recording.path, features)
         for timed in (False, True):
-            parts = cut([replace(recording, split="train")], data, features, tmp_path / "cache", timed=timed)
+            parts = cut_cached(
+                [replace(recording, split="train")], data, features, tmp_path / "cache", timed=timed
+            )
             lengths = [len(log_mel[rows_of(part, features)]) for part in parts]
             cut_into = parts[0].part is not None
             assert min(lengths) >= frames if len(log_mel) >= frames else lengths == [len(log_mel)]
@@ -239,7 +246,7 @@ def test_unlabelled_recordings_are_cut_into_unlabelled_parts(tmp_path):
     recording = record(tmp_path, "a.wav", noise(40_000), labelled=False, split="train", annotations=None)
     clip = replace(recording, name=f"{UNLABELLED}a.wav", file="a.wav")
     data = ManifestData(root="elsewhere", clip_seconds=1.0)
-    parts = cut([clip], data, FEATURES, tmp_path / "cache", timed=False)
+    parts = cut_cached([clip], data, FEATURES, tmp_path / "cache", timed=False)
     assert [part.name for part in parts] == [f"{UNLABELLED}a.wav#t={t}" for t in ("0,1", "1,2", "1.5,2.5")]
     assert all(not part.labelled and part.annotations is None and part.path == clip.path for part in parts)
     write_clips(tmp_path / "clips.jsonl", parts)
@@ -291,7 +298,7 @@ def test_embeddings_of_a_part_are_those_of_its_time():
 def test_an_exported_file_gets_the_samples_of_each_part(tmp_path):
     waveform = noise(40_000)
     recording = record(tmp_path, "a.wav", waveform, annotations=())
-    parts = cut([recording], CONFIG.data, FEATURES, tmp_path / "cache", timed=False)
+    parts = cut_cached([recording], CONFIG.data, FEATURES, tmp_path / "cache", timed=False)
     inputs = []
     exported = Exported(
         events=("dog",),
@@ -299,7 +306,7 @@ def test_an_exported_file_gets_the_samples_of_each_part(tmp_path):
         clip_seconds=1.0,
         clip_logits=lambda samples: inputs.append(samples) or np.zeros(1, np.float32),
     )
-    assert _logits(exported, parts).shape == (3, 1)
+    assert _logits(exported, parts, None).shape == (3, 1)
     for samples, start in zip(inputs, (0, 16_000, 24_000)):
         assert_array_equal(samples, waveform[start : start + 16_000])
 
@@ -307,7 +314,7 @@ def test_an_exported_file_gets_the_samples_of_each_part(tmp_path):
 def test_parts_of_a_recording_of_the_run_keep_its_split(tmp_path):
     config = tree(tmp_path)
     clips, _ = usable_clips(config.data, FEATURES, tmp_path / "cache")
-    own = cut(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
+    own = cut_cached(clips, config.data, FEATURES, tmp_path / "cache", timed=False)
     (tmp_path / "more.csv").write_text("filename,onset,offset,label\n3.wav,0.1,0.9,dog\n8.wav,1.6,2.5,cat\n")
     record(tmp_path, "8.wav", noise(40_000, 8))
     data = replace(config.data, table="more.csv")

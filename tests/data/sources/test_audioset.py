@@ -65,7 +65,7 @@ def test_files_with_other_names_are_ignored_and_the_first_of_several_recordings_
     tables = {"eval_segments.csv": "YabcdefghiA, 0, 10, /m/0bt9lr\nabcdefghiAQ, 0, 10, /m/09x0r\n"}
     groups = {clip.name: clip.group for clip in read(tables, ["YabcdefghiA.wav", "YabcdefghiAQ.wav"])}
     assert groups == {"YabcdefghiA.wav": "YabcdefghiA", "YabcdefghiAQ.wav": "abcdefghiAQ"}
-    others = ["--PJHxphWEs.m4a", "--PJHxphWEs.json", "--PJHxphWEsx.wav", "--PJHxphWE.wav", "x--PJHxphWEs.wav"]
+    others = ["--PJHxphWEs.jpg", "--PJHxphWEs.json", "--PJHxphWEsx.wav", "--PJHxphWE.wav", "x--PJHxphWEs.wav"]
     others += ["--PJHxphWEs_vocals.wav", "--PJHxphWEs.wav.part", "._--PJHxphWEs.wav", "--pjhxphwes.wav"]
     assert [clip.name for clip in read(recordings=[*others, "_aBcDeFgHiA.wav"])] == ["_aBcDeFgHiA.wav"]
     names = ["b/--PJHxphWEs.wav", "a/Y--PJHxphWEs.wav", "a/Y--PJHxphWEs.ogg", "c/--PJHxphWEs_30000.wav"]

@@ -4,7 +4,7 @@ import pytest
 
 from qkd_jax.config import FSD50KData
 from qkd_jax.data.sources.fsd50k import read_fsd50k
-from tests.faults import refused_exactly
+from tests.faults import SPLIT_WORDS, refused_exactly
 from tests.recordings import clip
 
 DEV = """\
@@ -39,8 +39,8 @@ def test_fsd50k_is_read_as_published(tmp_path):
     ("dev", "message"),
     [
         (
-            "fname,labels,mids,split\n1,Bark,/m/05tny_,test\n",
-            "row 2: split: expected train or val, got 'test'",
+            "fname,labels,mids,split\n1,Bark,/m/05tny_,all\n",
+            f"row 2: split: expected {SPLIT_WORDS}, got 'all'",
         ),
         (
             "fname,labels,mids\n1,Bark,/m/05tny_\n",

@@ -4,7 +4,7 @@ import pytest
 
 from qkd_jax.config import AudacityData, RavenData, TimedData
 from qkd_jax.data.sources.timed import read_audacity, read_raven, read_timed
-from tests.faults import refused_exactly
+from tests.faults import SPLIT_WORDS, refused_exactly
 
 READERS = {TimedData: read_timed, AudacityData: read_audacity, RavenData: read_raven}
 
@@ -84,14 +84,17 @@ def test_splits_of_timed_labels_may_be_folders(read):
         ("a.wav,1,nan,dog", "row 2: offset: expected a time from 0 to 1e+09 s, got 'nan'"),
         ("a.wav,1,2, ", "row 2: label: expected an event, got ''"),
         ("../a.wav,1,2,dog", "row 2: filename: expected a path within --data.root, got '../a.wav'"),
-        ("a.wav,1,2,dog,x", "row 2: split: expected 'x', as in an earlier row, got 'y'"),
-        ("a.wav,1,2,dog,all", "a.wav: split: expected train, valid or test, got 'all'"),
+        ("a.wav,1,2,dog,test", "row 3: split: expected 'test', as in an earlier row, got 'valid'"),
+        (
+            "a.wav,1,2,dog,all",
+            f"row 2: split: expected {SPLIT_WORDS}, got 'all'",
+        ),
         ("a.wav,1,2,dog,test\nb.wav", "split: expected a split of each recording, got none of b.wav"),
     ],
 )
 def test_a_wrong_row_is_named(read, tmp_path, rows, message):
     if "earlier" in message:
-        rows, message = f"{rows}\na.wav,1,2,dog,y", message.replace("row 2", "row 3")
+        rows, message = f"{rows}\na.wav,1,2,dog,val", message.replace("row 2", "row 3")
     text = f"filename,onset,offset,label,split\n{rows}\n"
     with refused_exactly(f"{tmp_path}/annotations.csv: {message}"):
         read(TimedData, {"annotations.csv": text})
