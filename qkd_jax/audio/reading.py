@@ -2,6 +2,7 @@
 
 import itertools
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -176,7 +177,7 @@ def _sndfile_pieces(path: Path) -> Pieces:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # whose name may not be UTF-8
             count, frames = 0, min(_BLOCK_SECONDS * file.samplerate, _BLOCK // file.channels)
             while len(piece := file.read(frames, "float32", always_2d=True)):
                 count += len(piece)

@@ -1,5 +1,6 @@
 """Recordings as people have them: every sample that is there, or one line."""
 
+import os
 import subprocess
 import sys
 
@@ -129,6 +130,14 @@ def test_channels_of_any_format_are_averaged_or_chosen(tmp_path, codec):
     np.testing.assert_allclose(levels(read_audio(path, RATE, channel=1)), levels(SOUND), rtol=0.1)
     with refused("stereo: expected at least 3 channels, found 2"):
         read_audio(path, RATE, channel=3)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+def test_a_file_name_may_be_any_bytes(tmp_path, suffix):
+    soundfile.write(tmp_path / f"x.{suffix}", SOUND, RATE)
+    name = os.fsdecode(b"%s/q\xff\n%%20#'.%s" % (os.fsencode(tmp_path), suffix.encode()))
+    os.rename(tmp_path / f"x.{suffix}", name)
+    assert len(read_audio(name, RATE)) == len(SOUND)
 
 
 def test_decoders_print_nothing(tmp_path):

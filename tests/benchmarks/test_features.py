@@ -18,7 +18,8 @@ from benchmarks.speed.features import (
     in_jax,
     in_kaldi,
     in_librosa,
-    librosa_loop,
+    librosa_file,
+    loop_in,
     noise,
     ours,
     recordings,
@@ -82,7 +83,7 @@ def test_both_write_the_same_features(tmp_path):
     clips = recordings(tmp_path, 2)
     (tmp_path / "theirs").mkdir()
     with ThreadPoolExecutor(1) as pool:
-        theirs = librosa_loop(pool, clips, tmp_path / "theirs")
+        theirs = loop_in(pool, librosa_file, clips, tmp_path / "theirs")
     mine = ours(clips, tmp_path / "ours")
     assert [len({path.read_bytes() for path in paths}) for paths in (mine, theirs)] == [2, 2]
     for one, other in zip(mine, theirs):
