@@ -4,16 +4,19 @@ FFmpeg would also follow playlists and URLs.  Here it opens local files alone, i
 other files.
 """
 
+import mmap
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from qkd_jax.audio.encoding import to_float
+from qkd_jax.audio.pipe import Pipe
+from qkd_jax.audio.wav import check_aiff, is_placeholder, read_at
 from qkd_jax.errors import InputError
 from qkd_jax.system.libraries import optional
 
@@ -27,16 +30,14 @@ _COUNTED = {"aiff", "au", "flac", "tta", "w64", "wv"}
 _TIMED = {"ape", "avi", "caf", "dsf", "mov", "tak", "wav"}
 """Formats whose header gives the length, with or without the encoder's padding; for others FFmpeg guesses."""
 _PADDING_SECONDS = 0.1
-_PLAIN = {"aiff", "au", "caf", "w64"}
+_PLAIN = {"au", "caf", "w64"}
 """Formats of uncompressed samples."""
-_OTHER_BYTES, _OTHER_SHARE = 1 << 16, 0.1
-"""So many bytes of a plain file, or so large a share, may be something else, such as a picture."""
+_OTHER_BYTES = 1 << 16
+"""So many bytes of a plain file may be something else."""
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _CLOCK = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}\.?[0-9]*)")
 _PROBED_BYTES = 1 << 16
 """Bytes of a pipe from which FFmpeg finds the format: a live stream is heard that much later."""
-_UNKNOWN = 0x7F000000
-"""Sizes of 32 bits from here on may be placeholders."""
 
 
 def decode_file(path: Path, *, ignore_length: bool = False) -> Iterator[tuple[int, np.ndarray]]:
@@ -53,23 +54,13 @@ def decode_file(path: Path, *, ignore_length: bool = False) -> Iterator[tuple[in
         if (promised := _promised_bytes(file)) > size + 1:  # a pad byte may be missing
             raise InputError(f"{path}: cut off: expected {promised} bytes, found {size}")
         mp3_samples = _mp3_samples(file)
+        if _is_joined(file):
+            raise InputError(f"{path}: expected one recording, found several joined end to end")
+        if read_at(file, 0, 4) == b"FORM":
+            check_aiff(file, path)
     options = {"ignore_length": "1"} if ignore_length else {}
     # A prefix: the path itself might look like a URL.
     yield from _decode(f"file:{path}", path, options, size, mp3_samples)
-
-
-class Pipe:
-    """What arrives at a stream, as a file that can't seek: `head`, then what `read(count)` returns."""
-
-    def __init__(self, head: bytes, read: Callable[[int], bytes]):
-        self._head, self._read, self.passed = head, read, 0
-
-    def read(self, count: int) -> bytes:
-        """At most `count` bytes, none at the end."""
-        data, self._head = self._head[:count], self._head[count:]
-        data = data or self._read(count)
-        self.passed += len(data)
-        return data
 
 
 def decode_pipe(pipe: Pipe, name: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -82,7 +73,7 @@ def _decode(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The pieces of the recording at `source`, the URL of a file of `size` bytes or a Pipe."""
     av = optional("av", name, "pip install av")
-    seconds, read_bytes, damaged = 0.0, 0, list[float]()
+    seconds, begin, read_bytes, damaged = 0.0, None, 0, list[float]()
     try:
         with av.open(source, options=_OPTIONS | options, metadata_errors="replace") as container:
             if not container.streams.audio:
@@ -98,6 +89,8 @@ def _decode(
                 stream.codec_context.options = {"err_detect": "crccheck+explode"}
             for packet in container.demux(stream):
                 read_bytes += packet.size
+                if begin is None and packet.pts is not None:
+                    begin = float(packet.pts * packet.time_base)
                 try:
                     frames = _frames(av, packet)
                 except av.error.InvalidDataError:
@@ -109,29 +102,36 @@ def _decode(
                         raise InputError(f"{name}: expected one rate and number of channels, found several")
                     if not frame.sample_rate:
                         raise InputError(f"{name}: expected a sample rate, found none")
-                    samples = _samples(frame)
+                    samples = _samples(av, frame)
                     seconds += len(samples) / frame.sample_rate
                     yield frame.sample_rate, samples
             promised = mp3_samples / rate if kind == "mp3" else _promised_seconds(kind, container, stream)
+            if kind in (
+                "avi",
+                "matroska",
+                "mov",
+            ):  # they give the time of the end, also where sound begins late
+                promised -= max(begin or 0.0, 0.0)
     except av.error.FFmpegError as error:
         if isinstance(source, Pipe) and seconds and not source.read(1):
             return  # a stream may end anywhere
         # Files such as M4A may have their index at their end.
         why = "name the file instead, if it is one" if isinstance(source, Pipe) else "is it cut off?"
-        raise InputError(
-            f"{name}: expected a recording, found none that FFmpeg can read ({why}): {error.strerror}"
-        ) from None
+        found = f"none that FFmpeg can read ({why}): {error.strerror}"
+        if isinstance(error, av.error.ArgumentError) and not read_bytes:
+            found = "another format"
+        raise InputError(f"{name}: expected a recording, found {found}") from None
     piped = isinstance(source, Pipe)
     if not piped and promised - seconds > (1.5 / rate if kind in _COUNTED else _PADDING_SECONDS):
         raise InputError(f"{name}: cut off: expected {promised:.2f} s, found {seconds:.2f} s")
     # The last packet of a stream that was stopped may be incomplete.
-    if damaged and damaged[0] < seconds:
+    if len(damaged) > 1 or (damaged and damaged[0] < seconds):
         raise InputError(
             f"{name}: damaged: {len(damaged)} packets can't be decoded, the first at {damaged[0]:.2f} s"
         )
-    size = source.passed + sum(map(len, iter(lambda: source.read(_OTHER_BYTES), b""))) if piped else size
-    plain = kind in _PLAIN or (piped and kind == "wav")
-    if plain and size - read_bytes > max(_OTHER_BYTES, _OTHER_SHARE * size):
+    if piped:
+        size = source.passed + source.skip()
+    if kind in _PLAIN and size - read_bytes > _OTHER_BYTES:
         raise InputError(
             f"{name}: expected samples in most of {size} bytes, found {read_bytes}, as the header says"
         )
@@ -149,8 +149,10 @@ def _frames(av: Any, packet: Any) -> list[Any]:
         return packet.stream.codec_context.decode(av.Packet(rest))
 
 
-def _samples(frame: Any) -> np.ndarray:
+def _samples(av: Any, frame: Any) -> np.ndarray:
     """The samples of a decoded frame, float32 [samples, channels]."""
+    if frame.format.name.startswith("s64"):  # which NumPy does not get
+        [frame] = av.AudioResampler("dbl", frame.layout, frame.sample_rate).resample(frame)
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     return to_float(values)
@@ -167,28 +169,37 @@ def _promised_seconds(kind: str, container: Any, stream: Any) -> float:
     return 0.0
 
 
+def _is_joined(file: BinaryIO) -> bool:
+    """Whether the head of an M4A, WMA, TTA or AU file comes again: FFmpeg reads the first recording."""
+    head = read_at(file, 0, 16)
+    if head[4:8] != b"ftyp" and head[:4] not in (b"0&\xb2u", b"TTA1", b".snd"):
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(head[:12], 12) > 0
+
+
 def _promised_bytes(file: BinaryIO) -> int:
     """The size of an AIFF, ASF, AU, AVI, CAF or W64 file by its header; 0 if unknown, or for other files."""
-    head = _read(file, 0, 24)
+    head = read_at(file, 0, 24)
     if len(head) < 24:
         return 0
     kind, size = struct.unpack(">4sI", head[:8])
     if kind == b"RIFF":
         (size,) = struct.unpack("<I", head[4:8])
     if kind in (b"FORM", b"RIFF"):
-        return size + 8 if size < _UNKNOWN else 0
+        return 0 if is_placeholder(size) else size + 8
     if kind == b".snd":
         (data,) = struct.unpack(">I", head[8:12])
-        return size + data if data < _UNKNOWN else 0
+        return 0 if is_placeholder(data) else size + data
     if kind == b"riff":
         (size,) = struct.unpack("<Q", head[16:24])
         return size if size < 1 << 62 else 0
     if kind == b"0&\xb2u":
-        properties = _read(file, 0, 4096)
+        properties = read_at(file, 0, 4096)
         at = properties.find(_ASF_PROPERTIES)
         return int.from_bytes(properties[at + 40 : at + 48], "little") if at > 0 else 0
     at = 8
-    while kind == b"caff" and len(chunk := _read(file, at, 12)) == 12:
+    while kind == b"caff" and len(chunk := read_at(file, at, 12)) == 12:
         name, size = struct.unpack(">4sq", chunk)
         if name == b"data" or size < 0:
             return at + 12 + size if size > 0 else 0
@@ -198,7 +209,7 @@ def _promised_bytes(file: BinaryIO) -> int:
 
 def _mp3_samples(file: BinaryIO) -> int:
     """The samples that the first frame of an MP3 file, LAME's Xing or Info tag, promises; 0 without a tag."""
-    frame = _read(file, _id3_bytes(_read(file, 0, 10)), 512)
+    frame = read_at(file, _id3_bytes(read_at(file, 0, 10)), 512)
     at = max(frame.find(b"Xing"), frame.find(b"Info"))
     if frame[:1] != b"\xff" or at < 0 or len(frame) < at + 144:
         return 0
@@ -219,8 +230,3 @@ def _id3_bytes(head: bytes) -> int:
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(reversed(head[6:10])))
-
-
-def _read(file: BinaryIO, at: int, count: int) -> bytes:
-    file.seek(at)
-    return file.read(count)

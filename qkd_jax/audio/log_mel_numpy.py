@@ -10,11 +10,16 @@ def log_mel(features: FeatureConfig, samples: np.ndarray) -> np.ndarray:
     """log(mel energy + floor) of each frame of `samples`, float32 [frames, mels].
 
     `samples` is float32 [samples] with full scale 1.  Equal to `qkd_jax.audio.log_mel.log_mel` within the
-    precision of float32.  A frame depends on its own samples alone, bit for bit.
+    precision of float32.  A frame depends on its own samples alone, bit for bit.  Raises TypeError for
+    integers, whose full scale is unknown.
 
     >>> log_mel(FeatureConfig(), np.zeros(16_000, np.float32)).shape
     (98, 64)
     """
+    if samples.dtype.kind != "f":
+        raise TypeError(
+            f"samples: expected floats of full scale 1, got {samples.dtype}; divide int16 by 32768"
+        )
     if not features.frames(len(samples)):
         return np.zeros((0, features.n_mels), np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(samples, features.win_length)[:: features.hop_length]

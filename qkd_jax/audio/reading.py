@@ -16,9 +16,10 @@ from qkd_jax.errors import InputError, first_line
 from qkd_jax.system.files import check_file
 from qkd_jax.system.libraries import has
 
-_UNCOMPRESSED = ".wav .wave .rf64 .aif .aiff .aifc .au .snd .caf .w64"
+_UNCOMPRESSED = ".wav .wave .rf64 .aif .aiff .aifc .au .snd .caf .w64 .sph .voc"
 _COMPRESSED = """
 .flac .mp3 .mp2 .m4a .aac .ogg .oga .opus .wma .wv .ape .tta .tak .mpc .amr .3gp .ac3 .eac3 .dsf .mka .webm
+.weba .m4b .m4r .spx .mp1 .3g2
 """
 _VIDEOS = ".mp4 .m4v .mov .mkv .avi .asf .wmv .flv .mpg .mpeg .ts .mts .ogv"
 SUFFIXES = frozenset(f"{_UNCOMPRESSED} {_COMPRESSED} {_VIDEOS}".split())
@@ -163,9 +164,11 @@ def _wav_pieces(file: BinaryIO, path: Path) -> Pieces:
 
 
 def _suits_libsndfile(file: BinaryIO, head: bytes) -> bool:
-    """Whether libsndfile reads what FFmpeg does not: the last samples of Vorbis, or FLAC without PyAV."""
+    """Whether libsndfile reads what FFmpeg does not: SPHERE, VOC, the end of Vorbis, FLAC without PyAV."""
     if head[:4] == b"fLaC":
         return not has("av")
+    if head.startswith((b"NIST_1A", b"Creative Voice File")):  # TIMIT's SPHERE, VOC
+        return True
     if head[28:35] != b"\x01vorbis":
         return False
     # Of several streams, side by side or joined end to end, libsndfile reads the first.

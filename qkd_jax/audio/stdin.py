@@ -6,43 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.audio.decoder import Pipe, decode_pipe
+from qkd_jax.audio.decoder import decode_pipe
 from qkd_jax.audio.encoding import Encoding, samples_of
+from qkd_jax.audio.pipe import Pipe
 from qkd_jax.audio.reading import mono
+from qkd_jax.audio.wav_stream import starts_uncompressed, wav_stream
 from qkd_jax.errors import InputError
 
 NAME = "standard input"
 _READ_BYTES = 1 << 16
 _SIGNATURES = {
     0: (
+        *b"RIFF RIFX RF64 BW64 FORM .snd caff fLaC OggS ID3 wvpk TTA1 tBaK MPCK MP+ #!AMR FRM8".split(),
+        *(b"MAC ", b"DSD ", b"Creative Voice File", b"FLV\1", b"\0\0\1\xba", b"\x7f\xfe\x80\1"),
         *(
-            b"RIFF",
-            b"RIFX",
-            b"RF64",
-            b"BW64",
-            b"riff\x2e\x91\xcf\x11",
-            b"FORM",
-            b".snd",
-            b"caff",
-            b"fLaC",
-            b"OggS",
-        ),
-        *(
-            b"ID3",
             b"\x1aE\xdf\xa3",
+            b"riff\x2e\x91\xcf\x11",
             b"0&\xb2u\x8ef\xcf\x11",
-            b"wvpk",
-            b"MAC ",
-            b"TTA1",
-            b"tBaK",
-            b"MPCK",
-            b"MP+",
+            b"\x06\x0e\x2b\x34",
+            b"NIST_1A",
         ),
-        *(b"#!AMR", b"FLV\x01", b"DSD ", b"\x00\x00\x01\xba"),
+        *(b"NIST_1A", b"\x1f\x8b\x08", b"\x89PNG", b"PK\3\4", b"%PDF", b"<html", b"<!DOCTYPE"),
     ),
-    4: (b"ftyp", b"moov", b"mdat", b"wide"),
+    4: (*b"ftyp moov mdat wide free skip styp moof sidx".split(), b"\xf8\x72\x6f\xba"),
 }
-"""What containers begin with, by its place."""
+"""What containers begin with, and files that are no recordings, by its place."""
 _KBITS = {
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -51,6 +39,8 @@ _KBITS = {
 }
 """Bit rates in kbit/s by version and layer of MPEG audio."""
 _TS_PACKET = 188
+_AC3_BYTES = 4096
+"""More than a frame of AC-3 has."""
 
 
 def stdin_blocks(
@@ -86,9 +76,9 @@ def stdin_blocks(
     if raw or only_raw:
         asked = "--rate, --sample-format and --channels say" if raw else "--state needs"
         raise InputError(f"{NAME}: expected samples without a header, as {asked}, found a recording")
-    if head[:4] == b"RIFX":
-        raise InputError(f"{NAME}: expected a format that can be read from a pipe, found RIFX; name the file")
-    yield from mono(decode_pipe(Pipe(head, read), NAME), NAME, sample_rate, channel)
+    pipe = Pipe(head, read)
+    pieces = wav_stream(pipe, NAME) if starts_uncompressed(pipe, NAME) else decode_pipe(pipe, NAME)
+    yield from mono(pieces, NAME, sample_rate, channel)
 
 
 def _raw_pieces(
@@ -114,7 +104,7 @@ def is_container(head: bytes) -> bool | None:
     """
     unsure = len(head) < 2
     for place, signatures in _SIGNATURES.items():
-        part = head[place : place + 8]
+        part = head[place : place + 32]
         if any(part.startswith(signature) for signature in signatures):
             return True
         unsure |= any(signature.startswith(part) for signature in signatures)
@@ -123,6 +113,10 @@ def is_container(head: bytes) -> bool | None:
         if head[frame : frame + 1] == head[:1] and head[frame + 1 : frame + 2] == head[1:2]:
             return True
         unsure |= len(head) < frame + 2
+    if head[:2] == b"\x0bw":  # AC-3
+        if b"\x0bw" in head[2:_AC3_BYTES]:
+            return True
+        unsure |= len(head) < _AC3_BYTES
     if head[:1] == b"G":
         if head[: 4 * _TS_PACKET : _TS_PACKET] == b"GGGG":
             return True

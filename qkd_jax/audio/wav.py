@@ -13,10 +13,8 @@ from qkd_jax.audio.encoding import Encoding
 from qkd_jax.config.fields import SampleFormat
 from qkd_jax.errors import InputError
 
-_ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
+ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 """Byte order per kind of file."""
-_UNKNOWN = 0x7F000000
-"""Sizes from here on may be placeholders."""
 _FORMATS: dict[tuple[int, int], SampleFormat] = {
     (1, 1): "u8",
     (1, 2): "s16",
@@ -27,8 +25,22 @@ _FORMATS: dict[tuple[int, int], SampleFormat] = {
 }
 """By tag (1 integers, 3 floats) and bytes per sample."""
 _EXTENSIBLE = 0xFFFE
-_MAX_ZEROS = 1 << 16
+MAX_ZEROS = 4096
 """Most zeros after the last chunk that count as filling."""
+_METADATA = (
+    b"LIST",
+    b"ID3 ",
+    b"id3 ",
+    b"bext",
+    b"iXML",
+    b"cue ",
+    b"fact",
+    b"smpl",
+    b"_PMX",
+    b"JUNK",
+    b"PAD ",
+)
+"""Chunks that may be cut off after the samples, which are then whole."""
 
 
 class Part(NamedTuple):
@@ -42,13 +54,22 @@ class Part(NamedTuple):
     """Their length as the header gives it."""
 
 
+def is_placeholder(size: int) -> bool:
+    """Whether a size of 32 bits is one that programs write before they know it: 0, or about 2^31 or 2^32.
+
+    >>> is_placeholder(0x7FFFF000), is_placeholder(3_000_000_000)
+    (True, False)
+    """
+    return size == 0 or 0x7FFF0000 <= size <= 0x80000000 or size >= 0xFFFF0000
+
+
 def is_wav(head: bytes) -> bool:
     """Whether a file that begins with these 12 bytes is a WAV file.
 
     >>> is_wav(b"RIFF\\xff\\xff\\xff\\xffWAVE")
     True
     """
-    return head[:4] in _ORDERS and head[8:12] == b"WAVE"
+    return head[:4] in ORDERS and head[8:12] == b"WAVE"
 
 
 def wav_parts(file: BinaryIO, name: object) -> list[Part]:
@@ -67,36 +88,38 @@ def wav_parts(file: BinaryIO, name: object) -> list[Part]:
 
 def _part(file: BinaryIO, position: int, size: int, name: object) -> tuple[Part, int]:
     """The recording whose header begins at `position`, and the position after its last chunk."""
-    head = _read(file, position, 12)
+    head = read_at(file, position, 12)
     if not is_wav(head):
         raise InputError(f"{name}: expected a WAV file at byte {position}, found {head!r}")
-    order, at, long, found = _ORDERS[head[:4]], position + 12, None, None
+    order, at, long, found = ORDERS[head[:4]], position + 12, 0, None
     while True:
-        header = _read(file, at, 8)
+        header = read_at(file, at, 8)
         if len(header) < 8:
             raise InputError(f"{name}: cut off: expected a chunk 'data' with the samples, found none")
         chunk, promised = struct.unpack(f"{order}4sI", header)
         at += 8
         if chunk == b"data":
             break
-        content = _read(file, at, min(promised, 64))
+        content = read_at(file, at, min(promised, 64))
         if chunk == b"fmt ":
-            found = _format(content, order)
+            found = format_of(content, order)
         if chunk == b"ds64" and len(content) >= 16:
             long = struct.unpack("<Q", content[8:16])[0]
         at = _next_chunk(file, at + promised, promised)
     if found is None:
-        raise InputError(f"{name}: expected a chunk 'fmt ' before the samples, found none")
+        raise InputError(
+            f"{name}: expected rate and channels in a chunk 'fmt ' before the samples, found none"
+        )
     encoding, frame_bytes = found
     if encoding is None and order == ">":  # FFmpeg takes its samples for little-endian
         raise InputError(f"{name}: expected uncompressed samples in a RIFX file, found compressed ones")
-    if promised == 0xFFFFFFFF and long is not None:
-        promised = long or promised
-    length, end = _true_length(file, at, promised, size, order, name)
+    exact = promised == 0xFFFFFFFF and 0 < long < 1 << 63
+    promised = long if exact else promised
+    length, end = _true_length(file, at, promised, size, order, exact, name)
     return Part(encoding, at, length - length % frame_bytes, promised), end
 
 
-def _format(content: bytes, order: str) -> tuple[Encoding | None, int] | None:
+def format_of(content: bytes, order: str) -> tuple[Encoding | None, int] | None:
     """The encoding of the samples in a chunk 'fmt ', and the bytes per frame; None if it makes no sense."""
     if len(content) < 16:
         return None
@@ -112,22 +135,47 @@ def _format(content: bytes, order: str) -> tuple[Encoding | None, int] | None:
 
 
 def _true_length(
-    file: BinaryIO, start: int, promised: int, size: int, order: str, name: object
+    file: BinaryIO, start: int, promised: int, size: int, order: str, exact: bool, name: object
 ) -> tuple[int, int]:
-    """The bytes of samples from `start` on, and the position after the recording's last chunk."""
+    """The bytes of samples from `start` on, and the position after the recording's last chunk.
+
+    `exact` if `promised` has 64 bits, so that it can't be a placeholder.
+    """
     room = size - start
-    if room < promised < _UNKNOWN:
+    unknown = is_placeholder(promised) and not exact
+    if promised == 0 and not is_name(read_at(file, start, 4)):
+        return room, size
+    if room < promised and not unknown:
         raise InputError(f"{name}: cut off: expected {promised} bytes of samples, found {room}")
     # Sizes of 32 bits are modulo 2^32 in larger files.
     for length in range(promised, room + 1, 1 << 32):
         if end := _after_chunks(file, start + length, length, size, order):
             return length, end
-    if promised == 0 or promised >= _UNKNOWN:
+    if unknown:
         return room, size
-    raise InputError(
-        f"{name}: expected {promised} bytes of samples, as the header says, found {room - promised} more "
-        "bytes that are no chunks; if they are samples: ffmpeg -ignore_length 1 -i IN.wav OUT.wav"
+    raise InputError(too_long(name, promised, room - promised))
+
+
+def too_long(name: object, promised: int, more: int) -> str:
+    """The error for samples that are followed by bytes which are no chunks."""
+    return (
+        f"{name}: expected {promised} bytes of samples, as the header says, found {more} more "
+        "bytes that are no chunks; if they are samples: ffmpeg -ignore_length 1 -i IN.wav OUT.wav, if not: "
+        "ffmpeg -i IN.wav OUT.wav"
     )
+
+
+def check_aiff(file: BinaryIO, name: object) -> None:
+    """Raise InputError if bytes that are no chunks follow the samples of an AIFF file."""
+    size, at = file.seek(0, os.SEEK_END), 12
+    while len(header := read_at(file, at, 8)) == 8:
+        chunk, length = struct.unpack(">4sI", header)
+        at += 8 + length
+        if chunk == b"SSND":
+            if at < size and _after_chunks(file, at, length, size, ">") is None:
+                raise InputError(too_long(name, length, size - at))
+            return
+        at = _next_chunk(file, at, length)
 
 
 def _after_chunks(file: BinaryIO, at: int, length: int, size: int, order: str) -> int | None:
@@ -137,18 +185,18 @@ def _after_chunks(file: BinaryIO, at: int, length: int, size: int, order: str) -
     """
     while True:
         at = _next_chunk(file, at, length)
-        header = _read(file, at, 8)
+        header = read_at(file, at, 8)
         if len(header) < 8 or header[:3] == b"TAG":  # an ID3 tag of version 1
             return size
-        if header[:4] in _ORDERS:
+        if header[:4] in ORDERS:
             return at
-        if not _is_name(header[:4]):
-            rest = _read(file, at, _MAX_ZEROS)
+        if not is_name(header[:4]):
+            rest = read_at(file, at, MAX_ZEROS)
             return size if at + len(rest) == size and not any(rest) else None
         length = struct.unpack(f"{order}I", header[4:])[0]
         at += 8 + length
         if at > size + 1:
-            return None
+            return size if header[:4] in _METADATA else None
 
 
 def _next_chunk(file: BinaryIO, end: int, length: int) -> int:
@@ -157,13 +205,15 @@ def _next_chunk(file: BinaryIO, end: int, length: int) -> int:
     Some programs don't write the pad byte.
     """
     padded = end + length % 2
-    return end if _is_name(_read(file, end, 4)) and not _is_name(_read(file, padded, 4)) else padded
+    return end if is_name(read_at(file, end, 4)) and not is_name(read_at(file, padded, 4)) else padded
 
 
-def _is_name(name: bytes) -> bool:
+def is_name(name: bytes) -> bool:
+    """Whether four bytes may be the name of a chunk."""
     return len(name) == 4 and all(0x20 <= byte < 0x7F for byte in name)
 
 
-def _read(file: BinaryIO, at: int, count: int) -> bytes:
+def read_at(file: BinaryIO, at: int, count: int) -> bytes:
+    """At most `count` bytes of an open file from position `at` on."""
     file.seek(at)
     return file.read(count)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -27,9 +28,11 @@ FORMATS = {
     "mkv": ("matroska", "pcm_s24le", {}),
     "adpcm in wav": ("wav", "adpcm_ima_wav", {}),
     "mpegts": ("mpegts", "aac", {}),
+    "ac3": ("ac3", "ac3", {}),
+    "s64 in wav": ("wav", "pcm_s64le", {}),
 }
 """Container, codec, and options of the container."""
-LOSSLESS = {"alac", "flac", "aiff", "au", "caf", "w64", "mkv"}
+LOSSLESS = {"alac", "flac", "aiff", "au", "caf", "w64", "mkv", "s64 in wav"}
 RATE = 44_100
 
 
@@ -44,7 +47,7 @@ class _Pipe:
         return len(data)
 
 
-def encode(path: Path, samples, kind, *, piped=False, video=False, bit_rate=None) -> Path:
+def encode(path: Path, samples, kind, *, piped=False, video=False, bit_rate=None, late=0) -> Path:
     """Write `samples`, float [samples] or [samples, channels] at RATE, in one of FORMATS, to `path`."""
     form, codec, options = FORMATS[kind]
     file = _Pipe() if piped else str(path)
@@ -59,7 +62,7 @@ def encode(path: Path, samples, kind, *, piped=False, video=False, bit_rate=None
             pictures.pix_fmt = "yuv420p"
         values = np.ascontiguousarray(np.atleast_2d(samples.T), np.float32)
         frame = av.AudioFrame.from_ndarray(values, "fltp", layout)
-        frame.sample_rate = RATE
+        frame.sample_rate, frame.pts, frame.time_base = RATE, late * RATE, Fraction(1, RATE)
         size = sound.codec_context.frame_size or 1024
         resampler = av.AudioResampler(sound.format, layout, sound.rate, frame_size=size)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:

@@ -1,6 +1,7 @@
 """Standard input: recordings in any format, and samples without a header."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from qkd_jax.audio.encoding import Encoding
 from qkd_jax.audio.stdin import is_container, stdin_blocks
 from qkd_jax.errors import InputError
-from tests.audio.encoded import FORMATS, LOSSLESS, RATE, Trickle, encode, levels, stairs, wav
+from tests.audio.encoded import FORMATS, LOSSLESS, RATE, Trickle, chunk, encode, levels, stairs, wav
 from tests.faults import refused
 
 SOUND = stairs()
@@ -48,9 +49,25 @@ def test_files_of_libsndfile_are_heard_as_what_they_are(kind):
     np.testing.assert_allclose(levels(heard(file.getvalue(), RATE)), levels(SOUND), rtol=0.1)
 
 
-def test_rifx_is_refused():
-    with refused("standard input: expected a format that can be read from a pipe, found RIFX; name the file"):
-        heard(wav(NOISE.tobytes(), kind=b"RIFX"))
+@pytest.mark.parametrize("kind", [b"RIFF", b"RIFX", b"RF64"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("most", [1, 1 << 20])
+def test_wav_files_need_no_pyav(monkeypatch, kind, bits, most):
+    """FFmpeg would take the samples of RIFX for little-endian ones."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    values = NOISE[:101] >> 16 - bits
+    data = (values + 128).astype("u1") if bits == 8 else values.astype(">i2" if kind == b"RIFX" else "<i2")
+    odd = chunk(b"note", b"abc", order=">" if kind == b"RIFX" else "<")
+    content = wav(data.tobytes(), odd, before=[odd], kind=kind, bits=bits)
+    np.testing.assert_array_equal(heard(content, most=most), values / np.float32(2 ** (bits - 1)))
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x1f\x8b\x08", b"\x89PNG\r\n", b"NIST_1A\n", b"Creative Voice File\x1a", b"<html>"]
+)
+def test_other_files_are_refused(head):
+    with refused("standard input: expected a recording, found"):
+        heard(head + NOISE.tobytes())
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
@@ -60,9 +77,17 @@ def test_a_wav_file_of_unknown_length_is_heard_to_its_end(size):
 
 
 def test_what_follows_a_recording_is_not_lost_without_a_word():
-    data = 20 * NOISE.tobytes()
-    with refused(r"standard input: expected samples in most of \d+ bytes, found 200000, as the header says"):
-        heard(2 * wav(data))
+    data = NOISE.tobytes()
+    with refused(r"standard input: expected 100 bytes of samples, as the header says, found 9900 more bytes"):
+        heard(wav(data, size=100))
+    np.testing.assert_array_equal(heard(2 * wav(data)), np.tile(NOISE, 2) / np.float32(2**15))
+    with refused("standard input: expected samples in most of"):
+        file = io.BytesIO()
+        soundfile.write(file, SOUND, RATE, format="W64")
+        content = bytearray(file.getvalue())
+        start = content.index(b"data") + 16
+        content[start : start + 8] = (24 + 1000).to_bytes(8, "little")
+        heard(bytes(content))
 
 
 @pytest.mark.parametrize("form", ["u8", "s16", "s24", "s32", "f32", "f64"])

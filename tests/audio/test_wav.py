@@ -101,6 +101,25 @@ def test_a_promise_larger_than_the_file_is_a_cut_off_file(read, kind):
         read(wav(DATA, before=before, kind=kind, size=size))
 
 
+@pytest.mark.parametrize("promise", [3_000_000_000, 0x7FFE0000])
+def test_a_cut_off_file_of_gigabytes_is_named(read, promise):
+    with refused(rf"x\.wav: cut off: expected {promise} bytes of samples, found {len(DATA)}"):
+        read(wav(DATA, size=promise))
+    sizes = chunk(b"ds64", struct.pack("<QQQI", 0, 2 * promise, 0, 0))
+    with refused(rf"x\.wav: cut off: expected {2 * promise} bytes of samples, found {len(DATA)}"):
+        read(wav(DATA, before=[sizes], kind=b"RF64", size=0xFFFFFFFF))
+
+
+def test_silence_at_the_end_is_sound(read):
+    np.testing.assert_array_equal(read(wav(bytes(32_000), size=0)), np.zeros(16_000))
+    with refused("found 32000 more bytes that are no chunks"):
+        read(wav(DATA + bytes(32_000), size=len(DATA)))
+
+
+def test_a_cut_off_chunk_after_the_samples_does_no_harm(read):
+    np.testing.assert_array_equal(read(wav(DATA, LIST[:-3])), expected())
+
+
 def test_files_joined_end_to_end_are_read_to_the_end(read):
     one, other = wav(DATA, LIST), wav(DATA[:2000])
     np.testing.assert_array_equal(read(one + other), np.append(expected(), expected(DATA[:2000])))
@@ -115,11 +134,11 @@ def test_files_joined_end_to_end_are_read_to_the_end(read):
         (b"RIFF\4\0\0\0WAVE", "cut off: expected a chunk 'data' with the samples, found none"),
         (
             b"RIFF\4\0\0\0WAVE" + chunk(b"data", DATA),
-            "expected a chunk 'fmt ' before the samples, found none",
+            "expected rate and channels in a chunk 'fmt ' before the samples, found none",
         ),
         (wav(b""), "expected samples, found none"),
         (wav(DATA, b"RIFFjunk"), "expected a WAV file at byte"),
-        (wav(DATA, channels=0), "expected a chunk 'fmt '"),
+        (wav(DATA, channels=0), "expected rate and channels in a chunk 'fmt '"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_named(read, content, message):
