@@ -1,11 +1,12 @@
 """The clips of a run's data settings, and which of their recordings can be used."""
 
 import dataclasses
+import itertools
 import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from qkd_jax.config import (
@@ -31,7 +32,7 @@ _MAX_LISTED = 20
 
 
 def read_clips(data: AnyData) -> list[Clip]:
-    """The clips of `data`; of those without any of its events only `data.negatives`, drawn at random.
+    """The clips of `data`, `with_fewer_negatives` unless long ones will be cut: negatives are counted then.
 
     Names and labels are spelled as in `data.spelling`.  The split is None if the source has no splits.
     Recordings in `data.unlabelled` that the source doesn't list come last, for training.  Raises InputError
@@ -53,7 +54,7 @@ def read_clips(data: AnyData) -> list[Clip]:
             raise InputError(f"--data.events: expected one of {known}, got {event!r}")
     if isinstance(data, ESC50Data | UrbanSound8KData):
         clips = _with_published_splits(clips)
-    return with_fewer_negatives(clips, data) + unlabelled
+    return (clips if isinstance(data, CutData) else with_fewer_negatives(clips, data)) + unlabelled
 
 
 def with_fewer_negatives(clips: list[Clip], data: AnyData) -> list[Clip]:
@@ -181,8 +182,9 @@ def clips_to_score(
 ) -> list[Clip]:
     """The labelled clips of `data`; those without a split get `split`.  Raises InputError.
 
-    Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them.
-    Long recordings with timed labels are `cut`.
+    Recordings with the name of one of a run's `own` keep its split, since the run may have trained on them,
+    and so do those of its `data.unlabelled`: the same files, or others of their names and sizes.  Printed
+    lines count both.  Long recordings with timed labels are `cut`, and then `with_fewer_negatives`.
     """
     data = dataclasses.replace(recordings_of(data), unlabelled=None)
     clips, _ = usable_clips(data, features, cache)
@@ -191,5 +193,16 @@ def clips_to_score(
         print(
             f"{shared} of {len(clips)} recordings share a name with a recording of the run and keep its split"
         )
+    unlabelled = {clip.path: clip.file or clip.name for clip in own if clip.name.startswith(UNLABELLED)}
+    marks = set[Hashable]().union(*itertools.starmap(_marks, unlabelled.items()))
+    if seen := {clip.name for clip in clips if marks and not marks.isdisjoint(_marks(clip.path, clip.name))}:
+        print(f"{len(seen)} of {len(clips)} recordings are among the run's unlabelled ones and stay in train")
+        known |= dict.fromkeys(seen, "train")
     clips = [dataclasses.replace(clip, split=known.get(clip.name) or clip.split or split) for clip in clips]
-    return cut(clips, data, features, cached_frames(clips, data, features, cache), timed=timed)
+    frames = cached_frames(clips, data, features, cache)
+    return with_fewer_negatives(cut(clips, data, features, frames, timed=timed), data)
+
+
+def _marks(path: Path, name: str) -> set[Hashable]:
+    """What tells a recording: its real path, or its name with its size; nothing if it isn't there."""
+    return {os.path.realpath(path), (name, path.stat().st_size)} if path.is_file() else set()

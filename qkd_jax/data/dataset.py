@@ -61,8 +61,7 @@ def load_split(
     seconds = []
     if config.timed:
         seconds = [length_of(clip, entry, config.features) for clip, entry in zip(chosen, entries)]
-        half_a_hop = config.features.hop_length / 2 / config.features.sample_rate
-        check_times(config.data, chosen, [each + half_a_hop for each in seconds], split)
+        check_times(config.data, chosen, seconds, split)
     return Dataset(
         names=[clip.name for clip in chosen],
         features=features,

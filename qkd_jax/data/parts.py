@@ -78,8 +78,8 @@ def length_of(clip: Clip, entry: Path, features: FeatureConfig) -> float:
     """Length in seconds of a clip whose recording has its features in `entry`, exact to half a hop."""
     if clip.part is not None:
         return clip.part[1] - clip.part[0]
-    half_a_hop = features.hop_length / 2 / features.sample_rate
-    return end_of(count_rows(entry, features.n_mels), features) - half_a_hop
+    frames = count_rows(entry, features.n_mels)
+    return ((frames - 0.5) * features.hop_length + features.win_length) / features.sample_rate
 
 
 def rows_of(clip: Clip, features: FeatureConfig) -> slice:

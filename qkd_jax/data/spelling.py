@@ -14,20 +14,31 @@ from qkd_jax.errors import printable
 Find = Callable[[Path, str], str | None]
 
 
-def with_names_on_disk(clips: Iterable[Clip]) -> list[Clip]:
-    """`clips` with the names that their recordings have on disk.
+def names_on_disk(root: Path) -> Callable[[str], str]:
+    """The function that maps a path in a table to the one that its recording has in `root`.
 
     If there is no recording of a name, backslashes in it separate folders, as in Windows, and a recording
     whose name is the same in composed letters (Unicode's NFC) is taken.
     """
     find = _finder(plain)
 
-    def named(clip: Clip) -> Clip:
+    def on_disk(name: str) -> str:
         # A name in ASCII without backslashes has one spelling.
-        if (clip.name.isascii() and "\\" not in clip.name) or os.path.exists(clip.path):
+        if (name.isascii() and "\\" not in name) or os.path.exists(root / name):
+            return name
+        name = inside(name.replace("\\", "/"), name)
+        return find(root, name) or name
+
+    return on_disk
+
+
+def with_names_on_disk(clips: Iterable[Clip]) -> list[Clip]:
+    """`clips` with the names that their recordings have on disk, by `names_on_disk`."""
+    on_disk = functools.cache(names_on_disk)
+
+    def named(clip: Clip) -> Clip:
+        if (name := on_disk(clip.root)(clip.name)) == clip.name:
             return clip
-        name = inside(clip.name.replace("\\", "/"), clip.name)
-        name = find(clip.root, name) or name
         return dataclasses.replace(clip, name=name, group=name if clip.group == clip.name else clip.group)
 
     return [named(clip) for clip in clips]

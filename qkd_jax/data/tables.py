@@ -80,6 +80,7 @@ def read_table(
     optional: Sequence[str] = (),
     delimiter: str = ",",
     header: bool = True,
+    quotes: bool = True,
     short: bool = False,
     hint: str = "",
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -89,8 +90,8 @@ def read_table(
     whichever gives the `columns`, and `delimiter` if several do; a first line `sep=;` decides it.  Fields are
     `plain`.  Rows without any text are ignored, and so are empty fields at the end of a row.  It must have
     `columns` and may have others; these and `optional` ones are found in any case.  Without a `header` there
-    are exactly `columns`, between `delimiter`s, and lines that begin with # are comments.  With `short`, rows
-    may lack their last fields, which are then empty.
+    are exactly `columns`, between `delimiter`s, and lines that begin with # are comments.  Without `quotes`
+    these are characters like others.  With `short`, rows may lack their last fields, which are then empty.
 
     Raises InputError, as it reads, for a missing file (naming the flag `setting`), another encoding, a row
     with too few or too many fields, an open quote, a table without rows, and a column that is missing (with
@@ -98,7 +99,7 @@ def read_table(
     """
     if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"{setting}: expected a table at {path}, found none")
-    separator, names = _header(path, columns, delimiter) if header else (delimiter, list(columns))
+    separator, names = _header(path, columns, delimiter, quotes) if header else (delimiter, list(columns))
     for column in (*columns, *optional):
         same = [place for place, name in enumerate(names) if _key(name) == _key(column)]
         if len(same) > 1:
@@ -110,7 +111,7 @@ def read_table(
         found = ", ".join(filter(None, names)) or "none"
         hint = "; save it as UTF-8" if "\0" in found else hint  # UTF-16 without a byte order mark
         raise InputError(f"{path}: expected columns {', '.join(columns)}, found {found}{hint}")
-    rows = _rows(path, separator, comments=not header)
+    rows = _rows(path, separator, quotes, comments=not header)
     if header:
         next(rows)
     row = None
@@ -128,7 +129,7 @@ def _key(name: str) -> str:
     return plain(name).casefold()
 
 
-def _header(path: Path, columns: Sequence[str], first: str) -> tuple[str, list[str]]:
+def _header(path: Path, columns: Sequence[str], first: str, quotes: bool) -> tuple[str, list[str]]:
     """The separator that gives `columns`, or else most columns, and the columns that it gives.
 
     If several do, as where a column stands alone, it is `first`.
@@ -139,7 +140,7 @@ def _header(path: Path, columns: Sequence[str], first: str) -> tuple[str, list[s
     fault = None
     for separator in given[1] if given else dict.fromkeys((first, *",\t;")):
         try:
-            headers[separator] = next(_rows(path, separator), (0, list[str]()))[1]
+            headers[separator] = next(_rows(path, separator, quotes), (0, list[str]()))[1]
         except InputError as error:  # quotes, for example, have another meaning with another separator
             fault = fault or error
     if not headers and fault:
@@ -148,7 +149,9 @@ def _header(path: Path, columns: Sequence[str], first: str) -> tuple[str, list[s
     return max(headers.items(), key=lambda item: (wanted <= set(map(_key, item[1])), len(item[1])))
 
 
-def _rows(path: Path, separator: str, *, comments: bool = False) -> Iterator[tuple[int, list[str]]]:
+def _rows(
+    path: Path, separator: str, quotes: bool, *, comments: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the fields of each row that has any text; raises InputError."""
     encoding = _encoding(path)
     try:
@@ -159,7 +162,13 @@ def _rows(path: Path, separator: str, *, comments: bool = False) -> Iterator[tup
             lines: Iterator[str] = itertools.chain([first], file)
             if comments:
                 lines = ("\n" if line.startswith("#") else line for line in lines)
-            reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+            reader = csv.reader(
+                lines,
+                delimiter=separator,
+                quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+                skipinitialspace=True,
+                strict=True,
+            )
             for fields in reader:
                 row = list(map(plain, fields))
                 if any(row):

@@ -164,7 +164,7 @@ def test_an_exported_file_gives_the_table_of_the_run(kind, run, capsys, tmp_path
     names = [clip.name for clip in clips]
     logits = expected = read_logits(run.model_folder("int") / "logits-test.npz", names, events)
     if kind != "safetensors":  # other front ends may change a code, and LiteRT rounds differently
-        logits = _logits(open_clip(path), clips)
+        logits = _logits(open_clip(path), clips, None)
         difference = abs(probability(logits) - probability(expected)).mean()
         assert difference < (NEAR if kind == "litert" else 1e-3)
     expected = evaluate(targets(clips, events), logits, events)

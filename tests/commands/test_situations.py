@@ -163,7 +163,8 @@ def test_terminals_of_any_width_and_kind(place, columns, environment):
     code = [
         "from qkd_jax.evaluation.table import print_table",
         "from qkd_jax.system.progress import track",
-        "metrics = {name: {'auc': 50.0, 'eer': 50.0} for name in ('bell', 'knock', 'average')}",
+        "figures = {'auc': 50.0, 'eer': 50.0}",
+        "metrics = {'average': figures, 'events': dict.fromkeys(('bell', 'knock'), figures)}",
         f"list(track(range(3), 3, 'bar')); {table}",
         "from qkd_jax.commands.cli import main; raise SystemExit(main(['train', '--help']))",
     ]

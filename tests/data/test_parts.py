@@ -21,7 +21,7 @@ from qkd_jax.config import (
     TimedData,
     with_data,
 )
-from qkd_jax.data.clip_list import clips_to_score, usable_clips
+from qkd_jax.data.clip_list import clips_to_score, read_clips, usable_clips
 from qkd_jax.data.clips import SPLITS, UNLABELLED, Annotation, read_clip_list, write_clips
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.features import recording_features
@@ -321,6 +321,36 @@ def test_parts_of_a_recording_of_the_run_keep_its_split(tmp_path):
     scored = clips_to_score(data, FEATURES, tmp_path / "cache", "valid", own)
     assert {(clip.file, clip.split) for clip in scored} == {("3.wav", "test"), ("8.wav", "valid")}
     assert all(clip.part for clip in scored)
+
+
+def test_recordings_of_a_runs_unlabelled_folder_are_not_scored_as_new(tmp_path, capsys):
+    config, more = tree(tmp_path), tmp_path / "more"
+    data = replace(config.data, unlabelled=str(more))
+    for folder, name in itertools.product((more, tmp_path / "copy"), ("0.wav", "1.wav")):
+        folder.mkdir(exist_ok=True)
+        record(folder, name, noise(40_000, int(name[0])))
+    record(tmp_path / "copy", "1.wav", noise(32_000))  # another recording of that name
+    own, _ = usable_clips(data, FEATURES, tmp_path / "cache")
+    own = cut_cached(own, data, FEATURES, tmp_path / "cache", timed=False)
+    for folder, expected in ((more, ["train", "train"]), (tmp_path / "copy", ["train", "test"])):
+        table = "filename,onset,offset,label\n0.wav,0.1,0.9,dog\n1.wav,0.6,0.9,cat\n"
+        (folder / "annotations.csv").write_text(table)
+        others = replace(data, root=str(folder))
+        own_unlabelled = [clip for clip in own if not clip.labelled]
+        scored = clips_to_score(others, FEATURES, tmp_path / "cache", "test", own_unlabelled)
+        assert [splits for _, splits in sorted({(clip.file, clip.split) for clip in scored})] == expected
+        line = (
+            f"{expected.count('train')} of 2 recordings are among the run's unlabelled ones and stay in train"
+        )
+        assert line in capsys.readouterr().out.splitlines()
+
+
+def test_negatives_of_timed_labels_are_counted_in_clips(tmp_path):
+    data = replace(tree(tmp_path).data, negatives=5, events=("cat",))
+    assert len(read_clips(replace(data, negatives=2))) == 8  # not yet cut
+    for timed in (False, True):
+        scored = clips_to_score(data, FEATURES, tmp_path / "cache", "test", (), timed=timed)
+        assert sum(clip.labels.isdisjoint({"cat"}) for clip in scored) == 5
 
 
 @pytest.mark.parametrize(

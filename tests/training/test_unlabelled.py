@@ -257,7 +257,7 @@ def test_a_tagger_gets_the_unlabelled_recordings_in_the_order_of_the_features(
 ):
     asked = []
 
-    def logits_of(path, clips, events, cache):
+    def logits_of(path, clips, events, cache, channel):
         asked.append([clip.name for clip in clips])
         return np.zeros((len(clips), len(events)), np.float32)
 

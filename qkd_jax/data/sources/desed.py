@@ -1,14 +1,15 @@
 """DESED (Turpault et al. 2019): recordings with timed labels, labels without times, or none."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.config import DESEDData
 from qkd_jax.data.clips import SPLITS, Annotation, Clip
 from qkd_jax.data.sources.times import read_seconds
+from qkd_jax.data.sources.walk import is_recording
 from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError
 
@@ -125,7 +126,7 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
     if part.listed and (root / part.listed).is_file():
         others = [file for _, file, _ in _rows(root / part.listed)]
     else:
-        others = [] if labelled else [path.name for path in _recordings(root / folder)]
+        others = [] if labelled else list(filter(is_recording, os.listdir(root / folder)))
     for file in sorted({*labels, *others}):
         events = labels.get(file, frozenset())
         # A clip without events needs no times.
@@ -139,10 +140,6 @@ def _read_part(root: Path, part: _Part) -> Iterator[Clip]:
             annotations=tuple(timed.get(file, ())) if strong else None,
             labelled=labelled,
         )
-
-
-def _recordings(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
 
 
 def _read_strong(path: Path) -> dict[str, list[Annotation]]:

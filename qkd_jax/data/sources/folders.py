@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from qkd_jax.config import FoldersData
 from qkd_jax.data.clips import Clip, divide
-from qkd_jax.data.sources.walk import files_below, folder_splits, is_recording, report
+from qkd_jax.data.sources.walk import files_below, folder_splits, is_in, is_recording, report
 from qkd_jax.data.tables import data_root
-from qkd_jax.errors import InputError
+from qkd_jax.errors import InputError, printable
 
 _SHARES = (0.875, 0.125, 0.0)
 
@@ -16,18 +16,21 @@ _SHARES = (0.875, 0.125, 0.0)
 def read_folders(config: FoldersData) -> list[Clip]:
     """The clips of a folder per class: `CLASS/001.wav`, `CLASS/any/folder/002.flac`.
 
-    Recordings in one of `config.negative_folders` are negatives, unless its name is one of `config.events`.
-    If all folders of the root are named like splits (train, valid, test; val, validation, …), they hold the
-    folders of classes; without one for validation, an eighth of the training recordings is taken for it.
-    Otherwise splits are None.  The group of a recording is its path.  Recordings outside the folders of
-    classes are left out; printed lines name these, and folders with other files alone.
+    Recordings in one of `config.negative_folders` are negatives, unless its name is one of `config.events`; a
+    printed line names these folders.  If all folders of the root are named like splits (train, valid, test;
+    val, validation, …), they hold the folders of classes; without one for validation, an eighth of the
+    training recordings is taken for it.  Otherwise splits are None.  The group of a recording is its path.
+    A folder `config.unlabelled` in the root is none of these.  Recordings outside the folders of classes are
+    left out; printed lines name these, and folders with other files alone.
 
-    Raises InputError if there is no folder of recordings.
+    Raises InputError if there is no folder of recordings, or some are named like splits and others aren't.
     """
     root = data_root(config, "a folder per class")
     files = list(files_below(root))
+    if not is_in(config.unlabelled, root):
+        files = [file for file in files if not is_in(config.unlabelled, root / file)]
     recordings = list(filter(is_recording, files))
-    splits = folder_splits([name for name in recordings if os.sep in name])
+    splits = folder_splits(root, [name for name in recordings if os.sep in name])
     negatives = {folder.lower() for folder in config.negative_folders}
     sets: dict[str, frozenset[str]] = {}  # recordings of one class share one set
     clips, outside = [], []
@@ -42,6 +45,8 @@ def read_folders(config: FoldersData) -> list[Clip]:
     if not clips:
         raise InputError(f"--data.root: expected a folder of recordings per class in {root}, found none")
     empty, full = ({_class_of(name, splits) for name in names} for names in (files, recordings))
+    if without_events := [folder for folder, labels in sorted(sets.items()) if not labels]:
+        print(printable(f"folders: negatives in {', '.join(without_events)}"), flush=True)
     report("folders", "recordings outside the folders of classes", outside)
     report("folders", "folders without recordings", empty - full - {""})
     return _with_validation(clips)

@@ -5,17 +5,21 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qkd_jax.config import AudacityData, RavenData, TimedData
 from qkd_jax.data.clips import Annotation, Clip
 from qkd_jax.data.sources.times import read_annotation, read_seconds
-from qkd_jax.data.sources.walk import files_below, folder_splits, listed, recordings_below, report
-from qkd_jax.data.tables import data_root, inside, read_table, split_of
+from qkd_jax.data.sources.walk import files_below, folder_splits, is_in, listed, recordings_below, report
+from qkd_jax.data.spelling import names_on_disk
+from qkd_jax.data.tables import data_root, inside, plain, read_table, split_of
 from qkd_jax.errors import InputError
 
 _HEAD = 1 << 16
 """Bytes of a text file that show whether it holds rows."""
 _BLANK = b"\r\n\t \0\xef\xbb\xbf\xff\xfe"
+_TEXT: dict[str, Any] = {"setting": "--data.root", "delimiter": "\t", "quotes": False, "short": True}
+"""How Audacity and Raven write tables."""
 _BEGIN, _END, _OFFSET = "Begin Time (s)", "End Time (s)", "File Offset (s)"
 _FILE, _PATH = "Begin File", "Begin Path"
 _RAVEN_LABELS = ("Annotation", "Species", "Common Name")
@@ -31,7 +35,7 @@ def read_timed(config: TimedData) -> list[Clip]:
     Raises InputError that names the file, the row and the column.
     """
     root = data_root(config, config.table)
-    path = root / config.table
+    path, on_disk = root / config.table, names_on_disk(root)
     times = (config.onset_column, config.offset_column, config.label_column)
     annotations: dict[str, list[Annotation]] = {}
     splits: dict[str, str] = {}
@@ -47,7 +51,7 @@ def read_timed(config: TimedData) -> list[Clip]:
     )
     for line, row in rows:
         where = f"{path}: row {line}"
-        name = inside(row[config.filename_column], f"{where}: {config.filename_column}")
+        name = on_disk(inside(row[config.filename_column], f"{where}: {config.filename_column}"))
         of_recording = annotations.setdefault(name, [])
         if any(row[column] for column in times):
             of_recording.append(read_annotation(row, times, where))
@@ -62,8 +66,8 @@ def read_timed(config: TimedData) -> list[Clip]:
         raise InputError(
             f"{path}: {config.split_column}: expected a split of each recording, got none of {without[0]}"
         )
-    report(
-        config.source,
+    _report_rest(
+        config,
         f"recordings that {config.table} doesn't name",
         set(recordings_below(root)) - annotations.keys(),
     )
@@ -81,8 +85,8 @@ def read_audacity(config: AudacityData) -> list[Clip]:
     Raises InputError that names the file, the row and the column.
     """
     root = data_root(config, "recordings, each with an Audacity label track")
-    tracks = {os.path.splitext(file)[0]: file for file in _texts(root)}
-    recordings = {name: os.path.splitext(name)[0] for name in recordings_below(root)}
+    tracks = {_stem(file): file for file in _texts(root)}
+    recordings = {name: _stem(name) for name in recordings_below(root)}
     annotations = {
         name: _read_track(root / tracks[stem]) for name, stem in recordings.items() if stem in tracks
     }
@@ -91,7 +95,7 @@ def read_audacity(config: AudacityData) -> list[Clip]:
             f"--data.root: expected recordings with a label track beside them, x.txt for x.wav, in {root}, "
             "found none"
         )
-    report(config.source, "recordings without a label track", recordings.keys() - annotations.keys())
+    _report_rest(config, "recordings without a label track", recordings.keys() - annotations.keys())
     alone = tracks.keys() - recordings.values()
     report(config.source, "text files without a recording beside them", (tracks[stem] for stem in alone))
     return _clips(root, annotations)
@@ -102,7 +106,7 @@ def _read_track(path: Path) -> list[Annotation]:
     if not _head(path).strip(_BLANK):
         return []
     columns = ("onset", "offset", "label")
-    rows = read_table(path, columns, setting="--data.root", delimiter="\t", header=False, short=True)
+    rows = read_table(path, columns, header=False, **_TEXT)
     return [
         read_annotation(row, columns, f"{path}: row {line}")
         for line, row in rows
@@ -144,7 +148,7 @@ def read_raven(config: RavenData) -> list[Clip]:
             f"--data.root: expected recordings with selection tables, x.Table.1.selections.txt for x.wav, in "
             f"{root}, found none"
         )
-    report(config.source, "recordings without a selection table", set(recordings) - found.keys())
+    _report_rest(config, "recordings without a selection table", set(recordings) - found.keys())
     report(config.source, "selection tables without their recording", missing)
     return _clips(
         root,
@@ -162,7 +166,7 @@ def _read_selections(path: Path, label_column: str | None) -> dict[str, list[Ann
         return {"": []}
     found: dict[str, list[Annotation]] = defaultdict(list)
     names: Iterable[str] = ()
-    for line, row in read_table(path, (_BEGIN, _END), setting="--data.root", delimiter="\t", short=True):
+    for line, row in read_table(path, (_BEGIN, _END), **_TEXT):
         names, where = row, f"{path}: row {line}"
         label = label_column or next((column for column in _RAVEN_LABELS if column in row), _RAVEN_LABELS[0])
         if label not in row:
@@ -183,30 +187,35 @@ def _read_selections(path: Path, label_column: str | None) -> dict[str, list[Ann
 
 
 class _Named:
-    """Finds recordings by the names that tables have or give."""
+    """Finds recordings by the names that tables have or give, in either Unicode form."""
 
     def __init__(self, recordings: Sequence[str]):
-        self.by_stem = {os.path.splitext(name)[0]: name for name in recordings}
+        self.by_stem = {_stem(name): name for name in recordings}
         self.by_file: dict[str, list[str]] = defaultdict(list)
         for name in recordings:
-            self.by_file[os.path.basename(name)].append(name)
+            self.by_file[plain(os.path.basename(name))].append(name)
 
     def like(self, table: str) -> str | None:
         """The recording whose name, without its suffix, begins the table's name up to a dot."""
-        parts = table.split(".")
+        parts = plain(table).split(".")
         stems = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
         return next((self.by_stem[stem] for stem in stems if stem in self.by_stem), None)
 
     def beside(self, table: str, file: str, root: Path) -> str | None:
         """The recording `file` beside the table, or the only one elsewhere; raises InputError for several."""
-        named, beside = self.by_file.get(file, []), os.path.join(os.path.dirname(table), file)
-        if beside in named:
-            return beside
+        named, folder = self.by_file.get(plain(file), []), os.path.dirname(table)
+        if beside := [name for name in named if os.path.dirname(name) == folder]:
+            return max(beside, key=lambda name: os.path.basename(name) == file)
         if len(named) > 1:
             raise InputError(
                 f"{root / table}: {_FILE}: expected one recording named {file}, found {listed(named)}"
             )
         return named[0] if named else None
+
+
+def _stem(name: str) -> str:
+    """The name without its suffix, in one Unicode form."""
+    return plain(os.path.splitext(name)[0])
 
 
 def _texts(root: Path) -> list[str]:
@@ -218,6 +227,12 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD)
 
 
+def _report_rest(config: TimedData | AudacityData | RavenData, what: str, names: Iterable[str]) -> None:
+    """Report recordings that are left out, without those that are read as unlabelled ones."""
+    root = Path(config.root or "")
+    report(config.source, what, (name for name in names if not is_in(config.unlabelled, root / name)))
+
+
 def _clips(
     root: Path,
     annotations: Mapping[str, Sequence[Annotation]],
@@ -225,7 +240,7 @@ def _clips(
     groups: Mapping[str, str] = {},
 ) -> list[Clip]:
     """A clip per recording; without `splits`, those of folders named like splits."""
-    of_folder = {} if splits else folder_splits(list(annotations))
+    of_folder = {} if splits else folder_splits(root, list(annotations))
     return [
         Clip(
             name=name,

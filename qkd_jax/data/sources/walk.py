@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qkd_jax.audio.reading import SUFFIXES
 from qkd_jax.data.tables import SPLIT_NAMES
-from qkd_jax.errors import printable
+from qkd_jax.errors import InputError, printable
 
 
 def files_below(root: Path) -> Iterator[str]:
@@ -40,15 +40,29 @@ def is_recording(file: str) -> bool:
     return os.path.splitext(file)[1].lower() in SUFFIXES
 
 
-def folder_splits(names: Sequence[str]) -> dict[str, str]:
-    """The split that each top folder of `names` stands for; empty unless all are in a folder that does.
+def is_in(folder: str | None, path: Path) -> bool:
+    """Whether `path` is `folder` or in it, whatever links lead there."""
+    return folder is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
-    >>> folder_splits(["train/dog/1.wav", "validation/dog/2.wav"])
+
+def folder_splits(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The split that each top folder of `names`, relative to `root`, stands for.
+
+    Empty if one of these at most is named like a split: a class may be called train.  Raises InputError if
+    several are, and others aren't.
+
+    >>> folder_splits(Path("."), ["train/dog/1.wav", "validation/dog/2.wav"])
     {'train': 'train', 'validation': 'valid'}
     """
-    tops = {name.split(os.sep)[0] if os.sep in name else "" for name in names}
-    splits = {top: SPLIT_NAMES.get(top.lower()) for top in sorted(tops)}
-    return {top: split for top, split in splits.items() if split} if all(splits.values()) else {}
+    tops = sorted({name.split(os.sep)[0] for name in names})
+    splits = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    others = [top for top in tops if top not in splits]
+    if others and len(splits) > 1:
+        raise InputError(
+            f"--data.root: expected all recordings in folders named like splits, or none, in {root}, found "
+            f"{', '.join(splits)} beside {listed(others)}"
+        )
+    return {} if others else splits
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -38,17 +38,19 @@ def test_top_folders_are_classes_deeper_folders_belong_to_them_and_some_are_nega
         ("dog/001.wav", "dog", None),
         ("dog/002.MP3", "dog", None),
     ]
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "folders: negatives in Other, _background_noise_\n"
 
 
-def test_folders_of_negatives_are_a_setting_and_a_folder_among_the_events_is_a_class(read):
+def test_folders_of_negatives_are_a_setting_and_a_folder_among_the_events_is_a_class(read, capsys):
     names = ["cat/1.wav", "dog/1.wav", "noise/1.wav"]
     assert read(*names, negative_folders=("cat",), events=("dog",)) == [
         ("cat/1.wav", None),
         ("dog/1.wav", "dog", None),
         ("noise/1.wav", "noise", None),
     ]
+    assert capsys.readouterr().out == "folders: negatives in cat\n"
     assert read(*names, events=("dog", "noise"))[2] == ("noise/1.wav", "noise", None)
+    assert capsys.readouterr().out == ""
 
 
 def test_folders_named_like_splits_hold_the_folders_of_classes(read):
@@ -73,6 +75,23 @@ def test_without_a_folder_for_validation_an_eighth_of_the_training_recordings_is
 
 def test_a_class_may_be_called_train(read):
     assert read("train/1.wav", "tram/1.wav") == [("train/1.wav", "train", None), ("tram/1.wav", "tram", None)]
+
+
+def test_a_folder_beside_those_of_splits_is_refused(read, tmp_path):
+    with refused_exactly(
+        "--data.root: expected all recordings in folders named like splits, or none, in "
+        f"{tmp_path}, found test, train beside 1 (_unused)"
+    ):
+        read("train/dog/1.wav", "test/dog/1.wav", "_unused/dog/1.wav")
+
+
+def test_the_folder_of_recordings_without_labels_is_neither_a_class_nor_beside_splits(read, tmp_path):
+    unlabelled = str(tmp_path / "more")
+    splits = [("test/dog/1.wav", "dog", "test"), ("train/dog/1.wav", "dog", "train")]
+    assert sorted(read("train/dog/1.wav", "test/dog/1.wav", "more/1.wav", unlabelled=unlabelled)) == splits
+    root = tmp_path / "train"
+    clips = read_clips(FoldersData(root=str(root), unlabelled=str(tmp_path)))  # the root may be in it
+    assert [clip.name for clip in clips if clip.labelled] == ["dog/1.wav"]
 
 
 def test_recordings_outside_the_folders_of_classes_are_reported(read, capsys):

@@ -67,11 +67,32 @@ def test_a_table_with_other_columns_splits_and_groups(read):
     }
 
 
-def test_splits_of_timed_labels_may_be_folders(read):
+def test_splits_of_timed_labels_may_be_folders(read, tmp_path):
     text = "filename,onset,offset,label\ntrain/a.wav,0,1,dog\nval/a.wav\ntest/x/a.wav\n"
     splits = {"train/a.wav": ("train",), "val/a.wav": ("valid",), "test/x/a.wav": ("test",)}
     assert read(TimedData, {"annotations.csv": text}, ("split",)) == splits
-    assert read(TimedData, {"annotations.csv": text + "d.wav\n"}, ("split",))["val/a.wav"] == (None,)
+    with refused_exactly(
+        f"--data.root: expected all recordings in folders named like splits, or none, in {tmp_path}, found "
+        "test, train, val beside 1 (d.wav)"
+    ):
+        read(TimedData, {"annotations.csv": text + "d.wav\n"})
+
+
+def test_unlabelled_recordings_are_not_reported_as_skipped(read, tmp_path, capsys):
+    files = {"a.wav": "", "a.txt": "0\t1\tdog\n", "more/b.wav": "", "c.wav": ""}
+    assert set(read(AudacityData, files, unlabelled=str(tmp_path / "more"))) == {"a.wav"}
+    assert capsys.readouterr().out == "audacity: skipped recordings without a label track: 1 (c.wav)\n"
+
+
+def test_names_in_tables_are_those_on_disk_before_splits_are_looked_for(read, capsys):
+    rows = ["train\\a.wav,0,1,dog", "train/a.wav,2,3,dog", "valid\\caf\u00e9.wav"]
+    files = {"annotations.csv": "\n".join(["filename,onset,offset,label", *rows]) + "\n"}
+    on_disk = "train/a.wav", "valid/cafe\u0301.wav"
+    assert read(TimedData, files | dict.fromkeys(on_disk, ""), ("split", "group", "annotations")) == {
+        on_disk[0]: ("train", on_disk[0], *events(("dog", 0, 1), ("dog", 2, 3))),
+        on_disk[1]: ("valid", on_disk[1], ()),
+    }
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -265,3 +286,26 @@ def test_a_selection_table_with_another_column_of_labels(read, tmp_path):
 def test_wrong_selection_tables_are_named(read, tmp_path, files, message):
     with refused_exactly(message.format(root=tmp_path)):
         read(RavenData, files)
+
+
+def test_tables_find_their_recordings_in_either_unicode_form(read):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    text = selections((1, 2, f"{composed}.wav", "owl"), columns="Begin File\tSpecies")
+    by_column = {"x/all.txt": text, f"x/{decomposed}.wav": "", "y/a.wav": ""}
+    assert read(RavenData, by_column) == {f"x/{decomposed}.wav": events(("owl", 1, 2))}
+    by_name = {f"z/{decomposed}.selections.txt": selections((1, 2, "owl")), f"z/{composed}.wav": ""}
+    assert f"z/{composed}.wav" in read(RavenData, by_name)
+
+
+def test_label_tracks_find_their_recordings_in_either_unicode_form(read):
+    files = {"caf\u00e9.txt": "0\t1\tdog\n", "cafe\u0301.wav": ""}
+    assert read(AudacityData, files) == {"cafe\u0301.wav": events(("dog", 0, 1))}
+
+
+def test_quotes_in_labels_of_audacity_and_raven_are_characters(read):
+    labels = '"dog" bark', '"cat', 'cow"'
+    track = "".join(f"{start}\t{start + 1}\t{label}\n" for start, label in enumerate(labels))
+    expected = events(*((label, start, start + 1) for start, label in enumerate(labels)))
+    assert read(AudacityData, {"a.wav": "", "a.txt": track}) == {"a.wav": expected}
+    text = selections(*((start, start + 1, label) for start, label in enumerate(labels)))
+    assert read(RavenData, {"a.wav": "", "a.selections.txt": text}) == {"a.wav": expected}
