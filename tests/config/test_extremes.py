@@ -112,6 +112,7 @@ def test_mel_filters_without_width_are_refused():
     assert explain(caught.value) == "fmin, fmax: expected at least 1 Hz apart, got 100 and 100.5"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "name", "value"), extreme(cfg.ClipRecipe(), cfg.EventRecipe()))
 def test_an_update_is_finite_with_any_number_that_its_recipe_takes(config, name, value):
     if (recipe := changed(config, name, value)) is None:
@@ -131,6 +132,7 @@ def test_an_update_is_finite_with_any_number_that_its_recipe_takes(config, name,
         assert recipe.median < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "name", "value"), extreme(cfg.AugmentConfig(time_masks=1, mel_masks=1)))
 def test_augmented_features_are_finite_with_any_number(config, name, value):
     if (config := changed(config, name, value)) is None:

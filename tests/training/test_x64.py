@@ -148,6 +148,7 @@ def test_an_update_of_a_timed_model_keeps_its_types(update):
     assert_same_types(updated)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_bits(finished, config, folder, begin):
     """A model whose teacher was trained without x64; its checkpoints are read without again."""
     begin("four")
