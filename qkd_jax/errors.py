@@ -15,6 +15,17 @@ _LINE_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
 _TEXT_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+@contextlib.contextmanager
+def noted(errors: "list[InputError] | None") -> Iterator[None]:
+    """Add an InputError within the block to `errors`, so that a check goes on; with None, let it pass."""
+    try:
+        yield
+    except InputError as error:
+        if errors is None:
+            raise
+        errors.append(error)
+
+
 class InputError(ValueError):
     """Invalid user input.  The message names the file or field, what was expected, and what was found.
 

@@ -100,6 +100,8 @@ def _decode(
                     if kind == "flac" and (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                         # FFmpeg decodes some frames twice there.
                         raise InputError(f"{name}: expected one rate and number of channels, found several")
+                    if frame.layout.nb_channels > max(channels, 2):  # PyAV would crash
+                        raise InputError(f"{name}: damaged: expected {channels} channels, found more")
                     if not frame.sample_rate:
                         raise InputError(f"{name}: expected a sample rate, found none")
                     samples = _samples(av, frame)
@@ -112,6 +114,8 @@ def _decode(
                 "mov",
             ):  # they give the time of the end, also where sound begins late
                 promised -= max(begin or 0.0, 0.0)
+    except IndexError:  # PyAV, where a stream of MPEG-TS comes late
+        raise InputError(f"{name}: expected a recording, found streams that can't be told apart") from None
     except av.error.FFmpegError as error:
         if isinstance(source, Pipe) and seconds and not source.read(1):
             return  # a stream may end anywhere

@@ -6,12 +6,9 @@ of each event; it is RUNS/NAME-check.html unless --html names another file.  Not
 exit status is 0 if the run could start, and 2 if not.
 """
 
-import contextlib
-import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +17,8 @@ import numpy as np
 from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import take
 from qkd_jax.commands.train import config_of
-from qkd_jax.config import CutData, DemoData, RunConfig, with_data
-from qkd_jax.errors import InputError, printable
+from qkd_jax.config import DemoData, RunConfig, with_data
+from qkd_jax.errors import InputError, noted, printable
 
 if TYPE_CHECKING:
     from qkd_jax.data.clips import Clip
@@ -47,44 +44,56 @@ def check(config: RunConfig, html: Path | None = None) -> None:
     """
     # Imported here, since JAX takes seconds and --help needs none of it.
     from qkd_jax.data.check import Finding, Item, all_findings
-    from qkd_jax.data.clip_list import contradiction, list_bad, read_clips
-    from qkd_jax.data.measure import SILENT, measure_all
+    from qkd_jax.data.clip_list import faults, listed_clips, read_clips, without
+    from qkd_jax.data.clips import SPLITS, Clip
+    from qkd_jax.data.dataset import check_times
+    from qkd_jax.data.measure import Measured, measure_all
+    from qkd_jax.data.parts import length_of, rows_of
+    from qkd_jax.data.prepare import prepared
     from qkd_jax.evaluation.check_page import write_check_page
     from qkd_jax.system.progress import track
-    from qkd_jax.training.run import check_config
+    from qkd_jax.training.events import check_longest
+    from qkd_jax.training.run import check_config, recipe_of
 
     check_config(config)
     if isinstance(config.data, DemoData):  # it makes its recordings where the run will find them
         config = with_data(config, root=str(Path(config.runs, config.name, "data").absolute()))
-    clips = read_clips(config.data)
-    paths = list(dict.fromkeys(clip.path for clip in clips))
-    measured = dict(
-        zip(paths, track(measure_all(paths, config.features, config.data.channel), len(paths), "reading"))
-    )
-    bad = {}
-    for clip in clips:
-        of_file = measured[clip.path]
-        end = of_file.seconds if isinstance(config.data, CutData) else math.inf
-        fault = of_file.fault or contradiction(clip, silent=of_file.level == SILENT, end=end)
-        if fault:
-            bad[clip.name] = fault
-    if len(bad) == len(clips):
-        raise InputError(*list_bad(bad, len(clips)))
-    errors = []
-    if bad and not config.data.skip_bad:
-        errors.append(InputError(*list_bad(bad, len(clips)), "to skip them: --data.skip-bad"))
-    usable = [clip for clip in clips if clip.name not in bad]
-    events = config.data.events or tuple(sorted(set().union(*(clip.labels for clip in usable))))
-    if not events:
-        raise InputError(f"{config.data.root}: expected recordings with labels, found none")
-    config = with_data(config, events=events)
+    listed, features = listed_clips(config.data), config.features
+    clips = read_clips(config.data, listed)
+    measured: dict[Path, Measured] = {}
+
+    def frames_of(path: Path) -> int:
+        return features.frames(round(measured[path].seconds * features.sample_rate))
+
+    def read(named: list[Clip]) -> tuple[dict[str, str], Callable[[int], tuple[int, bool]]]:
+        paths = list(dict.fromkeys(clip.path for clip in named))
+        found = measure_all(paths, features, config.data.channel)
+        measured.update(zip(paths, track(found, len(paths), "reading")))
+        unread = {clip.name: fault for clip in named if (fault := measured[clip.path].fault)}
+        return unread, lambda place: (frames_of(named[place].path), measured[named[place].path].silent)
+
+    errors: list[InputError] = []
+    bad = faults(clips, config.data, features, read)
+    usable = without(bad, clips, config.data, errors)
     rule = _split_rule(usable)
-    usable = _with_splits(config, usable, measured, errors)
-    found = [measured[clip.path] for clip in usable]
+    config, usable = prepared(config, usable, {clip.name: frames_of(clip.path) for clip in usable}, errors)
+    events, found = config.data.events, [measured[clip.path] for clip in usable]
+    for split in SPLITS if config.timed else ():
+        of_split = [clip for clip in usable if clip.split == split]
+        seconds = [length_of(clip, frames_of(clip.path), features) for clip in of_split]
+        with noted(errors):
+            check_times(config.data, of_split, seconds, split)
+    with noted(errors):
+        recipe_of(config).check_clips(config, usable)
+    if config.timed:
+        training = (clip for clip in usable if clip.split == "train")
+        rows = (range(frames_of(clip.path))[rows_of(clip, features)] for clip in training)
+        with noted(errors):
+            check_longest(config, max(map(len, rows), default=0))
 
     table, facts = _table(usable, found, events), {"splits": rule, **_facts(config, usable, found)}
     _print_table(table, facts)
-    findings = all_findings(config, usable, found)
+    findings = all_findings(config, usable, found, listed)
     items = tuple(Item((name,), fault) for name, fault in bad.items())
     unusable = [Finding(1, "recordings that can't be used", items)] if bad else []
     # Unless they are skipped, the error lists them.
@@ -104,49 +113,6 @@ def check(config: RunConfig, html: Path | None = None) -> None:
     print(f"Page: {page}", flush=True)
     if errors:
         raise errors[0]
-
-
-def _with_splits(
-    config: RunConfig, clips: "list[Clip]", measured: "dict[Path, Measured]", errors: list[InputError]
-) -> "list[Clip]":
-    """`clips` with splits; what a run would refuse of them is added to `errors`, in its order."""
-    from qkd_jax.data.clip_list import with_fewer_negatives
-    from qkd_jax.data.clips import SPLITS, with_splits
-    from qkd_jax.data.dataset import check_split, check_times
-    from qkd_jax.data.parts import cut
-    from qkd_jax.training.run import recipe_of
-
-    features = config.features
-    frames = {
-        clip.name: features.frames(round(measured[clip.path].seconds * features.sample_rate))
-        for clip in clips
-    }
-    cut_long = partial(cut, data=config.data, features=features, frames=frames, timed=config.timed)
-    if not config.timed:
-        clips = with_fewer_negatives(cut_long(clips), config.data)
-    with _noted(errors):
-        clips = with_splits(clips, config.data.events)
-    if config.timed:
-        clips = cut_long(clips)
-    for split in SPLITS:
-        with _noted(errors):
-            check_split(config.data, clips, split)
-    for split in SPLITS if config.timed else ():
-        with _noted(errors):
-            of_split = [clip for clip in clips if clip.split == split]
-            check_times(config.data, of_split, [measured[clip.path].seconds for clip in of_split], split)
-    with _noted(errors):
-        recipe_of(config).check_clips(config, clips)
-    return clips
-
-
-@contextlib.contextmanager
-def _noted(errors: list[InputError]) -> Iterator[None]:
-    """Add an InputError within the block to `errors`, so that the check goes on."""
-    try:
-        yield
-    except InputError as error:
-        errors.append(error)
 
 
 def _split_rule(clips: "Sequence[Clip]") -> str:

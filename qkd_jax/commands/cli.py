@@ -46,7 +46,6 @@ WHOLE, DEVICE = "qkd_jax", "qkd_jax_detect"
 
 def main(arguments: Sequence[str] | None = None, prog: str = "qkd-jax") -> int:
     """Run the command `arguments[0]` with the other arguments; return its exit status."""
-    _print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     command, *rest = arguments or ["--help"]
     if command in COMMANDS:

@@ -89,7 +89,7 @@ def score(
     unless the folder is read-only.  On other `data` the figures are only printed.  Raises InputError.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    if data and not _same_recordings(data, run.config.data) and (moved := same_but_moved(run, data)):
+    if data and not _same_recordings(data, run.config.data) and (moved := same_but_moved(run, data, split)):
         run, data = moved, None
     config, names = run.config, run.names
     if model is not None:

@@ -1,7 +1,6 @@
 """Score an exported detector on recordings, in the runtime that its file is for."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from qkd_jax.audio.reading import read_audio
 from qkd_jax.config import AnyData, FeatureConfig, ManifestData, RunConfig
 from qkd_jax.data.clip_list import clips_to_score
 from qkd_jax.data.clips import Clip, targets
 from qkd_jax.data.dataset import check_split, load_split
+from qkd_jax.data.samples import clip_samples
 from qkd_jax.detector.file import load
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
@@ -45,7 +44,7 @@ def score_file(
     The recordings are those of `data`, by default of the `run` around the file.  Raises InputError.
     """
     exported = open_clip(path)
-    if run and data and (moved := same_but_moved(run, data)):
+    if run and data and (moved := same_but_moved(run, data, split)):
         run, data = moved, None
     if run and (data is None or data == run.config.data):
         check_recordings(run, [split])
@@ -96,20 +95,9 @@ def _logits(exported: Exported, clips: Sequence[Clip], channel: int | None) -> n
     rate, logits = exported.features.sample_rate, []
     samples = round(exported.clip_seconds * rate)
     for clip in track(clips, len(clips), "scores"):
-        pieces = _windows(_waveform(clip, rate, channel), samples, exported.features)
+        pieces = _windows(clip_samples(clip, rate, channel), samples, exported.features)
         logits.append(np.max([exported.clip_logits(piece) for piece in pieces], axis=0))
     return np.array(logits)
-
-
-def _waveform(clip: Clip, rate: int, channel: int | None) -> np.ndarray:
-    """The samples of a clip at `rate` Hz."""
-    start, end = clip.part or (0, None)
-    return _recording(clip.path, rate, channel)[round(start * rate) : end and round(end * rate)]
-
-
-@functools.lru_cache(1)  # the parts of a recording follow one another
-def _recording(path: Path, rate: int, channel: int | None) -> np.ndarray:
-    return read_audio(path, rate, channel=channel)
 
 
 def _windows(waveform: np.ndarray, samples: int, features: FeatureConfig) -> Iterator[np.ndarray]:

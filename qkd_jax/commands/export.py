@@ -15,12 +15,12 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from qkd_jax.audio.log_mel_numpy import log_mel
-from qkd_jax.audio.reading import audio_blocks
 from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig, LSTMConfig, is_integer
 from qkd_jax.config.fields import STRICT, FormatName
 from qkd_jax.data.dataset import load_split
+from qkd_jax.data.samples import clip_samples
 from qkd_jax.detector import reference, stream
 from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
@@ -154,8 +154,7 @@ def _recordings(run: Run) -> list[np.ndarray]:
     samples = round(run.config.data.clip_seconds * run.config.features.sample_rate)
     clips = [clip for clip in run.clips if clip.split == "valid"][:_CHECKED]
     rate, channel = run.config.features.sample_rate, run.config.data.channel
-    blocks = (next(audio_blocks(clip.path, rate, channel=channel)) for clip in clips)
-    return [np.resize(block, samples) for block in blocks]
+    return [np.resize(clip_samples(clip, rate, channel), samples) for clip in clips]
 
 
 def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> str:

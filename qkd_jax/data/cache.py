@@ -79,14 +79,18 @@ def cached(
     written whole or not at all.
     """
     entries = Entries(cache, np.zeros(len(clips), "S32"))
-    reasons: dict[int, str] = {}
+    reasons: dict[bytes, str] = {}  # by digest, since parts of one recording share its entry
 
     def lacking(places: Places) -> list[int]:
         if asked_to_stop():
             return []
         for place in places:
             entries.digests[place] = _digest(clips[place].path, settings)
-        return [place for place in places if place not in reasons and not _is_whole(entries[place], width)]
+        return [
+            place
+            for place in places
+            if entries.digests[place] not in reasons and not _is_whole(entries[place], width)
+        ]
 
     def make(places: Places) -> list[str]:
         return [_make(clips[place].path, compute, entries[place]) for place in places]
@@ -94,7 +98,6 @@ def cached(
     for share in shares():
         places = range(len(clips))[share]
         some = np.fromiter(_in_parallel(lacking, places, _CHUNK), np.int64)
-        # Parts of one recording share its entry.
         some = some[np.sort(np.unique(entries.digests[some], return_index=True)[1])]
         if len(some):
             print(
@@ -104,11 +107,16 @@ def cached(
                 print(f"{title}: not kept after this command, since {cache} is read-only", flush=True)
         for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
             if reason:
-                reasons[int(place)] = reason
+                reasons[entries.digests[place]] = reason
             if asked_to_stop():
                 break
         stop_all_if_asked()
-    return entries, {clips[place].name: reasons[place] for place in sorted(reasons)}
+    bad = {
+        clip.name: reasons[digest]
+        for clip, digest in zip(clips if reasons else (), entries.digests)
+        if digest in reasons
+    }
+    return entries, bad
 
 
 def _digest(recording: Path, settings: str) -> str:

@@ -1,6 +1,5 @@
 """Find what would spoil a run in its recordings and labels: leaks, shortcuts, too little of something."""
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -11,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.audio.reading import SUFFIXES
-from qkd_jax.config import AnyData, AudioSetData, DemoData, DESEDData, RunConfig
+from qkd_jax.config import AnyData, RunConfig
 from qkd_jax.data.cache import count_rows, read_entry
-from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import SPLITS, Clip, targets
 from qkd_jax.data.measure import FULL_SCALE, Measured, decibels
 from qkd_jax.data.parts import length_of
+from qkd_jax.data.sources.walk import recordings_below
 from qkd_jax.errors import printable
 
 _FEW = 10
@@ -34,6 +32,9 @@ _DEAD = 60.0
 _CANCELLED = 20.0
 _SHOWN = 3
 _MIDDLE = 256  # bytes
+_HOLD_MORE = {"audioset", "desed", "demo"}
+_TELL = {"folders", "timed", "audacity", "raven"}
+"""Sources that print which recordings they leave out, and sources whose folders hold more than is read."""
 _MANY = 100_000
 """With more recordings, opening each file of features takes minutes."""
 
@@ -61,26 +62,33 @@ class Finding(NamedTuple):
         return f"{self.what} ({len(self.items):,}):\n  {'; '.join(map(str, self.items[:_SHOWN]))}{more}"
 
 
-def early_findings(config: RunConfig, clips: Sequence[Clip], entries: Sequence[Path]) -> list[Finding]:
+def early_findings(
+    config: RunConfig, clips: Sequence[Clip], entries: Sequence[Path], listed: Sequence[Clip]
+) -> list[Finding]:
     """What tables, names of files and cached features tell, the worst first.
 
     `clips` have splits, and `entries` are the files with their features, of which some bytes are read, and
-    the whole of those that seem to be equal.
+    the whole of those that seem to be equal.  `listed` are all clips of the source.
     """
     features = config.features
     rows = [count_rows(entry, features.n_mels) for entry in entries]
-    seconds = np.array([length_of(clip, entry, features) for clip, entry in zip(clips, entries)])
+    seconds = np.array([length_of(clip, count, features) for clip, count in zip(clips, rows)])
     return _in_order(
         in_tables(clips, config.data.events),
         in_lengths(config, clips, seconds),
         in_copies(clips, _equal_entries(entries, rows) if len(entries) <= _MANY else ()),
         shortcuts(clips, config.data.events, {"length": _in_clip(config, seconds)}),
-        unlisted(config.data),
+        () if config.data.source in _TELL else unlisted(config.data, listed),
     )
 
 
-def all_findings(config: RunConfig, clips: Sequence[Clip], found: Sequence[Measured]) -> list[Finding]:
-    """What the measured recordings of `clips`, which can be used and have splits, tell, the worst first."""
+def all_findings(
+    config: RunConfig, clips: Sequence[Clip], found: Sequence[Measured], listed: Sequence[Clip]
+) -> list[Finding]:
+    """What the measured recordings of `clips`, which can be used and have splits, tell, the worst first.
+
+    `listed` are all clips of the source.
+    """
     seconds = np.array([np.ptp(extent(clip, each)) for clip, each in zip(clips, found)])
     properties = {
         "length": _in_clip(config, seconds),
@@ -96,13 +104,18 @@ def all_findings(config: RunConfig, clips: Sequence[Clip], found: Sequence[Measu
         shortcuts(clips, config.data.events, properties),
         in_samples(clips, found),
         in_annotations(clips, found),
-        unlisted(config.data),
+        unlisted(config.data, listed),
     )
 
 
 def extent(clip: Clip, found: Measured) -> tuple[float, float]:
     """From where to where in its recording `clip` reaches, in seconds."""
     return clip.part or (0.0, found.seconds)
+
+
+def name_of(clip: Clip) -> str:
+    """The name of the clip's recording."""
+    return clip.name if clip.part is None else clip.name.rpartition("#")[0]
 
 
 def in_tables(clips: Sequence[Clip], events: Sequence[str]) -> Iterator[Finding]:
@@ -167,17 +180,23 @@ def in_copies(clips: Sequence[Clip], groups: Iterable[Sequence[int]]) -> Iterato
     """The same sound under several names; `groups` holds the places in `clips` of equal sounds."""
     across, contrary, within = [], [], []
     for group in groups:
-        members = [clips[place] for place in group]
-        if len({clip.path for clip in members}) == 1:
+        splits: dict[Path, dict[str, None]] = defaultdict(dict)  # of each recording
+        parts: dict[Hashable, list[Clip]] = defaultdict(list)
+        for clip in (clips[place] for place in group):
+            splits[clip.path][str(clip.split)] = None
+            parts[clip.part].append(clip)
+        if len(splits) == 1:
             continue
-        names = tuple(clip.name for clip in members)
-        splits = [str(clip.split) for clip in members]
-        if len(set(splits)) > 1:
-            across.append(Item(names, ", ".join(splits)))
+        names = tuple({clips[place].path: name_of(clips[place]) for place in group}.values())
+        if len({split for some in splits.values() for split in some}) > 1:
+            across.append(Item(names, ", ".join("/".join(some) for some in splits.values())))
         else:
-            within.append(Item(names, splits[0]))
-        if len({clip.labels for clip in members if clip.labelled}) > 1:
-            contrary.append(Item(names, " / ".join(_labels(clip) for clip in members)))
+            within.append(Item(names, *next(iter(splits.values()))))
+        contrary += [
+            Item(tuple(clip.name for clip in members), " / ".join(map(_labels, members)))
+            for members in parts.values()
+            if len({clip.labels for clip in members if clip.labelled}) > 1
+        ]
     yield from _found(
         1, "the same sound under several names in several splits, which leaks training data", across
     )
@@ -250,7 +269,7 @@ def in_samples(clips: Sequence[Clip], found: Sequence[Measured]) -> Iterator[Fin
     pairs = {clip.path: (clip, each) for clip, each in zip(clips, found)}.values()
 
     def where(test: Callable[[Measured], bool], note: Callable[[Measured], str]) -> list[Item]:
-        return [Item((clip.name,), note(each)) for clip, each in pairs if test(each)]
+        return [Item((name_of(clip),), note(each)) for clip, each in pairs if test(each)]
 
     yield from _found(
         2,
@@ -270,11 +289,11 @@ def in_samples(clips: Sequence[Clip], found: Sequence[Measured]) -> Iterator[Fin
         f"clipped: {_CLIPPED:.1%} or more of the samples are at full scale (beyond ±{FULL_SCALE:g})",
         where(lambda each: each.clipped >= _CLIPPED, lambda each: f"{each.clipped:.1%}"),
     )
-    yield from _found(2, "silent", where(lambda each: each.level <= -200, lambda each: ""))
+    yield from _found(2, "silent", where(lambda each: each.silent, lambda each: ""))
     yield from _found(
         3,
         f"very quiet: an RMS below {_QUIET:g} dB re full scale",
-        where(lambda each: -200 < each.level < _QUIET, lambda each: f"{each.level:.0f} dB"),
+        where(lambda each: each.level < _QUIET and not each.silent, lambda each: f"{each.level:.0f} dB"),
     )
     yield from _found(
         3,
@@ -296,26 +315,29 @@ def in_annotations(clips: Sequence[Clip], found: Sequence[Measured]) -> Iterator
     )
 
 
-def unlisted(data: AnyData) -> Iterator[Finding]:
-    """Recordings in the folder that no table names, unless the data set is known to hold more."""
-    if data.root is None or isinstance(data, AudioSetData | DESEDData | DemoData):
+def unlisted(data: AnyData, listed: Sequence[Clip]) -> Iterator[Finding]:
+    """Recordings in the folder that aren't `listed`, unless the data set is known to hold more."""
+    if data.root is None or data.source in _HOLD_MORE:
         return
-    listed = {clip.name for clip in read_clips(dataclasses.replace(data, events=(), negatives=None))}
-    found = []
-    for folder, folders, files in os.walk(data.root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = folder.removeprefix(data.root).strip(os.sep)
-        found += [
-            os.path.join(inside, name)
-            for name in sorted(files)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        ]
-    names = (Item((name,)) for name in found if name not in listed)
-    yield from _found(3, f"recordings in {data.root} that no table names, so they are not read", names)
+    root, names = Path(data.root), {clip.name for clip in listed}
+    # Others may be links, or the recordings without labels.
+    if others := [name for name in recordings_below(root) if name not in names]:
+        known = {os.path.realpath(clip.path) for clip in listed}
+        others = [name for name in others if os.path.realpath(root / name) not in known]
+    why = "are outside the folders of classes" if data.source == "folders" else "no table names"
+    yield from _found(
+        3,
+        f"recordings in {data.root} that {why}, so they are not read",
+        (Item((name,)) for name in others),
+    )
 
 
 def _equal_entries(entries: Sequence[Path], rows: Sequence[int]) -> Iterator[list[int]]:
     """The places of equal cached features; only those that are equal in length and middle are read whole."""
+    clips: dict[Path, list[int]] = defaultdict(list)  # parts of a recording share its entry
+    for place, entry in enumerate(entries):
+        clips[entry].append(place)
+    first = [places[0] for places in clips.values()]
 
     def middle(place: int) -> bytes:
         with open(entries[place], "rb") as file:
@@ -327,9 +349,10 @@ def _equal_entries(entries: Sequence[Path], rows: Sequence[int]) -> Iterator[lis
         # Silent recordings of one length are equal, which means nothing.
         return hashlib.sha256(energies.tobytes()).digest() if energies.min() < energies.max() else place
 
-    for of_one_length in _grouped(range(len(entries)), rows.__getitem__):
+    for of_one_length in _grouped(first, rows.__getitem__):
         for alike in _grouped(of_one_length, middle):
-            yield from _grouped(alike, whole)
+            for equal in _grouped(alike, whole):
+                yield [place for each in equal for place in clips[entries[each]]]
 
 
 def _grouped(places: Iterable[int], key: Callable[[int], Hashable]) -> Iterator[list[int]]:

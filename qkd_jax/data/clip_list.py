@@ -6,7 +6,7 @@ import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 from qkd_jax.config import (
@@ -20,19 +20,29 @@ from qkd_jax.config import (
 )
 from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import UNLABELLED, Clip
-from qkd_jax.data.features import cached_features, is_silent
+from qkd_jax.data.features import cached_features
+from qkd_jax.data.measure import is_silent
 from qkd_jax.data.parts import cached_frames, cut, end_of
 from qkd_jax.data.sources import SOURCES
 from qkd_jax.data.sources.walk import recordings_below
 from qkd_jax.data.spelling import is_utf8, similar_names, with_names_on_disk, with_one_spelling
 from qkd_jax.data.tables import plain
-from qkd_jax.errors import InputError
+from qkd_jax.errors import InputError, noted
 
 _MAX_LISTED = 20
 
 
-def read_clips(data: AnyData) -> list[Clip]:
+def read_clips(data: AnyData, listed: list[Clip] | None = None) -> list[Clip]:
     """The clips of `data`, `with_fewer_negatives` unless long ones will be cut: negatives are counted then.
+
+    `listed` are its `listed_clips`, if these are known.  Raises InputError as they do.
+    """
+    listed = listed_clips(data) if listed is None else listed
+    return listed if isinstance(data, CutData) else with_fewer_negatives(listed, data)
+
+
+def listed_clips(data: AnyData) -> list[Clip]:
+    """All clips of `data`.
 
     Names and labels are spelled as in `data.spelling`.  The split is None if the source has no splits.
     Recordings in `data.unlabelled` that the source doesn't list come last, for training.  Raises InputError
@@ -54,7 +64,7 @@ def read_clips(data: AnyData) -> list[Clip]:
             raise InputError(f"--data.events: expected one of {known}, got {event!r}")
     if isinstance(data, ESC50Data | UrbanSound8KData):
         clips = _with_published_splits(clips)
-    return (clips if isinstance(data, CutData) else with_fewer_negatives(clips, data)) + unlabelled
+    return clips + unlabelled
 
 
 def with_fewer_negatives(clips: list[Clip], data: AnyData) -> list[Clip]:
@@ -106,34 +116,27 @@ def _unlabelled(folder: Path, listed: Sequence[Clip]) -> list[Clip]:
     return clips
 
 
-def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[list[Clip], list[str]]:
+def usable_clips(
+    data: AnyData, features: FeatureConfig, cache: Path, listed: list[Clip] | None = None
+) -> tuple[list[Clip], list[str]]:
     """The clips of `data` that can be read, whose features are then in `cache`, and the faults of the others.
 
-    Raises InputError if there are others, unless `data.skip_bad`.
+    `listed` are its `listed_clips`, if these are known.  Raises InputError if there are others, unless
+    `data.skip_bad`.
     """
-    clips = read_clips(data)
-    bad = {
-        clip.name: str(InputError(f"{clip.path}: expected a name in UTF-8, found {clip.name!r}"))
-        for clip in clips
-        if not is_utf8(clip.name)
-    }
-    named = [clip for clip in clips if clip.name not in bad]
-    entries, unread = cached_features(named, features, cache, data.channel)
-    bad |= unread
-    for name, other in similar_names(clip for clip in clips if clip.name in bad).items():
-        bad[name] += str(InputError(f"; there is {other!r}, spelled otherwise"))
-    for clip, entry in zip(named, entries):
-        if clip.labels and clip.name not in bad:
-            rows = read_entry(entry)
-            # Sets that others published have onsets after the end; training ignores these.
-            end = end_of(len(rows), features) if isinstance(data, CutData) else math.inf
-            if reason := contradiction(clip, silent=is_silent(rows, features), end=end):
-                bad[clip.name] = reason
-    bad = {clip.name: bad[clip.name] for clip in clips if clip.name in bad}
-    if len(bad) == len(clips):
-        raise InputError(*list_bad(bad, len(clips)))
-    if bad and not data.skip_bad:
-        raise InputError(*list_bad(bad, len(clips)), "to skip them: --data.skip-bad")
+
+    def read(named: list[Clip]) -> tuple[Mapping[str, str], Callable[[int], tuple[int, bool]]]:
+        entries, unread = cached_features(named, features, cache, data.channel)
+
+        def measured(place: int) -> tuple[int, bool]:
+            rows = read_entry(entries[place])
+            return len(rows), is_silent(rows, features)
+
+        return unread, measured
+
+    clips = read_clips(data, listed)
+    bad = faults(clips, data, features, read)
+    usable = without(bad, clips, data)
     if bad:
         print(
             f"skipped {len(bad)} of {len(clips)} recordings:",
@@ -141,7 +144,54 @@ def usable_clips(data: AnyData, features: FeatureConfig, cache: Path) -> tuple[l
             sep="\n",
             flush=True,
         )
-    return [clip for clip in clips if clip.name not in bad], list(bad.values())
+    return usable, list(bad.values())
+
+
+def faults(
+    clips: Sequence[Clip],
+    data: AnyData,
+    features: FeatureConfig,
+    read: Callable[[list[Clip]], tuple[Mapping[str, str], Callable[[int], tuple[int, bool]]]],
+) -> dict[str, str]:
+    """Why recordings can't be used: by name, in the order of `clips`.
+
+    `read` is given those whose names are text.  It returns the faults of those that can't be read, and a
+    function that gives for another one, by its place, the number of its frames, and whether all are silent.
+    """
+    bad = {
+        clip.name: str(InputError(f"{clip.path}: expected a name in UTF-8, found {clip.name!r}"))
+        for clip in clips
+        if not is_utf8(clip.name)
+    }
+    named = [clip for clip in clips if clip.name not in bad]
+    unread, measured = read(named)
+    bad |= unread
+    for name, other in similar_names(clip for clip in clips if clip.name in bad).items():
+        bad[name] += str(InputError(f"; there is {other!r}, spelled otherwise"))
+    for place, clip in enumerate(named):
+        if clip.labels and clip.name not in bad:
+            rows, silent = measured(place)
+            # Sets that others published have onsets after the end; training ignores these.
+            end = end_of(rows, features) if isinstance(data, CutData) else math.inf
+            if reason := contradiction(clip, silent=silent, end=end):
+                bad[clip.name] = reason
+    return {clip.name: bad[clip.name] for clip in clips if clip.name in bad}
+
+
+def without(
+    bad: dict[str, str], clips: Sequence[Clip], data: AnyData, errors: list[InputError] | None = None
+) -> list[Clip]:
+    """`clips` without those with the faults `bad`.
+
+    Raises InputError if none is left, and, unless `data.skip_bad`, if there are `bad` ones; `errors`, if
+    given, get the latter.
+    """
+    if len(bad) == len(clips):
+        raise InputError(*list_bad(bad, len(clips)))
+    with noted(errors):
+        if bad and not data.skip_bad:
+            raise InputError(*list_bad(bad, len(clips)), "to skip them: --data.skip-bad")
+    return [clip for clip in clips if clip.name not in bad]
 
 
 def contradiction(clip: Clip, *, silent: bool, end: float) -> str:

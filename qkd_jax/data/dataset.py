@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qkd_jax.config import AnyData, FeatureConfig, RunConfig
+from qkd_jax.data.cache import count_rows
 from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import KINDS, UNLABELLED, Annotation, Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
@@ -60,7 +61,8 @@ def load_split(
     features = CachedFeatures(entries, [rows_of(clip, config.features) for clip in chosen])
     seconds = []
     if config.timed:
-        seconds = [length_of(clip, entry, config.features) for clip, entry in zip(chosen, entries)]
+        frames = (count_rows(entry, config.features.n_mels) for entry in entries)
+        seconds = [length_of(clip, rows, config.features) for clip, rows in zip(chosen, frames)]
         check_times(config.data, chosen, seconds, split)
     return Dataset(
         names=[clip.name for clip in chosen],

@@ -54,12 +54,6 @@ def recording_features(path: Path, config: FeatureConfig, channel: int | None = 
     return features
 
 
-def is_silent(features: np.ndarray, config: FeatureConfig) -> bool:
-    """Whether no frame of `features`, log-mel energies, has more than a thousandth of the floor's energy."""
-    loudest = np.log(config.floor) + 1e-3
-    return bool(features[0].max() <= loudest and features.max() <= loudest)
-
-
 class CachedFeatures(Sequence[np.ndarray]):
     """Features in files, mapped on access, so that any number of clips takes little memory.
 

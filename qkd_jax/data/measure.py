@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.audio.reading import Pieces, mono, pieces_of
 from qkd_jax.config import FeatureConfig
 from qkd_jax.errors import InputError
@@ -24,6 +25,7 @@ BAND_DB = 70.0
 SILENT = -200.0
 """The lowest level, in dB re full scale."""
 _POINTS = 512  # of the FFT behind the band limit
+_LOUD = 1e-3  # a thousandth of the floor's energy, in the natural logarithm
 _FEW = 64  # recordings; reading so few takes less time than starting processes
 _PIECE = 8  # recordings handed to a process at once
 
@@ -37,6 +39,8 @@ class Measured(NamedTuple):
     digest: bytes = b""
     """SHA-256 of the samples at the model's rate: equal for equal samples in any lossless format."""
     level: float = SILENT
+    silent: bool = False
+    """Whether a model sees nothing: see `is_silent`."""
     offset: float = 0.0
     """Mean of the samples."""
     band: float = 0.0
@@ -76,6 +80,7 @@ def measure(path: Path, features: FeatureConfig, channel: int | None = None) -> 
     """Measure one recording, read as training reads it; never raises InputError."""
     rate, count, total, energy, low, high = features.sample_rate, 0, 0.0, 0.0, np.inf, -np.inf
     channels, digest, power, fault = _Channels(), hashlib.sha256(), np.zeros(_POINTS // 2 + 1), ""
+    silence = _Silence(features)
     try:
         for block in mono(channels.pieces(pieces_of(path)), path, rate, channel):
             count += len(block)
@@ -84,6 +89,7 @@ def measure(path: Path, features: FeatureConfig, channel: int | None = None) -> 
             energy += np.square(block, dtype=np.float64).sum()
             low, high = block.min(initial=low), block.max(initial=high)
             power += _power(block)
+            silence.push(block)
         if not features.frames(count):
             raise InputError(
                 f"{path}: expected at least {features.win_length} samples at {rate} Hz, found {count}"
@@ -100,6 +106,7 @@ def measure(path: Path, features: FeatureConfig, channel: int | None = None) -> 
         # All silent recordings of one length are equal, which means nothing.
         digest=b"" if fault or low == high else digest.digest(),
         level=decibels(energy / count),
+        silent=silence.lasts,
         offset=float(total / count),
         band=float(strong[-1]) * rate / _POINTS,
     )
@@ -118,6 +125,29 @@ def decibels(power: float) -> float:
     (-20.0, -200.0)
     """
     return float(10 * np.log10(max(power, 1e-20)))
+
+
+def is_silent(features: np.ndarray, config: FeatureConfig) -> bool:
+    """Whether no frame of `features`, log-mel energies, has more than a thousandth of the floor's energy."""
+    loudest = np.log(config.floor) + _LOUD
+    return bool(features[0].max() <= loudest and features.max() <= loudest)
+
+
+class _Silence:
+    """Whether the recording whose blocks are pushed `is_silent`; mostly, its first second tells."""
+
+    def __init__(self, features: FeatureConfig):
+        self.features, self.rest, self.lasts = features, np.zeros(0, np.float32), True
+
+    def push(self, block: np.ndarray) -> None:
+        second = self.features.sample_rate
+        for start in range(0, len(block), second):
+            if not self.lasts:
+                return
+            samples = np.concatenate([self.rest, block[start : start + second]])
+            if frames := self.features.frames(len(samples)):
+                self.lasts = is_silent(log_mel(self.features, samples), self.features)
+            self.rest = samples[frames * self.features.hop_length :]
 
 
 class _Channels:

@@ -74,11 +74,10 @@ def end_of(rows: int, features: FeatureConfig) -> float:
     return (rows * features.hop_length + features.win_length) / features.sample_rate
 
 
-def length_of(clip: Clip, entry: Path, features: FeatureConfig) -> float:
-    """Length in seconds of a clip whose recording has its features in `entry`, exact to half a hop."""
+def length_of(clip: Clip, frames: int, features: FeatureConfig) -> float:
+    """Length in seconds of a clip of a recording with `frames` frames of features, exact to half a hop."""
     if clip.part is not None:
         return clip.part[1] - clip.part[0]
-    frames = count_rows(entry, features.n_mels)
     return ((frames - 0.5) * features.hop_length + features.win_length) / features.sample_rate
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from qkd_jax.audio.log_mel_numpy import log_mel
 from qkd_jax.audio.reading import audio_blocks
 from qkd_jax.config import RunConfig
-from qkd_jax.data.check import Finding, extent
+from qkd_jax.data.check import Finding, extent, name_of
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.measure import Measured
-from qkd_jax.evaluation.html import write_page
+from qkd_jax.evaluation.html import link, write_page
 from qkd_jax.system.progress import track
 
 _PICTURES = 6
@@ -45,7 +45,8 @@ def write_check_page(
     cells of each row: train, valid, test and all; `facts` are further lines.  Reads the recordings that it
     shows.
     """
-    root, paths = Path(config.data.root or "").absolute(), {clip.name: clip.path for clip in clips}
+    root = Path(config.data.root or "").absolute()
+    paths = {name: clip.path for clip in clips for name in (clip.name, name_of(clip))}
     chosen = list(_examples(config, clips))
     measured = dict(zip(clips, found))
     shown = dict.fromkeys(clip for _, some in chosen for clip in some)
@@ -68,7 +69,7 @@ def write_check_page(
                 "what": finding.what,
                 "count": len(finding.items),
                 "items": [
-                    ([(name, _uri(paths.get(name, root / name))) for name in item.names], item.note)
+                    ([(name, link(name, paths.get(name, root / name))) for name in item.names], item.note)
                     for item in finding.items[:_LISTED]
                 ],
             }
@@ -98,10 +99,6 @@ def _examples(config: RunConfig, clips: Sequence[Clip]) -> Iterator[tuple[str, l
         yield "unlabelled", unlabelled
 
 
-def _uri(path: Path) -> str:
-    return path.absolute().as_uri()
-
-
 def _length(clip: Clip, found: Measured) -> float:
     start, end = extent(clip, found)
     return end - start
@@ -113,7 +110,7 @@ def _card(config: RunConfig, clip: Clip, found: Measured, longest: float) -> dic
     shown = min(end - start, longest)
     return {
         "name": clip.name,
-        "uri": _uri(clip.path),
+        "uri": link(clip.name, clip.path),
         "labels": sorted(clip.labels),
         "split": clip.split,
         "seconds": end - start,
@@ -124,11 +121,11 @@ def _card(config: RunConfig, clip: Clip, found: Measured, longest: float) -> dic
         "bars": [
             (
                 each.event,
-                100 * (each.onset - start) / shown,
-                100 * (min(each.offset - start, shown) - each.onset + start) / shown,
+                100 * each.onset / shown,
+                100 * (min(each.offset, shown) - each.onset) / shown,
             )
             for each in clip.annotations or ()
-            if start <= each.onset < start + shown
+            if each.onset < shown
         ],
     }
 
@@ -140,7 +137,7 @@ def _picture(config: RunConfig, clip: Clip, start: float, seconds: float) -> str
     rate = config.features.sample_rate
     first, last = round(start * rate), round((start + seconds) * rate)
     blocks, count = [], 0
-    for block in audio_blocks(clip.path, rate):
+    for block in audio_blocks(clip.path, rate, channel=config.data.channel):
         blocks.append(block)
         count += len(block)
         if count >= last:

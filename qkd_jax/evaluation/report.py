@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.evaluation.html import write_page
+from qkd_jax.evaluation.html import link, write_page
 from qkd_jax.evaluation.metrics import eer_threshold
 from qkd_jax.evaluation.plots import (
     PALETTE,
@@ -223,8 +223,7 @@ def _clip(
     name, path = list(clips.items())[index]
     return {
         "name": name,
-        # A part of a recording is named PATH#t=10,20, which is also how a browser plays it.
-        "uri": path.absolute().as_uri() + ("" if name.endswith(path.name) else f"#{name.rpartition('#')[2]}"),
+        "uri": link(name, path),
         "labels": [event for event, there in zip(events, targets[index]) if there],
         "logit": float(scores[index]),
         "probability": float(expit(scores[index])),

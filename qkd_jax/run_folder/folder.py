@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from filelock import FileLock, Timeout
 
 from qkd_jax.config import DemoData, ModelConfig, RunConfig, from_json, is_file, to_json, with_data
 from qkd_jax.data.check import early_findings
-from qkd_jax.data.clip_list import usable_clips, with_fewer_negatives
-from qkd_jax.data.clips import SPLITS, summary, with_splits, write_clips
-from qkd_jax.data.dataset import check_split
+from qkd_jax.data.clip_list import listed_clips, usable_clips
+from qkd_jax.data.clips import summary, write_clips
 from qkd_jax.data.features import cached_features
-from qkd_jax.data.parts import cached_frames, cut
+from qkd_jax.data.parts import cached_frames
+from qkd_jax.data.prepare import prepared
 from qkd_jax.errors import InputError
-from qkd_jax.run_folder.recordings import check_recordings, moved_to, write_sizes
+from qkd_jax.run_folder.recordings import check_recordings, in_places_of, moved_to, places_of, write_sizes
 from qkd_jax.run_folder.run import Run, check_start
 from qkd_jax.system.devices import any_process, is_first, wait_for_all
 from qkd_jax.system.files import whole_file
@@ -48,11 +47,13 @@ def open_run(config: RunConfig) -> Iterator[Run]:
             if not config.data.events:
                 config = with_data(config, events=run.config.data.events)
             _check_same(run.config, config, folder / "config.json")
-            if (root := config.data.root) == run.config.data.root or root is None:
+            if places_of(config.data) == places_of(run.config.data):
                 check_recordings(run)
             else:
-                _write_config(moved_to(run, root))
-                print(f"recordings: now in {root}, before in {run.config.data.root}", flush=True)
+                _write_config(moved_to(run, config.data))
+                for old, new in zip(places_of(run.config.data), places_of(config.data)):
+                    if old != new:
+                        print(f"recordings: now in {new}, before in {old}", flush=True)
             yield Run(folder, config)
         else:
             yield _begin(Run(folder, config))
@@ -64,23 +65,13 @@ def _begin(run: Run) -> Run:
     config = run.config
     if (run.folder / "config.json").is_file():
         _check_version(run.folder / "config.json")
-    clips, bad = usable_clips(config.data, config.features, run.cache)
-    events = config.data.events or tuple(sorted(set().union(*(clip.labels for clip in clips))))
-    if not events:
-        raise InputError(f"{config.data.root}: expected recordings with labels, found none")
-    config = with_data(config, events=events)
-    frames = cached_frames(clips, config.data, config.features, run.cache)
-    cut_long = partial(cut, data=config.data, features=config.features, frames=frames, timed=config.timed)
-    if not config.timed:  # divide by parts, since recordings may differ in length
-        clips = with_fewer_negatives(cut_long(clips), config.data)
-    clips = with_splits(clips, events)
-    if config.timed:
-        clips = cut_long(clips)
-    for split in SPLITS:
-        check_split(config.data, clips, split)
-    print(summary(clips, events), flush=True)
+    listed = listed_clips(config.data)
+    usable, bad = usable_clips(config.data, config.features, run.cache, listed)
+    frames = cached_frames(usable, config.data, config.features, run.cache)
+    config, clips = prepared(config, usable, frames)
+    print(summary(clips, config.data.events), flush=True)
     entries, _ = cached_features(clips, config.features, run.cache, config.data.channel)
-    for finding in early_findings(config, clips, entries):
+    for finding in early_findings(config, clips, entries, listed):
         print(f"warning: {finding}", flush=True)
     # Remove files of an earlier start.
     for pattern in ("left-out.txt", "norm.npz", "teachers/*.npy", "models/*/embeddings.npz"):
@@ -206,9 +197,8 @@ def _check_same(old: RunConfig, new: RunConfig, path: Path) -> None:
     """Raise InputError that names every setting that differs from the run's."""
     # These don't affect the results: where the folders are, and on how many processes it runs.
     same = {key: getattr(old, key) for key in ("name", "runs", "cache", "distributed")}
-    if new.data.root is not None:
-        new = with_data(new, root=old.data.root)
-    before, after = _flat(old), _flat(dataclasses.replace(new, **same))
+    new = dataclasses.replace(new, **same, data=in_places_of(old.data, new.data))
+    before, after = _flat(old), _flat(new)
     differing = [field for field in before | after if before.get(field) != after.get(field)]
     if differing:
         changes = ", ".join(f"{field} = {before.get(field)}, now {after.get(field)}" for field in differing)

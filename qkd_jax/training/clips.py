@@ -31,8 +31,6 @@ def load(run: Run) -> dict[str, Dataset]:
         split: load_split(run.config, clips, split, run.cache, unlabelled=split == "train")
         for split in SPLITS
     }
-    if run.config.data.unlabelled and not any(model.teachers for model in run.config.models.values()):
-        raise InputError("--data.unlabelled: expected a model with teachers, since they label, found none")
     cache_file_logits(run, data["train"])
     check_clips(run.config, clips)
     return data

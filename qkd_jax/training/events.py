@@ -33,17 +33,11 @@ def load(run: Run) -> dict[str, Dataset]:
     data = {split: load_split(config, clips, split, run.cache) for split in SPLITS}
     train = data["train"]
     check_clips(config, clips)
+    check_longest(config, max(map(len, train.features)))
     load_sed_scores_eval()
-    longest = max(map(len, train.features))
-    for name, model in config.models.items():
-        embeddings = run.objective(name).embeddings
-        if (model.teachers or embeddings) and longest - config.frames >= _network(run, name).stride:
-            raise InputError(
-                f"models.{name}: expected training recordings of at most --data.clip-seconds "
-                f"{config.data.clip_seconds:g} for a model with teachers, found one of {longest} frames "
-                f"against {config.frames}"
-            )
+    for name in config.models:
         check_step_teachers(run, name, train)
+        embeddings = run.objective(name).embeddings
         if embeddings is not None and embeddings.endswith(".toml"):
             write_embeddings(run, name, train)
     return data
@@ -57,6 +51,19 @@ def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
         raise InputError(
             f"--recipe.strong: expected at most {strong} (strongly labelled training clips), got {size}"
         )
+
+
+def check_longest(config: RunConfig, longest: int) -> None:
+    """Raise InputError if the longest training clip has more frames than models with teachers read."""
+    for name, model in config.models.items():
+        network: Any = model.network
+        guided = model.teachers or (model.objective and model.objective.embeddings)
+        if guided and longest - config.frames >= network.stride:
+            raise InputError(
+                f"models.{name}: expected training recordings of at most --data.clip-seconds "
+                f"{config.data.clip_seconds:g} for a model with teachers, found one of {longest} frames "
+                f"against {config.frames}"
+            )
 
 
 def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:

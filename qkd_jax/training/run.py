@@ -27,9 +27,12 @@ def recipe_of(config: RunConfig) -> Any:
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise InputError if there is no model, or if a batch can't be shared by all devices."""
+    """Raise InputError if there is no model, none for `data.unlabelled`, or no batch for all devices."""
     if not config.models:
         raise InputError("models: expected at least one, got none")
+    students = [name for name, model in config.models.items() if model.teachers]
+    if config.data.unlabelled and not config.timed and not students:
+        raise InputError("--data.unlabelled: expected a model with teachers, since they label, found none")
     fields = "strong, --recipe.weak and --recipe.unlabelled together" if config.timed else "batch-size"
     check_batch(f"--recipe.{fields}", config.recipe.batch_size)
 

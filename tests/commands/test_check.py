@@ -1,6 +1,7 @@
 """qkd-jax check: what it prints, its page, its status, and the warnings with which training begins."""
 
 import csv
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ import soundfile
 
 from qkd_jax.commands import cli
 from qkd_jax.commands.check import check
-from qkd_jax.config import ManifestData, with_data
+from qkd_jax.config import FoldersData, ManifestData, TimedData, with_data
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import open_run
 from qkd_jax.training.clips import load
@@ -189,6 +190,74 @@ def test_too_few_clips_for_a_batch_are_an_error_before_training_too(folder):
     with open_run(folder.config) as run, pytest.raises(InputError) as expected:
         load(run)
     assert str(caught.value) == str(expected.value)
+
+
+def faint(folder):
+    folder.add("faint.wav", "dog", "train", 3e-6 * noise(SAMPLES), subtype="FLOAT")
+    folder.add("offset.wav", "dog", "train", np.full(SAMPLES, 1e-9), subtype="FLOAT")
+
+
+def misnamed(folder):
+    """A folder per class, one of whose recordings has a name in Latin-1."""
+    for row in folder.rows:
+        path = folder.root / row[2] / (row[1] or "other") / row[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (folder.root / row[0]).rename(path)
+    path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9.wav"))
+    folder.config = replace(folder.config, data=FoldersData(root=str(folder.root), clip_seconds=0.4))
+
+
+def late(folder):
+    """An onset 4 ms after the end, which features tell to a hop, and one that is later than that."""
+    rows = ["filename,onset,offset,label,split"]
+    for name, label, split, _ in folder.rows:
+        onset = {"1.wav": 0.404, "3.wav": 0.42}.get(name, 0.1)
+        rows.append(f"{name},{onset},0.5,{label},{split}" if label else f"{name},,,,{split}")
+    (folder.root / "annotations.csv").write_text("\n".join(rows) + "\n")
+    folder.config = replace(folder.config, data=TimedData(root=str(folder.root), clip_seconds=0.4))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [(faint, ["faint", "offset"]), (misnamed, ["caf"]), (late, ["3.wav"])],
+)
+def test_the_recordings_that_training_refuses_are_refused(folder, spoil, names):
+    spoil(folder)
+    with refused(f"{len(names)} of \\d+ recordings can't be used:") as caught:
+        check(folder.config)
+    with pytest.raises(InputError) as expected, open_run(folder.config):
+        pass
+    assert str(caught.value) == str(expected.value)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_recordings_without_labels_need_a_teacher(folder, tmp_path):
+    config = replace(folder.config, models={"plain": folder.config.models["plain"]})
+    with refused("--data.unlabelled: expected a model with teachers"):
+        check(with_data(config, unlabelled=str(tmp_path)))
+
+
+def test_long_recordings_are_refused_for_models_of_timed_events_with_teachers(tmp_path):
+    write_tones(tmp_path / "tones")
+    config = config_of(tmp_path / "tones", tmp_path / "runs")
+    path = tmp_path / "tones" / "train" / "audio" / "train000.wav"
+    soundfile.write(path, np.tile(soundfile.read(path)[0], 2), 8000)
+    with refused("models.four: expected training recordings of at most .* for a model with teachers"):
+        check(config)
+    check(replace(config, models={"first": config.models["first"]}))
+
+
+def test_the_source_is_read_once_and_says_so_once(folder, tmp_path, capsys):
+    misnamed(folder)
+    os.unlink(os.fsencode(folder.root) + b"/test/dog/caf\xe9.wav")
+    soundfile.write(folder.root / "stray.wav", noise(SAMPLES, 99), 16_000)
+    with open_run(folder.config):
+        pass
+    assert capsys.readouterr().out.count("stray.wav") == 1
+    check(folder.config)
+    printed = capsys.readouterr().out
+    assert printed.count("folders: skipped recordings outside the folders of classes") == 1
+    assert printed.count("stray.wav") == 2 and "stray.wav" in folder.page.text
 
 
 def test_recordings_that_are_skipped_are_listed(folder, capsys):

@@ -19,9 +19,9 @@ from qkd_jax.audio.reading import read_audio
 from qkd_jax.commands import evaluate as eval_command
 from qkd_jax.commands import export as export_command
 from qkd_jax.commands.evaluate_file import _logits, _windows
-from qkd_jax.commands.export import student_detector
-from qkd_jax.config import LSTMConfig, ModelConfig, QuantConfig
-from qkd_jax.data.clips import targets
+from qkd_jax.commands.export import _recordings, student_detector
+from qkd_jax.config import LSTMConfig, ManifestData, ModelConfig, QuantConfig
+from qkd_jax.data.clips import targets, write_clips
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_logits
 from qkd_jax.detector import file as artefact
@@ -30,12 +30,14 @@ from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.nn.integer_only import integer_linear
+from qkd_jax.run_folder.run import Run
 from qkd_jax.runtimes import c, litert, open_clip
 from qkd_jax.runtimes import jax as jax_runtime
 from qkd_jax.runtimes.jax import to_jax, to_steps
 from qkd_jax.runtimes.onnx import load
 from tests import onnx_codes
 from tests.faults import refused
+from tests.recordings import noise, record
 
 FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "c": ".h", "litert": ".tflite"}
 
@@ -252,3 +254,15 @@ def test_a_recording_shorter_than_a_window_is_tiled_like_its_features(samples, r
         tiled = np.resize(log_mel(features, waveform), (frames, features.n_mels))
         assert within.mean() > 0.7
         assert_array_equal(log_mel(features, piece)[within], tiled[within])
+
+
+def test_an_export_is_compared_on_the_samples_of_each_part(tiny_config, tmp_path):
+    samples = noise(16_000)
+    whole = record(tmp_path, "a.wav", samples, split="valid")
+    parts = [
+        replace(whole, name=f"a.wav#t={start},1", file="a.wav", part=(start, 1.0)) for start in (0.0, 0.5)
+    ]
+    write_clips(tmp_path / "clips.jsonl", parts)
+    data = ManifestData(root=str(tmp_path), clip_seconds=0.4)
+    found = _recordings(Run(tmp_path, tiny_config(tmp_path, data=data)))
+    assert_array_equal(found, [samples[:6400], samples[8000:14_400]])

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from qkd_jax.config import AudioSetData, FeatureConfig, ManifestData, RunConfig, with_data
+from qkd_jax.data import cache
 from qkd_jax.data.cache import Entries
 from qkd_jax.data.check import all_findings, auc_of, early_findings, in_annotations, shortcuts, unlisted
+from qkd_jax.data.clip_list import listed_clips
 from qkd_jax.data.clips import SPLITS, Annotation
 from qkd_jax.data.features import cached_features
 from qkd_jax.data.measure import measure
@@ -51,16 +53,20 @@ class Folder:
         with open(self.root / "metadata.csv", "a") as file:
             file.write(f"{name},\n")
 
+    @property
+    def listed(self):
+        return listed_clips(replace(self.config.data, events=()))
+
     def early(self):
         """What is found before training, by tables and cached features."""
         entries, bad = cached_features(self.clips, FEATURES, self.clean[0].root / "cache")
         assert not bad
-        return lines(early_findings(self.config, self.clips, entries))
+        return lines(early_findings(self.config, self.clips, entries, self.listed))
 
     def all(self):
         measured = [self.measured.get(clip) or measure(clip.path, FEATURES) for clip in self.clips]
         assert not any(each.fault for each in measured)
-        return lines(all_findings(self.config, self.clips, measured))
+        return lines(all_findings(self.config, self.clips, measured, self.listed))
 
 
 def lines(findings):
@@ -103,6 +109,39 @@ def test_segments_of_one_recording_are_not_copies(folder):
     folder.add("train", "dog", name="long.wav")
     folder.clips.append(replace(folder.clips[-1], labels=frozenset()))
     assert folder.all() == folder.early() == {}
+
+
+def test_copies_of_long_recordings_are_compared_part_by_part(folder, monkeypatch):
+    """Whose features are read once, and whose parts differ in labels for a reason."""
+    read = []
+    monkeypatch.setattr(
+        "qkd_jax.data.check.read_entry", lambda entry: read.append(entry) or cache.read_entry(entry)
+    )
+    for name, split in (("a.wav", "train"), ("b.wav", "train"), ("c.wav", "test")):
+        folder.add(split, "dog", noise(2 * SAMPLES), name=name)
+        whole = folder.clips.pop()
+        for start, labels in ((0.0, {"dog"}), (0.2, set())):
+            folder.clips.append(
+                replace(
+                    whole,
+                    name=f"{name}#t={start:g},{start + 0.2:g}",
+                    file=name,
+                    part=(start, start + 0.2),
+                    labels=frozenset(labels),
+                )
+            )
+    for found in (folder.all(), folder.early()):
+        assert found == {
+            "the same sound under several names in several splits, which leaks training data": [
+                "a.wav, b.wav, c.wav (train, train, test)"
+            ]
+        }
+    assert len(read) == 3
+    folder.clips[-1] = replace(folder.clips[-1], labels=frozenset({"cat"}))
+    for found in (folder.all(), folder.early()):
+        assert of(found, "different labels") == [
+            "a.wav#t=0.2,0.4, b.wav#t=0.2,0.4, c.wav#t=0.2,0.4 (none / none / cat)"
+        ]
 
 
 def test_groups_in_two_splits(folder):
@@ -218,10 +257,15 @@ def test_recordings_that_no_table_names(folder):
         (folder.root / name).write_bytes(b"")
     title = f"recordings in {folder.root} that no table names, so they are not read"
     assert folder.all() == folder.early() == {title: ["b.flac", "more/a.WAV"]}
-    # Negatives that the run leaves out are in the table all the same.
     (folder.root / "metadata.csv").write_text("filename,labels\nb.flac,dog\nmore/a.WAV,\nmore/e.wav,\n")
-    assert list(unlisted(replace(folder.config.data, negatives=1, events=("dog",)))) == []
-    assert list(unlisted(AudioSetData(root=str(folder.root)))) == []
+    assert list(unlisted(folder.config.data, folder.listed)) == []
+    # A link, and a folder of recordings without labels, are read under another name.
+    (folder.root / "link.flac").symlink_to(folder.root / "b.flac")
+    (folder.root / "unknown").mkdir()
+    (folder.root / "unknown" / "f.wav").write_bytes(b"")
+    folder.config = with_data(folder.config, unlabelled=f"{folder.root}/unknown/../unknown")
+    assert list(unlisted(folder.config.data, folder.listed)) == []
+    assert list(unlisted(AudioSetData(root=str(folder.root)), [])) == []
 
 
 def test_more_features_than_can_be_opened_at_once_are_not_compared(folder, monkeypatch):
@@ -235,7 +279,7 @@ def test_a_finding_names_a_few_and_counts_the_others(folder):
     for index in range(5):
         folder.add("train", "dog", 1e-4 * SINE * (1 + index / 10), name=f"quiet\x1b{index}.wav")
     [quiet] = all_findings(
-        folder.config, folder.clips, [measure(clip.path, FEATURES) for clip in folder.clips]
+        folder.config, folder.clips, [measure(clip.path, FEATURES) for clip in folder.clips], folder.listed
     )
     text = (
         "very quiet: an RMS below -60 dB re full scale (5):\n  quiet?0.wav (-83 dB); quiet?1.wav (-82 dB); "

@@ -4,6 +4,7 @@ import functools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -285,3 +286,11 @@ def test_an_entry_damaged_after_the_check_is_named(entry, spoil):
     assert not entry.exists() or entry.read_bytes() != before
     with refused(rf"{entry}: expected a cached array"):
         CachedFeatures([entry])[0]
+
+
+def test_a_recording_that_fails_fails_all_of_its_parts(record, tmp_path, computed):
+    whole = record("a.wav", noise(100))
+    parts = [replace(whole, name=f"a.wav#t={part}", file="a.wav") for part in ("0,1", "1,2")]
+    _, bad = cached_features([*parts, record("b.wav", noise(16_000))], CONFIG, tmp_path / "cache")
+    assert list(bad) == ["a.wav#t=0,1", "a.wav#t=1,2"] and len(set(bad.values())) == 1
+    assert len(computed) == 2

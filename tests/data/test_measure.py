@@ -12,7 +12,8 @@ from scipy.signal import butter, sosfilt
 from qkd_jax.audio.reading import audio_blocks
 from qkd_jax.config import FeatureConfig
 from qkd_jax.data import measure as module
-from qkd_jax.data.measure import SILENT, measure, measure_all
+from qkd_jax.data.features import recording_features
+from qkd_jax.data.measure import SILENT, is_silent, measure, measure_all
 from qkd_jax.errors import InputError
 from tests.faults import refused
 from tests.recordings import noise, record
@@ -42,6 +43,17 @@ def test_lengths_levels_and_offsets(measured):
     assert measured(samples / 2 + 0.1).offset == pytest.approx(samples.mean() / 2 + 0.1, abs=1e-6)
     slow = measured(noise(12_000), 8000)
     assert (slow.seconds, slow.rate) == (1.5, 8000)
+
+
+@pytest.mark.parametrize("late", [0, 1, 16_050, 500_000])
+def test_a_recording_is_silent_if_its_features_are(measured, tmp_path, late):
+    """Wherever in it the only sound is, and in whatever piece it is read."""
+    samples = 1e-6 * noise(505_000)
+    for peak, silent in ((0.0, True), (1e-2, False)):
+        samples[late : late + 400] += peak
+        found = measured(samples)
+        features = recording_features(tmp_path / "a.wav", FEATURES)
+        assert found.silent == is_silent(features, FEATURES) == silent and found.level > SILENT
 
 
 def test_channels(measured):

@@ -17,8 +17,8 @@ from qkd_jax.commands import evaluate
 from qkd_jax.config import LSTMConfig, ManifestData, ModelConfig, QuantConfig, with_data
 from qkd_jax.data import cache as cache_module
 from qkd_jax.data.cache import cached, read_entry
-from qkd_jax.run_folder.folder import load_run
-from qkd_jax.run_folder.recordings import check_recordings, moved_to
+from qkd_jax.run_folder.folder import load_run, open_run
+from qkd_jax.run_folder.recordings import check_recordings, moved_to, same_but_moved
 from tests.faults import refused, refused_in_one_line
 from tests.recordings import noise, record
 
@@ -58,7 +58,7 @@ def test_a_run_resumes_where_its_recordings_are_now(moved, begun, capsys):
     shutil.rmtree(run.model_folder("integer"))
     with refused_in_one_line(
         r"/old/audio/\S+\.wav: expected a recording of the run, found none; 60 of 60 are missing; if they "
-        r"have moved, `qkd-jax train` and `eval` with --data\.root DIR find them"
+        r"have moved, `qkd-jax train` with --data\.root DIR finds them for every command, `eval` for itself"
     ):
         train(config)
     again = train(with_data(config, root=str(new)))
@@ -83,11 +83,11 @@ def test_recordings_of_other_names_or_sizes_are_refused(moved):
     sizes = run.folder / "sizes.npy"
     sizes.unlink()
     with refused("found 1 missing or changed"):
-        moved_to(run, str(new))
+        moved_to(run, replace(run.config.data, root=str(new)))
     for array, expected in ((np.ones(1, int), "found 1"), (np.ones(60), "1-D array of integers")):
         np.save(sizes, array)
         with refused(rf"sizes\.npy: expected the sizes of 60 recordings.*{expected}"):
-            moved_to(run, str(new))
+            moved_to(run, replace(run.config.data, root=str(new)))
 
 
 def test_other_settings_are_still_fixed(moved):
@@ -118,11 +118,65 @@ def test_scores_of_moved_recordings_are_those_of_the_run(moved, begun, capsys):
 
 def test_other_recordings_in_the_same_layout_are_scored_as_others(moved, capsys):
     run, new, _ = moved
-    (new / run.clips[3].name).write_bytes((new / run.clips[4].name).read_bytes() + bytes(2))
+    path = new / next(clip.name for clip in run.clips if clip.split == "test")
+    path.write_bytes(path.read_bytes() + bytes(2))
     before = (run.folder / "results.json").stat().st_mtime_ns
     score(run, data=replace(run.config.data, root=str(new)))
     assert "60 of 60 recordings share a name with a recording of the run" in capsys.readouterr().out
     assert (run.folder / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def with_unlabelled(finished, tiny_config, tmp_path):
+    """Settings of a run that has a checkpoint, and recordings without labels beside the others."""
+    shutil.copytree(finished / "data", tmp_path / "old")
+    (tmp_path / "more").mkdir()
+    for index in range(3):
+        record(tmp_path / "more", f"{index}.wav", noise(6400, index))
+    data = ManifestData(root=str(tmp_path / "old"), unlabelled=str(tmp_path / "more"), clip_seconds=0.4)
+    config = tiny_config(tmp_path / "runs", data=data)
+    with open_run(config) as run:
+        (run.model_folder("teacher") / "checkpoints" / "1").mkdir(parents=True)
+    return config
+
+
+def test_recordings_without_labels_may_move_too(with_unlabelled, tmp_path, capsys):
+    (tmp_path / "more").rename(tmp_path / "there")
+    there = str(tmp_path / "there")
+    with refused(r"more/0\.wav: expected a .*; 3 of 63 are missing; .* with --data\.unlabelled DIR finds"):
+        open_run(with_unlabelled).__enter__()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = with_data(with_unlabelled, root=str(tmp_path / "new"), unlabelled=there)
+    record(tmp_path / "there", "1.wav", noise(100))
+    with refused(
+        r"--data\.unlabelled: expected the 63 recordings .* in \S+/there, found 1 missing or changed"
+    ):
+        open_run(moved).__enter__()
+    record(tmp_path / "there", "1.wav", noise(6400))
+    capsys.readouterr()
+    with open_run(moved) as run:
+        check_recordings(load_run(run.folder))
+    assert capsys.readouterr().out == (
+        f"recordings: now in {tmp_path}/new, before in {tmp_path}/old\n"
+        f"recordings: now in {there}, before in {tmp_path}/more\n"
+    )
+    # Without them, it's another run.
+    with refused(r"this run has data\.unlabelled = \S+/there, now None"):
+        open_run(with_data(moved, unlabelled=None)).__enter__()
+
+
+def test_scores_need_the_recordings_of_their_split_alone(with_unlabelled, tmp_path):
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    run = load_run(tmp_path / "runs" / "tiny")
+    for clip in run.clips:
+        if clip.split != "test":
+            Path(str(clip.path).replace("/old/", "/new/")).unlink()
+    data = replace(run.config.data, root=str(tmp_path / "new"))
+    assert same_but_moved(run, data, "test") is None  # they are still where they were
+    shutil.rmtree(tmp_path / "old")
+    found = same_but_moved(run, data, "test")
+    check_recordings(found, ["test"])
+    assert same_but_moved(run, data, "valid") is None
 
 
 def test_a_demo_is_not_told_to_move_its_recordings(finished, tmp_path):
