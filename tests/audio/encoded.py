@@ -89,7 +89,7 @@ class Trickle(io.BytesIO):
         return super().read(min(size, self.most))
 
 
-def stairs(seconds=1.5):
+def stairs(seconds=3.0):
     """A tone whose level rises from quarter second to quarter second, float32 [samples] at RATE."""
     time = np.arange(round(seconds * RATE)) / RATE
     return ((0.1 + 0.2 * (4 * time).astype(int) / seconds) * np.sin(2 * np.pi * 441 * time)).astype(
@@ -97,7 +97,7 @@ def stairs(seconds=1.5):
     )
 
 
-def levels(samples, seconds=1.5):
+def levels(samples, seconds=3.0):
     """The level of each quarter second of `stairs`, between its edges, which encoders shift."""
     steps = samples[: round(seconds * RATE)].reshape(-1, RATE // 4)[:, RATE // 16 : -RATE // 16]
     return np.sqrt(2 * np.mean(np.square(steps), axis=1))

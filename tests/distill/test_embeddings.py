@@ -69,7 +69,9 @@ def test_embeddings_of_each_recording_are_computed_once(tmp_path, monkeypatch):
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.2, 0.5])
     clips = [record(tmp_path, f"{index}.wav", noise(1500, index)) for index in range(4)]
     read = []
-    monkeypatch.setattr(embeddings_module, "read_audio", lambda *of: read.append(of[0]) or read_audio(*of))
+    monkeypatch.setattr(
+        embeddings_module, "read_audio", lambda *of, **channel: read.append(of[0]) or read_audio(*of)
+    )
     first, _ = embeddings_of(describe(tmp_path), clips[:2])
     embeddings, _ = embeddings_of(describe(tmp_path), clips)
     assert_array_equal(embeddings[:2], first)
@@ -105,11 +107,12 @@ def test_errors_of_the_description_are_named(tmp_path, shape, text, error):
 
 
 def test_errors_of_the_files_are_named(tmp_path):
-    clips = [record(tmp_path, "a.wav", noise(1500)), record(tmp_path, "b.wav", np.zeros(1500))]
+    clips = [record(tmp_path, "a.wav", noise(1500)), record(tmp_path, "b.wav", noise(1500))]
+    (tmp_path / "b.wav").write_bytes((tmp_path / "b.wav").read_bytes()[:1000])
     with refused(r"none\.toml: expected a tagger's settings in TOML"):
         embeddings_of(tmp_path / "none.toml", clips)
     write_loudness(tmp_path / "model.tflite", (1, 1000), [0.2])
-    with refused(r"1 of 2 recordings can't be used:\n.*b\.wav: silent"):
+    with refused(r"1 of 2 recordings can't be used:\n.*b\.wav: cut off"):
         embeddings_of(describe(tmp_path), clips)
     write_loudness(tmp_path / "model.tflite", (1, 1000), [np.nan])
     with refused(r"expected finite embeddings of .*a\.wav, found NaN or infinity"):

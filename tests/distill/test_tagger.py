@@ -148,7 +148,9 @@ def test_scores_of_each_recording_are_computed_once(tmp_path, monkeypatch):
     write_loudness(tmp_path / "model.onnx", (1, 1000), GAINS)
     clips = [record(tmp_path, f"{index}.wav", noise(1500, index)) for index in range(5)]
     read = []
-    monkeypatch.setattr(tagger_module, "read_audio", lambda *of: read.append(of[0]) or read_audio(*of))
+    monkeypatch.setattr(
+        tagger_module, "read_audio", lambda *of, **channel: read.append(of[0]) or read_audio(*of)
+    )
     first = logits_of(describe(tmp_path), clips[:3])
     logits = logits_of(describe(tmp_path), clips)
     assert_array_equal(logits[:3], first)
