@@ -107,6 +107,7 @@ def wheel(session: nox.Session) -> None:
             session.run("qkd-jax", "--version")
             session.run("qkd-jax", "presets")
             session.run("qkd-jax", "train", "--help", silent=True)
+            session.run("qkd-jax", "check", "demo", *DEMO.split())
             session.run("qkd-jax", "train", "demo", *DEMO.split())
             session.run("qkd-jax", "export", "runs/demo/distilled-8")
             session.run("qkd-jax", "detect", "runs/demo/distilled-8.safetensors", *_some_recordings(folder))
