@@ -30,7 +30,7 @@ _QUIET = -60.0
 _OFFSET = 0.02
 _DEAD = 60.0
 _CANCELLED = 20.0
-_SHOWN = 3
+_SHOWN, _NAMED = 3, 8
 _MIDDLE = 256  # bytes
 _HOLD_MORE = {"audioset", "desed", "demo"}
 _TELL = {"folders", "timed", "audacity", "raven"}
@@ -46,7 +46,9 @@ class Item(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        names = ", ".join(self.names)
+        names = ", ".join(self.names[:_NAMED])
+        if len(self.names) > _NAMED:
+            return printable(f"{names} and {len(self.names) - _NAMED:,} more")
         return printable(f"{names} ({self.note})" if names and self.note else names or self.note)
 
 
