@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,21 @@ def test_a_damaged_recording_is_named(tmp_path, kind):
     (tmp_path / "damaged").write_bytes(content)
     with refused(r"damaged: (damaged: \d+ packets can't be decoded|cut off|expected a recording)"):
         read_audio(tmp_path / "damaged", RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("channels.m4a", "damaged: expected 1 channels, found more"),  # PyAV crashed
+        ("streams.ts", "expected a recording, found streams that can't be told apart"),  # IndexError
+    ],
+)
+def test_damaged_files_on_which_pyav_failed_are_refused(name, fault):
+    path = Path(__file__).parent / "damaged" / name
+    code = "import sys; from qkd_jax.audio.reading import read_audio\n"
+    code += "try: read_audio(sys.argv[1])\nexcept ValueError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{path}: {fault}\n")
 
 
 @pytest.mark.parametrize("kind", ["aiff", "caf", "w64"])
