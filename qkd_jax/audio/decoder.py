@@ -29,6 +29,8 @@ _COUNTED = {"aiff", "au", "flac", "tta", "w64", "wv"}
 """Formats whose header gives the number of samples."""
 _TIMED = {"ape", "avi", "caf", "dsf", "mov", "tak", "wav"}
 """Formats whose header gives the length, with or without the encoder's padding; for others FFmpeg guesses."""
+_END_TIMED = {"avi", "matroska", "mov"}
+"""Of these, the formats that give the time of the end: sound may begin late."""
 _PADDING_SECONDS = 0.1
 _PLAIN = {"au", "caf", "w64"}
 """Formats of uncompressed samples."""
@@ -97,22 +99,20 @@ def _decode(
                     damaged.append(seconds)
                     continue
                 for frame in frames:
-                    if kind == "flac" and (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
-                        # FFmpeg decodes some frames twice there.
+                    found = frame.sample_rate, frame.layout.nb_channels
+                    # In joined FLAC files, FFmpeg then decodes some frames twice.
+                    if kind == "flac" and found != (rate, channels):
                         raise InputError(f"{name}: expected one rate and number of channels, found several")
-                    if frame.layout.nb_channels > max(channels, 2):  # PyAV would crash
-                        raise InputError(f"{name}: damaged: expected {channels} channels, found more")
-                    if not frame.sample_rate:
-                        raise InputError(f"{name}: expected a sample rate, found none")
+                    # More channels would crash PyAV.
+                    if not frame.sample_rate or found[1] > max(channels, 2):
+                        raise InputError(
+                            f"{name}: damaged: expected {rate} Hz and {channels} channels, found {found}"
+                        )
                     samples = _samples(av, frame)
                     seconds += len(samples) / frame.sample_rate
                     yield frame.sample_rate, samples
             promised = mp3_samples / rate if kind == "mp3" else _promised_seconds(kind, container, stream)
-            if kind in (
-                "avi",
-                "matroska",
-                "mov",
-            ):  # they give the time of the end, also where sound begins late
+            if kind in _END_TIMED:
                 promised -= max(begin or 0.0, 0.0)
     except IndexError:  # PyAV, where a stream of MPEG-TS comes late
         raise InputError(f"{name}: expected a recording, found streams that can't be told apart") from None
@@ -121,10 +121,10 @@ def _decode(
             return  # a stream may end anywhere
         # Files such as M4A may have their index at their end.
         why = "name the file instead, if it is one" if isinstance(source, Pipe) else "is it cut off?"
-        found = f"none that FFmpeg can read ({why}): {error.strerror}"
+        what = f"none that FFmpeg can read ({why}): {error.strerror}"
         if isinstance(error, av.error.ArgumentError) and not read_bytes:
-            found = "another format"
-        raise InputError(f"{name}: expected a recording, found {found}") from None
+            what = "another format"
+        raise InputError(f"{name}: expected a recording, found {what}") from None
     piped = isinstance(source, Pipe)
     if not piped and promised - seconds > (1.5 / rate if kind in _COUNTED else _PADDING_SECONDS):
         raise InputError(f"{name}: cut off: expected {promised:.2f} s, found {seconds:.2f} s")
