@@ -101,18 +101,21 @@ def test_devices_that_are_missing_are_one_line(monkeypatch, error):
 
 @pytest.mark.parametrize(
     ("platform", "command"),
-    [("nonsense", "eval"), ("tpu", "export"), ("cuda", "train"), ("nonsense", "detect")],
+    [
+        pytest.param("nonsense", "eval", marks=pytest.mark.slow),
+        pytest.param("tpu", "export", marks=pytest.mark.slow),
+        ("cuda", "train"),
+        ("nonsense", "detect"),
+    ],
 )
-def test_commands_name_devices_that_are_missing(place, finished, platform, command):
+def test_commands_name_devices_that_are_missing(place, request, platform, command):
     if platform == "cuda" and shutil.which("nvidia-smi"):
         pytest.skip("this machine has CUDA")
-    arguments = {
-        "eval": [finished / "plain"],
-        "export": [finished / "four"],
-        "train": ["demo", "--runs", place / "runs"],
-        "detect": ["m.safetensors", "a.wav"],
-    }[command]
-    done = qkd(place, command, *arguments, JAX_PLATFORMS=platform)
+    arguments = {"train": ["demo", "--runs", place / "runs"], "detect": ["m.safetensors", "a.wav"]}
+    if command in ("eval", "export"):
+        run = request.getfixturevalue("finished")
+        arguments = {"eval": [run / "plain"], "export": [run / "four"]}
+    done = qkd(place, command, *arguments[command], JAX_PLATFORMS=platform)
     if command == "detect":  # which needs no JAX
         assert done.returncode == 0
     else:
@@ -148,6 +151,7 @@ def test_closed_streams_are_like_dev_null(place, shell):
     assert done.stdout.split()[:5] == ([] if shell.startswith(">") else HEADER)
 
 
+@pytest.mark.slow
 def test_tables_and_bars_need_no_stdout(finished, tmp_path):
     shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
     done = qkd(tmp_path, "eval", tmp_path / finished.name / "plain", shell=">&-")
