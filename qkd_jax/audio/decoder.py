@@ -30,7 +30,7 @@ _COUNTED = {"aiff", "au", "flac", "tta", "w64", "wv"}
 _TIMED = {"ape", "avi", "caf", "dsf", "mov", "tak", "wav"}
 """Formats whose header gives the length, with or without the encoder's padding; for others FFmpeg guesses."""
 _END_TIMED = {"avi", "matroska", "mov"}
-"""Of these, the formats that give the time of the end: sound may begin late."""
+"""Formats that give the time of the end instead: sound may begin late."""
 _PADDING_SECONDS = 0.1
 _PLAIN = {"au", "caf", "w64"}
 """Formats of uncompressed samples."""

@@ -30,7 +30,7 @@ _BLOCK = 1 << 23
 """Most values in a block, over all channels, whatever rate a header claims."""
 _MAX_RATIO = 64
 """Largest ratio of the wanted rate to a file's: else a false header could turn a second into an hour."""
-MAX_PEAK = 10.0
+_MAX_PEAK = 10.0
 """Largest sample: 20 dB above full scale, which recorders of floats may exceed, but 16-bit values by far."""
 _CANCELLED = 1e-6
 """Share of the channels' energy below which their mean is silent: -60 dB."""
@@ -116,7 +116,7 @@ def check_scale(samples: np.ndarray, name: object) -> None:
     peak = max(-samples.min(), samples.max())  # NaN if any sample is
     if not np.isfinite(peak):
         raise InputError(f"{name}: expected finite samples, found NaN or infinity")
-    if peak > MAX_PEAK:
+    if peak > _MAX_PEAK:
         raise InputError(
             f"{name}: expected samples within ±1 (full scale), found {peak:g}; divide int16 by 32768"
         )
@@ -171,7 +171,7 @@ def _suits_libsndfile(file: BinaryIO, head: bytes) -> bool:
         return True
     if head[28:35] != b"\x01vorbis":
         return False
-    # Of several streams, side by side or joined end to end, libsndfile reads the first.
+    # libsndfile reads the first of several streams, side by side or joined end to end.
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b"OggS\0\2", 1) < 0
 
@@ -202,7 +202,11 @@ def _in_blocks(pieces: Pieces) -> Pieces:
             held.append(piece)
             size += len(piece)
             if size >= most:
-                yield rate, held[0] if len(held) == 1 else np.concatenate(held)
+                yield rate, _joined(held)
                 held, size = [], 0
         if held:
-            yield rate, np.concatenate(held)
+            yield rate, _joined(held)
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)  # one, as from WAV, isn't copied

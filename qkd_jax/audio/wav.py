@@ -95,7 +95,7 @@ def _part(file: BinaryIO, position: int, size: int, name: object) -> tuple[Part,
     while True:
         header = read_at(file, at, 8)
         if len(header) < 8:
-            raise InputError(f"{name}: cut off: expected a chunk 'data' with the samples, found none")
+            raise InputError(no_data(name))
         chunk, promised = struct.unpack(f"{order}4sI", header)
         at += 8
         if chunk == b"data":
@@ -107,14 +107,11 @@ def _part(file: BinaryIO, position: int, size: int, name: object) -> tuple[Part,
             long = struct.unpack("<Q", content[8:16])[0]
         at = _next_chunk(file, at + promised, promised)
     if found is None:
-        raise InputError(
-            f"{name}: expected rate and channels in a chunk 'fmt ' before the samples, found none"
-        )
+        raise InputError(no_format(name))
     encoding, frame_bytes = found
     if encoding is None and order == ">":  # FFmpeg takes its samples for little-endian
         raise InputError(f"{name}: expected uncompressed samples in a RIFX file, found compressed ones")
-    exact = promised == 0xFFFFFFFF and 0 < long < 1 << 63
-    promised = long if exact else promised
+    promised, exact = promised_bytes(promised, long)
     length, end = _true_length(file, at, promised, size, order, exact, name)
     return Part(encoding, at, length - length % frame_bytes, promised), end
 
@@ -154,6 +151,25 @@ def _true_length(
     if unknown:
         return room, size
     raise InputError(too_long(name, promised, room - promised))
+
+
+def promised_bytes(size: int, long: int) -> tuple[int, bool]:
+    """The bytes of samples that a header promises, and whether it does so in 64 bits: then they are exact.
+
+    `size` is that of the chunk 'data', `long` the one in the chunk 'ds64', 0 without it.
+    """
+    exact = size == 0xFFFFFFFF and 0 < long < 1 << 63
+    return (long, True) if exact else (size, False)
+
+
+def no_data(name: object) -> str:
+    """The error for a file that ends before its samples."""
+    return f"{name}: cut off: expected a chunk 'data' with the samples, found none"
+
+
+def no_format(name: object) -> str:
+    """The error for samples of an unknown format."""
+    return f"{name}: expected rate and channels in a chunk 'fmt ' before the samples, found none"
 
 
 def too_long(name: object, promised: int, more: int) -> str:

@@ -7,7 +7,18 @@ import numpy as np
 
 from qkd_jax.audio.encoding import Encoding, samples_of
 from qkd_jax.audio.pipe import Pipe
-from qkd_jax.audio.wav import MAX_ZEROS, ORDERS, format_of, is_name, is_placeholder, is_wav, too_long
+from qkd_jax.audio.wav import (
+    MAX_ZEROS,
+    ORDERS,
+    format_of,
+    is_name,
+    is_placeholder,
+    is_wav,
+    no_data,
+    no_format,
+    promised_bytes,
+    too_long,
+)
 from qkd_jax.errors import InputError
 
 _READ_BYTES = 1 << 16
@@ -49,9 +60,10 @@ def wav_stream(pipe: Pipe, name: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _header(pipe: Pipe, name: str, passed: bytearray) -> tuple[Encoding | None, int | None, str]:
-    """The encoding and the bytes of the samples that come next, None for compressed ones and if unknown.
+    """The encoding of the samples that come next, None for compressed ones; their bytes, None if unknown; the
+    byte order.
 
-    And the byte order.  `passed` begins with the 12 bytes that were read; what is read is appended.
+    `passed` begins with the 12 bytes that were read; what is read is appended.
     """
 
     def read(count: int) -> bytes:
@@ -64,7 +76,7 @@ def _header(pipe: Pipe, name: str, passed: bytearray) -> tuple[Encoding | None, 
         if header[:1] == b"\0":  # the pad byte of an odd chunk
             header = header[1:] + read(1)
         if len(header) < 8:
-            raise InputError(f"{name}: cut off: expected a chunk 'data' with the samples, found none")
+            raise InputError(no_data(name))
         chunk, promised = struct.unpack(f"{order}4sI", header)
         if chunk == b"data":
             break
@@ -76,12 +88,9 @@ def _header(pipe: Pipe, name: str, passed: bytearray) -> tuple[Encoding | None, 
         if chunk == b"ds64" and len(content) >= 16:
             long = struct.unpack("<Q", content[8:16])[0]
     if found is None:
-        raise InputError(
-            f"{name}: expected rate and channels in a chunk 'fmt ' before the samples, found none"
-        )
-    if promised == 0xFFFFFFFF and 0 < long < 1 << 63:
-        return found[0], long, order
-    return found[0], None if is_placeholder(promised) else promised, order
+        raise InputError(no_format(name))
+    promised, exact = promised_bytes(promised, long)
+    return found[0], None if is_placeholder(promised) and not exact else promised, order
 
 
 def _another_follows(pipe: Pipe, name: str, length: int, order: str) -> bool:

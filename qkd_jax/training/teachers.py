@@ -248,7 +248,7 @@ def write_embeddings(run: Run, name: str, train: Dataset) -> None:
 
 
 def _of_part(clip: Clip, rows: np.ndarray, hop: float) -> np.ndarray:
-    """Of a recording's embeddings, every `hop` seconds from its start, those of the clip."""
+    """The rows of a recording's embeddings, one every `hop` seconds, that belong to the clip."""
     if clip.part is None:
         return rows
     first, last = (round(seconds / hop) for seconds in clip.part)
