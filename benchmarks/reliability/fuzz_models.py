@@ -20,7 +20,7 @@ from qkd_jax.detector import events, file, resume
 from qkd_jax.detector.detector import Detector
 from qkd_jax.detector.stream import in_numpy
 from qkd_jax.distill import tagger
-from qkd_jax.distill.waveform_model import open_inner, open_model, open_untried, run_once
+from qkd_jax.distill.waveform_model import open_model, open_untried, run_once
 from qkd_jax.errors import InputError
 from qkd_jax.runtimes import c, c_header, litert, onnx_graph, open_clip, open_unguarded, write
 from tests.artefacts import mutated as mutated_detector
@@ -156,7 +156,7 @@ MODELS = (
     Target("tagger", texts(TAGGER, PLAIN_TAGGER), _read_tagger),
     Target("ONNX teacher", _ONNX, _each(run_once), guard=_each(open_model)),
     Target("LiteRT teacher", _LITERT, _each(run_once), guard=_each(open_model)),
-    Target("LiteRT layer", _LITERT, _each(run_once, _LAYER), guard=_each(open_inner, _LAYER)),
+    Target("LiteRT layer", _LITERT, _each(run_once, _LAYER), guard=_each(open_model, _LAYER)),
     _exported("onnx", ".onnx", _sealed_onnx, _run_exported, guard=True),
     _exported("litert", ".tflite", _sealed_litert, _run_exported, guard=True),
     _exported("c", ".h", _sealed_header, _read_header),

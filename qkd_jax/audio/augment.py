@@ -1,29 +1,39 @@
 """Random augmentation of log-mel energies: pure functions of a key, with a draw per clip."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from qkd_jax.config import AugmentConfig
+from qkd_jax.config import AugmentConfig, FeatureConfig
+
+_GAIN, _MIXTURE, _MIXUP = 5, 4, 3  # folded into the key, apart from the keys that are split from it
 
 
 def augment(
     key: PRNGKeyArray,
     features: Float[Array, "batch frames mel"],
-    labels: Float[Array, "batch event"],
+    labels: PyTree[Float[Array, "batch event"]],
     config: AugmentConfig,
-) -> tuple[Float[Array, "batch frames mel"], Float[Array, "batch event"]]:
-    """Shift in time, mix, then mask, so that no mask is mixed or wrapped; a setting of 0 turns a change off.
+    floor: float = FeatureConfig().floor,
+) -> tuple[Float[Array, "batch frames mel"], PyTree[Float[Array, "batch event"]]]:
+    """Shift in time, change levels, mix, then mask, so that no mask is mixed; 0 turns a change off.
 
-    `config` is static under jit.
+    `labels` may be a tree of probabilities, such as labels and posteriors.  `floor` was added to energies
+    before the logarithm.  `config` is static under jit.
     """
     shift_key, mixup_key, mask_key = jax.random.split(key, 3)
     if config.time_shift:
         features = time_shift(shift_key, features, config.time_shift)
+    if config.gain:
+        features = change_levels(jax.random.fold_in(key, _GAIN), features, config.gain, floor)
     if config.mixup:
         features, labels = mixup(mixup_key, features, labels, config.mixup, _is_mixed(key, config))
+    if config.mixtures:
+        features, labels = mixture(jax.random.fold_in(key, _MIXTURE), features, labels, config, floor)
     if config.time_masks or config.mel_masks:
         features = spec_augment(mask_key, features, config)
     return features, labels
@@ -36,8 +46,11 @@ def augment_frames(
     *,
     stride: int,
     sizes: tuple[int, int, int],
+    floor: float = FeatureConfig().floor,
 ) -> dict[str, Float[Array, "batch *_"]]:
     """Augment a batch of timed events as `augment` does, its labels and targets along with the features.
+
+    `floor` was added to energies before the logarithm.
 
     Targets per frame (`strong`, `teacher`) are shifted with the frames, by multiples of `stride`, and set to
     0 in masked frames; `embedding`, with one row per `stride` frames, is shifted too.  `sizes` counts the
@@ -59,16 +72,27 @@ def augment_frames(
         if "embedding" in batch:
             steps = _steps(shift_key, batch["features"], config.time_shift, stride)
             batch["embedding"] = _rolled(batch["embedding"], steps)
-    if config.mixup:
-        mixed, rest = _is_mixed(key, config), strong + weak
+    if config.gain:
+        key_of_gain = jax.random.fold_in(key, _GAIN)
+        batch["features"] = change_levels(key_of_gain, batch["features"], config.gain, floor)
+    kinds = slice(strong), slice(strong, strong + weak)
+
+    def mix_kinds(key: PRNGKeyArray, mix: Callable[..., Any]) -> dict[str, jax.Array]:
         parts = []
-        for kind_key, kind in zip(jax.random.split(mixup_key), (slice(strong), slice(strong, rest))):
+        for kind_key, kind in zip(jax.random.split(key), kinds):
             labels = {name: batch[name][kind] for name in targets}
-            features, labels = mixup(kind_key, batch["features"][kind], labels, config.mixup, mixed)
+            features, labels = mix(kind_key, batch["features"][kind], labels)
             parts.append({"features": features, **labels})
-        parts.append({name: batch[name][rest:] for name in ("features", *targets)})
+        parts.append({name: batch[name][strong + weak :] for name in ("features", *targets)})
         # Not `at[kind].set`: on CPUs, jaxlib 0.10.2 then reads partners that are already mixed.
-        batch |= jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    if config.mixup:
+        mixed = _is_mixed(key, config)
+        batch |= mix_kinds(mixup_key, partial(mixup, alpha=config.mixup, mixed=mixed))
+    if config.mixtures:
+        key_of_mixture = jax.random.fold_in(key, _MIXTURE)
+        batch |= mix_kinds(key_of_mixture, partial(mixture, config=config, floor=floor))
     if config.time_masks or config.mel_masks:
         in_time, in_mel = _masks(mask_key, batch["features"], config)
         batch["features"] = _masked(batch["features"], in_time, in_mel)
@@ -113,6 +137,43 @@ def mixup(
     return mix(features), jax.tree.map(mix, labels)
 
 
+def change_levels(
+    key: PRNGKeyArray, features: Float[Array, "batch frames mel"], largest: float, floor: float
+) -> Float[Array, "batch frames mel"]:
+    """Change the level of each clip by a gain uniform in ±`largest` dB.
+
+    With gain g, energy e becomes g² e: log(e + floor) becomes log(g² e + floor).
+    """
+    power = _power(key, len(features), largest)
+    return _logarithm(power * _energy(features, floor), floor)
+
+
+def mixture(
+    key: PRNGKeyArray,
+    features: Float[Array, "batch frames mel"],
+    labels: PyTree[Float[Array, "batch *_"]],
+    config: AugmentConfig,
+    floor: float,
+) -> tuple[Float[Array, "batch frames mel"], PyTree[Float[Array, "batch *_"]]]:
+    """Add another clip to a share `config.mixtures` of the clips, as two sounds at once: energies are added.
+
+    The other has a gain uniform in ±`config.mixture_gain` dB; the partners are a permutation of the batch.
+    An event is in the mixture unless neither clip has it: labels p and q become 1 - (1 - p)(1 - q).
+    """
+    batch = len(features)
+    mixed_key, partner_key, gain_key = jax.random.split(key, 3)
+    mixed = jax.random.bernoulli(mixed_key, config.mixtures, (batch,))
+    partner = jax.random.permutation(partner_key, batch)
+    energy = _energy(features, floor)
+    both = _logarithm(energy + _power(gain_key, batch, config.mixture_gain) * energy[partner], floor)
+
+    def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(jnp.broadcast_to(mixed.reshape(-1, *[1] * (old.ndim - 1)), old.shape), new, old)
+
+    labels = jax.tree.map(lambda leaf: chosen(1 - (1 - leaf) * (1 - leaf[partner]), leaf), labels)
+    return chosen(both, features), labels
+
+
 def spec_augment(
     key: PRNGKeyArray, features: Float[Array, "batch frames mel"], config: AugmentConfig
 ) -> Float[Array, "batch frames mel"]:
@@ -124,6 +185,20 @@ def spec_augment(
     `config` is static under jit.
     """
     return _masked(features, *_masks(key, features, config))
+
+
+def _power(key: PRNGKeyArray, batch: int, largest: float) -> Float[Array, "batch 1 1"]:
+    """Factors of energies for gains uniform in ±`largest` dB."""
+    decibels = jax.random.uniform(key, (batch, 1, 1), minval=-largest, maxval=largest)
+    return 10 ** (decibels / 10)
+
+
+def _energy(features: jax.Array, floor: float) -> jax.Array:
+    return jnp.maximum(jnp.exp(features) - floor, 0)
+
+
+def _logarithm(energy: jax.Array, floor: float) -> jax.Array:
+    return jnp.log(energy + floor)
 
 
 def _steps(key: PRNGKeyArray, features: jax.Array, largest: float, stride: int) -> jax.Array:
@@ -138,8 +213,8 @@ def _rolled(clips: jax.Array, shifts: jax.Array) -> jax.Array:
 
 
 def _is_mixed(key: PRNGKeyArray, config: AugmentConfig) -> Bool[Array, ""]:
-    """Whether the batch is mixed at all; folding in 3 is independent of the three keys split from `key`."""
-    return jax.random.bernoulli(jax.random.fold_in(key, 3), config.mixup_share)
+    """Whether the batch is mixed at all."""
+    return jax.random.bernoulli(jax.random.fold_in(key, _MIXUP), config.mixup_share)
 
 
 def _masks(

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
-from qkd_jax.config import AnyData, DataConfig, ManifestData, to_json
+from qkd_jax.config import AnyData, DataConfig, HeadConfig, ManifestData, to_json
 from qkd_jax.config.fields import STRICT
 from qkd_jax.data.clip_list import clips_to_score, recordings_of
 from qkd_jax.data.clips import Clip
@@ -35,6 +35,7 @@ from qkd_jax.run_folder.recordings import check_recordings, same_but_moved
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import computing
 from qkd_jax.system.files import whole_file
+from qkd_jax.training.heads import bytes_of_taggers, head_step_logits, read_by
 
 _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
@@ -111,18 +112,23 @@ def score(
 
     models, logits, rocs = {}, {}, {}
     for name in names:
-        network, variables = config.models[name].network, states[name]
-        module = build_model(network, len(dataset.events))
-        if config.timed:
-            timed: Any = network
+        network: Any = config.models[name].network
+        variables, module = states[name], build_model(network, len(dataset.events))
+        cost = model_cost(module, variables, run.shape_of(name), getattr(network, "quant", None))
+        if isinstance(network, HeadConfig):
+            inputs = read_by(run, name, dataset, clips)
+            logits[name], steps = head_step_logits(run, name, inputs, variables)
+            cost = {"bytes": cost["bytes"] + bytes_of_taggers(network)}  # the rest of a tagger isn't known
+        elif config.timed:
             predict = make_predict_steps(module)
-            logits[name], steps = step_logits(predict, variables, dataset, config.frames, timed)
-            metrics, rocs[name] = timed_metrics(config, timed, dataset, logits[name], steps)
+            logits[name], steps = step_logits(predict, variables, dataset, config.frames, network)
         else:
             size = config.recipe.batch_size
             logits[name] = clip_logits(make_predict(module), variables, dataset, config.frames, size)
+        if config.timed:
+            metrics, rocs[name] = timed_metrics(config, network, dataset, logits[name], steps)
+        else:
             metrics = evaluate(dataset.targets, logits[name], dataset.events)
-        cost = model_cost(module, variables, run.shape, getattr(network, "quant", None))
         models[name] = {"metrics": metrics, **cost}
         if keep:
             path = run.model_folder(name) / f"logits-{split}.npz"

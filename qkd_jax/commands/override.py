@@ -5,6 +5,7 @@ import difflib
 import re
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qkd_jax.commands.types import dataclasses_in, plain, tag_of
@@ -69,9 +70,12 @@ def _split(argument: str, name: str) -> list[str]:
 def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
     """`config` with `teachers` in place of those of each model that has some.
 
-    Former teachers that no model refers to any more are dropped.  Raises InputError if there is no model with
-    teachers, and for teachers that RunConfig refuses.
+    Taggers, .toml files, teach by a model `head` that is fitted on all of them; `zero-shot` shows what their
+    own classes give.  Former teachers that no model refers to any more are dropped.  Raises InputError if
+    there is no model with teachers, and for teachers that RunConfig refuses.
     """
+    heads = heads_on(tuple(teacher for teacher in teachers if teacher.endswith(".toml")))
+    teachers = [*list(heads)[-1:], *(teacher for teacher in teachers if not teacher.endswith(".toml"))]
     learners = {name for name, model in config.models.items() if model.teachers and name not in teachers}
     if not learners:
         known = ", ".join(config.models) or "none"
@@ -79,13 +83,26 @@ def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
             f"--teacher: expected a preset with a student, found no model with teachers among {known}"
         )
     before = {teacher for name in learners for teacher in config.models[name].teachers}
-    models = {
+    models = heads | {
         name: dataclasses.replace(model, teachers=tuple(teachers)) if name in learners else model
         for name, model in config.models.items()
     }
     while unused := (before & models.keys()) - _named(models.values()):
         models = {name: model for name, model in models.items() if name not in unused}
     return _replaced(config, {"models": models}, "")
+
+
+def heads_on(taggers: tuple[str, ...]) -> dict[str, "ModelConfig"]:
+    """The models `zero-shot`, if some of `taggers` name classes of events, and `head`; else none."""
+    from qkd_jax.config import HeadConfig, ModelConfig
+    from qkd_jax.distill.tagger import read_tagger
+
+    if not taggers:
+        return {}
+    models = {"head": ModelConfig(network=HeadConfig(taggers=taggers))}
+    if any(read_tagger(Path(tagger)).events for tagger in taggers):
+        models = {"zero-shot": ModelConfig(network=HeadConfig(taggers=taggers, fit=False))} | models
+    return models
 
 
 def _named(models: Iterable["ModelConfig"]) -> set[str]:

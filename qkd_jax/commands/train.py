@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def main(arguments: list[str], prog: str) -> None:
     """Train the preset, a name or a file, that `arguments` start with; by default demo."""
     config = config_of(arguments, prog, docstring(__file__))
-    if config.distributed:
-        from qkd_jax.system.devices import join_processes
+    from qkd_jax.system.devices import join_processes, use_all_cores
 
+    if config.distributed:
         join_processes()
+    else:
+        use_all_cores(config.recipe.batch_size)
     train(config)
 
 

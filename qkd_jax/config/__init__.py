@@ -25,6 +25,7 @@ from qkd_jax.config.features import FeatureConfig
 from qkd_jax.config.networks import (
     CRNNConfig,
     DenseNetConfig,
+    HeadConfig,
     LSTMConfig,
     Network,
     QuantConfig,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config.fields import STRICT, Bits, Count, Decay
+from qkd_jax.config.fields import STRICT, Bits, Count, Decay, Positive
 
 Pools = tuple[tuple[Count, Count], ...]
 
@@ -102,6 +102,39 @@ class ResNetConfig:
     """Output channels of a block, as a multiple of its stage's width."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the convolutions; parameters and statistics stay float32."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HeadConfig:
+    """A small classifier on the outputs of pretrained taggers, fitted in seconds, as a teacher."""
+
+    architecture: Literal["head"] = "head"
+    taggers: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Descriptions of the taggers, TOML files (docs/teachers.md)."""
+    fit: bool = True
+    """Fit to the labels; if not, the taggers' own classes are the result (zero-shot)."""
+    fewest: Count = 5
+    """Events with fewer positive training clips aren't fitted, if they have classes of a tagger."""
+    components: Count | None = 192
+    """Principal components of each tagger's scores, and of its layer; none uses the values themselves."""
+    hidden_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Width of the hidden layer; 0 for logistic regression."""
+    penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    """Weights of the squared parameters in the loss, of which validation chooses one; if equal, the last."""
+
+    @property
+    def stride(self) -> int:
+        """Frames from one step to the next: its windows are spread over such steps."""
+        return 4
+
+    @property
+    def receptive_field(self) -> int:
+        """Frames that a step stands for."""
+        return self.stride
+
+    def steps(self, frames: int) -> int:
+        """Steps of `frames` frames."""
+        return frames // self.stride
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -233,6 +266,8 @@ class CRNNConfig:
         )
 
 
-StepNetwork = LSTMConfig | CRNNConfig
+StepNetwork = HeadConfig | LSTMConfig | CRNNConfig
 """Networks that give logits at each step."""
-Network = Annotated[DenseNetConfig | ResNetConfig | LSTMConfig | CRNNConfig, Discriminator("architecture")]
+Network = Annotated[
+    DenseNetConfig | ResNetConfig | HeadConfig | LSTMConfig | CRNNConfig, Discriminator("architecture")
+]

@@ -12,6 +12,7 @@ from qkd_jax.config.fields import (
     STRICT,
     Count,
     Decay,
+    Decibels,
     Epochs,
     Name,
     Positive,
@@ -20,7 +21,15 @@ from qkd_jax.config.fields import (
     Temperature,
     Weight,
 )
-from qkd_jax.config.networks import CRNNConfig, DenseNetConfig, LSTMConfig, Network, QuantConfig, ResNetConfig
+from qkd_jax.config.networks import (
+    CRNNConfig,
+    DenseNetConfig,
+    HeadConfig,
+    LSTMConfig,
+    Network,
+    QuantConfig,
+    ResNetConfig,
+)
 
 R = TypeVar("R", bound="RunConfig")
 _MAX_BATCH = 16 * 10**9  # bytes of features
@@ -147,7 +156,10 @@ RecipeConfig = Annotated[ClipRecipe | EventRecipe, Discriminator("task")]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class AugmentConfig:
-    """Augmentation of training features; off by default, as in the paper."""
+    """Augmentation of training features; off by default, as in the paper.
+
+    Shifts, gains and masks leave labels and the teachers' posteriors as they are; mixing mixes them.
+    """
 
     time_shift: Share = 0.0
     """Maximum circular time shift, as a fraction of clip length."""
@@ -163,6 +175,12 @@ class AugmentConfig:
     """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 disables it."""
     mixup_share: Share = 1.0
     """Probability of mixup per batch."""
+    gain: Decibels = 0.0
+    """Largest change of a clip's level, up or down, in dB."""
+    mixtures: Share = 0.0
+    """Share of clips that another is added to, as two sounds at once: energies are added."""
+    mixture_gain: Decibels = 6.0
+    """Largest change of the other clip's level, up or down, in dB."""
 
     def __post_init__(self) -> None:
         if 0 < self.mixup < (least := 0.001):  # Beta(0, 0) is NaN
@@ -171,7 +189,8 @@ class AugmentConfig:
     @property
     def on(self) -> bool:
         """Whether any augmentation is on."""
-        return bool(self.time_shift or self.time_masks or self.mel_masks or self.mixup)
+        masks = self.time_masks or self.mel_masks
+        return bool(self.time_shift or masks or self.mixup or self.gain or self.mixtures)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -259,7 +278,12 @@ def is_file(teacher: str) -> bool:
 
 def _check_network(where: str, model: ModelConfig, run: RunConfig) -> None:
     network = model.network
-    kinds = (LSTMConfig, CRNNConfig) if run.timed else (DenseNetConfig, ResNetConfig, LSTMConfig)
+    own: tuple[Any, ...] = (
+        (LSTMConfig, CRNNConfig) if run.timed else (DenseNetConfig, ResNetConfig, LSTMConfig)
+    )
+    kinds = (*own, HeadConfig)
+    if isinstance(network, HeadConfig) and (model.teachers or model.start or model.objective):
+        raise ValueError(f"{where}: expected no teachers, start or objective for a head, found some")
     if not isinstance(network, kinds):
         names = " or ".join(kind.architecture for kind in kinds)
         raise ValueError(
@@ -299,11 +323,6 @@ def _check_teachers(where: str, model: ModelConfig, earlier: dict[str, ModelConf
         if not is_file(teacher) and teacher not in earlier:
             raise ValueError(
                 f"{where}.teachers: expected {_names(earlier)}, or a .toml or .npz file, got {teacher!r}"
-            )
-        if run.augment.on and not run.timed and is_file(teacher):
-            raise ValueError(
-                f"{where}.teachers: expected models of the run, because teacher logits must be computed on "
-                f"the augmented clips, got {teacher!r}"
             )
 
 

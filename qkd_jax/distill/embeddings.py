@@ -11,7 +11,7 @@ from qkd_jax.data.cache import Entries, cached
 from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
 from qkd_jax.distill.tagger import read_tagger
-from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_inner
+from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_model
 from qkd_jax.errors import InputError
 
 _FORMAT = 1  # raise when the same settings give other embeddings
@@ -32,7 +32,7 @@ def tagger_embeddings(
     if config.layer is None:
         raise InputError(f"{path}: layer: expected the name of an inner tensor, found none")
     model = path.parent / config.file
-    samples, run = open_inner(model, config.layer)
+    samples, outputs = open_model(model, config.layer)
     if config.window_seconds is not None:
         wanted = round(config.window_seconds * config.sample_rate)
         if samples not in (None, wanted):
@@ -43,6 +43,10 @@ def tagger_embeddings(
     if not 1 <= samples <= MAX_SAMPLES:
         raise InputError(f"window_seconds: expected 1 to {MAX_SAMPLES} samples, got {samples}")
     hop = max(round(config.hop_seconds * config.sample_rate) if config.hop_seconds else samples // 2, 1)
+
+    def run(window: np.ndarray) -> np.ndarray:
+        return outputs(window)[-1].astype(np.float32).ravel()
+
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     entries, bad = cached(
         clips,

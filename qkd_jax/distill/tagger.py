@@ -1,11 +1,13 @@
-"""A pretrained tagger as a teacher: an ONNX or LiteRT model of waveforms, run over recordings."""
+"""A pretrained tagger: an ONNX or LiteRT model of waveforms, run over recordings."""
 
+import dataclasses
 import difflib
 import glob
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,27 +18,28 @@ from pydantic.dataclasses import dataclass
 from qkd_jax.audio.reading import read_audio
 from qkd_jax.config import from_json
 from qkd_jax.config.fields import STRICT, Length, Rate
-from qkd_jax.data.cache import cached, read_entry
+from qkd_jax.data.cache import Entries, cached, read_entry
 from qkd_jax.data.clip_list import list_bad
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.tables import read_table
-from qkd_jax.distill.waveform_model import MAX_SAMPLES, open_model
+from qkd_jax.distill.waveform_model import MAX_SAMPLES, Run, open_model
 from qkd_jax.errors import InputError
 
 _MAX_CHARACTERS, _MAX_DOTS = 1 << 20, 2000
-_FORMAT = 2  # raise when the same settings give other scores
+_FORMAT = 3  # raise when the same settings give other scores
 _MARGIN = 1e-3  # our choice: 8-bit taggers give probabilities of 0, whose logit is minus infinity
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaggerConfig:
-    """A pretrained tagger as a teacher, described in a TOML file; paths are relative to that file."""
+    """A pretrained tagger, described in a TOML file; paths are relative to that file."""
 
     file: str
     """A model in .onnx or .tflite of a float32 waveform, [samples] or [1, samples]."""
-    classes: str
-    """Names of its classes in order: one name per line, or in a .csv the column `display_name`."""
-    events: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Field(min_length=1)]
+    classes: str | None = None
+    """Names of its classes in order: one name per line, or in a .csv the column `display_name`.  Without
+    them, only a head can use the tagger: its layer, or else its first output."""
+    events: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
     """The classes of the tagger that stand for each event."""
     output: Literal["probabilities", "logits"] = "probabilities"
     """Meaning of its output for each class."""
@@ -47,7 +50,82 @@ class TaggerConfig:
     hop_seconds: Length | None = None
     """Time from one window to the next; half a window by default."""
     layer: str | None = None
-    """An inner tensor whose values are embeddings, by its name or a unique part of it (LiteRT only)."""
+    """An output, or with LiteRT an inner tensor, whose values are embeddings, by its name or a unique part of
+    it."""
+
+    def __post_init__(self) -> None:
+        if self.events and self.classes is None:
+            raise ValueError("classes: expected the names of its classes, since events name some, found none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagger:
+    """A tagger on `clips`: a clip's outputs are float32 [windows, classes + size of the layer].
+
+    The first `classes` columns are scores, as the model gives them.  `window` and `hop`, in seconds, are 0
+    if a window is a whole recording.
+    """
+
+    path: Path
+    config: TaggerConfig
+    names: Sequence[str]
+    classes: int
+    window: float
+    hop: float
+    clips: Sequence[Clip]
+    entries: Entries
+
+    def outputs(self, clip: int) -> np.ndarray:
+        """The outputs of the windows whose centres are in a clip, or else of the nearest."""
+        rows, part = read_entry(self.entries[clip]), self.clips[clip].part
+        if part is None or not self.hop:
+            return rows
+        (start, end), centres = part, self._centres(len(rows))
+        inside = (start <= centres) & (centres < end)
+        return rows[inside] if inside.any() else rows[[np.abs(centres - (start + end) / 2).argmin()]]
+
+    def centres(self, clip: int, windows: int) -> np.ndarray:
+        """The centres of a clip's `windows`, in seconds from its start; -1 for a whole recording's."""
+        if not self.hop:
+            return np.full(windows, -1.0)
+        part = self.clips[clip].part
+        if part is None:
+            return self._centres(windows)
+        centres = self._centres(len(read_entry(self.entries[clip])))
+        inside = centres[(part[0] <= centres) & (centres < part[1])]
+        return (inside if len(inside) else np.array([sum(part) / 2])) - part[0]
+
+    def _centres(self, windows: int) -> np.ndarray:
+        centres = self.window / 2 + self.hop * np.arange(windows)
+        centres[-1] -= self.hop / 2 * (windows > 1)  # it ends with the recording, up to one hop earlier
+        return centres
+
+    def logits(self, outputs: np.ndarray) -> np.ndarray:
+        """The logits of the classes, from `outputs` [windows, …]: probabilities clipped to [0.001, 0.999].
+
+        Raises InputError for scores that can't be probabilities.
+        """
+        scores = outputs[:, : self.classes]
+        if self.config.output == "logits":
+            return scores
+        low, high = scores.min(initial=0.5), scores.max(initial=0.5)
+        if low < -_MARGIN or high > 1 + _MARGIN:
+            raise InputError(
+                f"{self.path}: output: expected probabilities, found {low:g} to {high:g}; "
+                'if these are logits, output = "logits"'
+            )
+        scores = np.clip(scores, _MARGIN, 1 - _MARGIN)
+        return np.log(scores) - np.log1p(-scores)
+
+    def event_logits(self, outputs: np.ndarray, events: Sequence[str]) -> np.ndarray:
+        """The logits of `events` [windows, events]: the maximum over an event's classes, NaN without any."""
+        logits = self.logits(outputs)
+        result = np.full((len(logits), len(events)), np.nan, np.float32)
+        for place, event in enumerate(events):
+            if event in self.config.events:
+                columns = [i for i, name in enumerate(self.names) if name in self.config.events[event]]
+                result[:, place] = logits[:, columns].max(axis=1)
+        return result
 
 
 def tagger_logits(
@@ -55,46 +133,47 @@ def tagger_logits(
 ) -> np.ndarray:
     """Logits of `clips`, float32 [clips, events], from the tagger described in the TOML file at `path`.
 
-    `channel`, counted from 1, is the one to read; None means the mean of all.
-    A class's score is its maximum over windows, an event's score the maximum over its classes.  A part of a
-    recording has the windows whose centres are in it, or else the nearest.  Probabilities are clipped to
-    [0.001, 0.999].  Events without classes of the tagger are NaN.  Scores are kept in `cache`.  Raises
-    InputError if the file, the model, its class names or a recording can't be used.
+    An event's logit is the maximum over windows and over its classes; NaN for events without classes of the
+    tagger.  Raises InputError as `run_tagger` does, and if the tagger knows none of `events`.
     """
     config = read_tagger(path)
-    model, names_file = path.parent / config.file, path.parent / config.classes
-    names = _class_names(names_file)
-    known = [event for event in events if event in config.events]
-    if not known:
+    if not any(event in config.events for event in events):
         raise InputError(
-            f"{path}: events: expected some of {', '.join(events)}, got {', '.join(config.events)}"
+            f"{path}: events: expected some of {', '.join(events)}, got {', '.join(config.events) or 'none'}"
         )
-    columns = {event: _columns(path, event, config.events[event], names) for event in known}
-    score, identity, clock = _scorer(model, config, len(names), names_file, channel)
-    if clock is None and any(clip.part for clip in clips):
+    tagger = run_tagger(path, clips, cache, channel)
+    rows = (tagger.event_logits(tagger.outputs(clip), events) for clip in range(len(clips)))
+    return np.stack([row.max(axis=0) for row in rows])
+
+
+def run_tagger(path: Path, clips: Sequence[Clip], cache: Path, channel: int | None = None) -> Tagger:
+    """The tagger described in the TOML file at `path`, run over `clips`; outputs are kept in `cache`.
+
+    `channel`, counted from 1, is the one to read; None means the mean of all.  Raises InputError if the file,
+    the model, its class names or a recording can't be used.
+    """
+    config = read_tagger(path)
+    names = _class_names(path.parent / config.classes) if config.classes else []
+    for event, classes in config.events.items():
+        _check_names(path, event, classes, names)
+    model = _opened(path, config, names)
+    if model.samples is None and any(clip.part for clip in clips):
         raise InputError(
             f"{path}: window_seconds: expected a length, since recordings are cut into clips, found none"
         )
     entries, bad = cached(
-        clips, score, cache, settings=f"tagger {_FORMAT} {identity}", width=len(names), title=path.stem
+        clips,
+        partial(model.outputs, channel=channel),
+        cache,
+        settings=f"tagger {_FORMAT} {model.identity} {channel}",
+        width=model.classes + model.layer_size,
+        title=path.stem,
     )
     if bad:
         raise InputError(*list_bad(bad, len(clips)))
-    scores, low, high = np.full((len(clips), len(events)), np.nan, np.float32), np.inf, -np.inf
-    for row, entry, clip in zip(scores, entries, clips):
-        class_scores = _windows_of(clip, read_entry(entry), clock).max(axis=0)
-        low, high = min(low, class_scores.min()), max(high, class_scores.max())
-        for event, chosen in columns.items():
-            row[list(events).index(event)] = class_scores[chosen].max()
-    if config.output == "logits":
-        return scores
-    if low < -_MARGIN or high > 1 + _MARGIN:
-        raise InputError(
-            f"{path}: output: expected probabilities, found {low:g} to {high:g}; "
-            'if these are logits, output = "logits"'
-        )
-    scores = np.clip(scores, _MARGIN, 1 - _MARGIN)
-    return np.log(scores) - np.log1p(-scores)
+    rate = config.sample_rate
+    window, hop = (model.samples / rate, model.hop / rate) if model.samples else (0.0, 0.0)
+    return Tagger(path, config, names, model.classes, window, hop, clips, entries)
 
 
 def read_tagger(path: Path) -> TaggerConfig:
@@ -119,64 +198,92 @@ def _class_names(path: Path) -> list[str]:
         raise InputError(f"{path}: expected one class name per line: {error}") from None
 
 
-def _columns(path: Path, event: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
+def _check_names(path: Path, event: str, classes: Sequence[str], names: Sequence[str]) -> None:
     for name in classes:
         if name not in names:
             near = "".join(f", maybe {other!r}" for other in difflib.get_close_matches(name, names, 1))
             raise InputError(f"{path}: events.{event}: expected classes of the tagger, got {name!r}{near}")
-    return [index for index, name in enumerate(names) if name in classes]
 
 
-def _scorer(
-    model: Path, config: TaggerConfig, classes: int, names_file: Path, channel: int | None
-) -> tuple[Callable[[Path], np.ndarray], str, tuple[float, float] | None]:
-    """The function from a recording to scores float32 [windows, classes], safe in any thread; its cache key;
-    and the length and the hop of its windows in seconds, None if the window is the recording.
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A tagger's model, opened: `run` maps a window of `samples`, None for any number, to its outputs.
+
+    `place` is that of the class scores among the outputs; a layer's values are the last output.
     """
-    samples, run = open_model(model)
+
+    file: Path
+    config: TaggerConfig
+    run: Run
+    samples: int | None
+    hop: int
+    place: int
+    classes: int
+    layer_size: int
+
+    @property
+    def identity(self) -> str:
+        """What the outputs depend on."""
+        digest = hashlib.sha256()
+        # Weights may be in a file of their own, model.onnx.data.
+        for file in sorted(self.file.parent.glob(f"{glob.escape(self.file.name)}*")):
+            digest.update(file.read_bytes() if file.is_file() else b"")
+        config = self.config
+        layer = f" {self.place} {config.layer}" if config.layer else ""
+        return f"{digest.hexdigest()} {config.sample_rate} {self.samples} {self.hop} {self.classes}{layer}"
+
+    def outputs(self, recording: Path, channel: int | None) -> np.ndarray:
+        """The outputs on a recording, float32 [windows, classes + layer_size]; safe in any thread."""
+        waveform = read_audio(recording, self.config.sample_rate, channel=channel)
+        windows = _windows(waveform, self.samples or len(waveform), self.hop)
+        rows = np.stack([self._row(self.run(window)) for window in windows])
+        if not np.isfinite(rows).all():
+            raise InputError(f"{self.file}: expected finite scores of {recording}, found NaN or infinity")
+        return rows
+
+    def _row(self, outputs: list[np.ndarray]) -> np.ndarray:
+        scores = outputs[self.place].reshape(-1, self.classes).max(axis=0) if self.classes else np.zeros(0)
+        if not self.layer_size:
+            return scores.astype(np.float32)
+        return np.concatenate(
+            [scores, outputs[-1].reshape(-1, self.layer_size).mean(axis=0)], dtype=np.float32
+        )
+
+
+def _opened(path: Path, config: TaggerConfig, names: Sequence[str]) -> _Model:
+    file = path.parent / config.file
+    samples, run = open_model(file, config.layer)
     if config.window_seconds is not None:
         wanted = round(config.window_seconds * config.sample_rate)
         if samples not in (None, wanted):
-            raise InputError(f"window_seconds: {model} takes {samples} samples, got {wanted}")
+            raise InputError(f"window_seconds: {file} takes {samples} samples, got {wanted}")
         samples = wanted
     if samples is not None and not 1 <= samples <= MAX_SAMPLES:
         raise InputError(f"window_seconds: expected 1 to {MAX_SAMPLES} samples, got {samples}")
     hop = round(config.hop_seconds * config.sample_rate) if config.hop_seconds else (samples or 0) // 2
     noise = np.random.default_rng(0).normal(0, 0.1, samples or 10 * config.sample_rate).astype(np.float32)
     outputs = run(noise)
-    fitting = [index for index, output in enumerate(outputs) if output.shape[-1:] == (classes,)]
+    layer_size = outputs.pop().shape[-1] if config.layer else 0
+    place, classes = _scores_of(path, config, names, outputs)
+    return _Model(file, config, run, samples, max(hop, 1), place, classes, layer_size)
+
+
+def _scores_of(
+    path: Path, config: TaggerConfig, names: Sequence[str], outputs: Sequence[np.ndarray]
+) -> tuple[int, int]:
+    """The place among the `outputs` of the scores, and their number: 0 if a layer is all there is."""
+    if config.classes is None:
+        if config.layer:
+            return 0, 0
+        return 0, outputs[0].shape[-1] if outputs[0].ndim else 1
+    fitting = [index for index, output in enumerate(outputs) if output.shape[-1:] == (len(names),)]
     if not fitting:
         raise InputError(
-            f"{names_file}: {classes} class names; {model}: expected an output of that size, "
-            f"found {', '.join(str(output.shape) for output in outputs)}"
+            f"{path.parent / config.classes}: {len(names)} class names; {path.parent / config.file}: "
+            f"expected an output of that size, found {', '.join(str(output.shape) for output in outputs)}"
         )
-    whole = min(fitting, key=lambda index: outputs[index].size)  # other outputs may hold one row per frame
-
-    def score(recording: Path) -> np.ndarray:
-        waveform = read_audio(recording, config.sample_rate, channel=channel)
-        windows = _windows(waveform, samples or len(waveform), max(hop, 1))
-        scores = np.stack([run(window)[whole].reshape(-1, classes).max(axis=0) for window in windows])
-        if not np.isfinite(scores).all():
-            raise InputError(f"{model}: expected finite scores of {recording}, found NaN or infinity")
-        return scores.astype(np.float32)
-
-    digest = hashlib.sha256()
-    # Weights may be in a file of their own, model.onnx.data.
-    for file in sorted(model.parent.glob(f"{glob.escape(model.name)}*")):
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    clock = (samples / config.sample_rate, max(hop, 1) / config.sample_rate) if samples else None
-    return score, f"{digest.hexdigest()} {config.sample_rate} {samples} {hop} {channel}", clock
-
-
-def _windows_of(clip: Clip, scores: np.ndarray, clock: tuple[float, float] | None) -> np.ndarray:
-    """The rows of a recording's `scores` [windows, classes] that belong to the clip."""
-    if clip.part is None or clock is None:
-        return scores
-    (start, end), (window, hop) = clip.part, clock
-    centres = window / 2 + hop * np.arange(len(scores))
-    centres[-1] -= hop / 2 * (len(scores) > 1)  # it ends with the recording, up to one hop earlier
-    inside = (start <= centres) & (centres < end)
-    return scores[inside] if inside.any() else scores[[np.abs(centres - (start + end) / 2).argmin()]]
+    # Other outputs may hold one row per frame.
+    return min(fitting, key=lambda index: outputs[index].size), len(names)
 
 
 def _windows(waveform: np.ndarray, samples: int, hop: int) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,34 @@ Shape = list[int | None]
 _RUNTIMES = {".onnx": "ONNX Runtime", ".tflite": "LiteRT"}
 MAX_SAMPLES = 1 << 26
 """Longest input of a model: an hour at 16 kHz."""
+_SAME = 0.02
+"""Largest difference of an inner tensor with a delegate and without, relative to its largest value."""
 _NOISE = 160_000
 """Samples of the trial input for a model that takes any number."""
 
 
-def open_model(path: Path) -> tuple[int | None, Run]:
+def open_model(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
     """Open the model in the .onnx or .tflite file at `path`.
 
     Returns the number of samples that it takes, None for any, and the function from a float32 waveform
-    [samples] to its outputs, safe in any thread.  Raises InputError if there is no such file, if its runtime
+    [samples] to its outputs, safe in any thread.  With a `layer`, the values of that output, or in a .tflite
+    of that inner tensor, follow the outputs; it is the name of one, or a part that no other name has, and
+    codes are dequantized.  Raises InputError if there is no such file or layer, if its runtime
     isn't installed, if it takes anything but one float32 waveform, or if it makes the runtime crash or hang
     when opened or run on noise (another input may still crash it).  The function raises InputError if the
     model fails on a waveform.
     """
-    _try(path)
-    return open_untried(path)
+    _check(path)
+    more = () if layer is None else (layer,)
+    trial.try_apart(__name__, path, *more, runtime=_RUNTIMES[path.suffix])
+    return open_untried(path, layer)
 
 
 def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]:
-    """`open_model`, or with a `layer` `open_inner`, without the trial: this process may crash."""
+    """`open_model` without the trial: this process may crash."""
     _check(path)
     with naming(path, f"a model for {_RUNTIMES[path.suffix]}"):
-        shape, run = _onnx(path) if path.suffix == ".onnx" else _litert(path, layer)
+        shape, run = (_onnx if path.suffix == ".onnx" else _litert)(path, layer)
 
     def checked(waveform: np.ndarray) -> list[np.ndarray]:
         array = waveform.reshape([1] * (len(shape) - 1) + [-1])
@@ -57,30 +64,11 @@ def open_untried(path: Path, layer: str | None = None) -> tuple[int | None, Run]
     return shape[-1], checked
 
 
-def open_inner(path: Path, layer: str) -> tuple[int | None, Callable[[np.ndarray], np.ndarray]]:
-    """Open the model in the .tflite file at `path` to read its inner tensor `layer`.
-
-    `layer` is the name of a tensor that the model computes, or a part of the name that no other has.
-    Like `open_model`, but the function returns that tensor's values, float32 [size]; codes are
-    dequantized.  Raises InputError as `open_model` does, and if there is no such tensor.
-    """
-    if path.suffix != ".tflite":
-        raise InputError(f"layer: expected a .tflite for inner layers, got {path}")
-    _try(path, layer)
-    samples, run = open_untried(path, layer)
-    return samples, lambda waveform: run(waveform)[0].astype(np.float32).ravel()
-
-
 def _check(path: Path) -> None:
     if path.suffix not in _RUNTIMES:
         raise InputError(f"file: expected a model in .onnx or .tflite, got {path}")
     if not os.path.isfile(path):  # False also for names that the system refuses
         raise InputError(f"file: expected a model at {path}, found none")
-
-
-def _try(path: Path, *layer: str) -> None:
-    _check(path)
-    trial.try_apart(__name__, path, *layer, runtime=_RUNTIMES[path.suffix])
 
 
 def run_once(path: Path, layer: str | None = None) -> None:
@@ -91,44 +79,62 @@ def run_once(path: Path, layer: str | None = None) -> None:
         run(np.random.default_rng(0).normal(0, 0.1, samples or _NOISE).astype(np.float32))
 
 
-def _onnx(path: Path) -> tuple[Shape, Run]:
+def _onnx(path: Path, layer: str | None) -> tuple[Shape, Run]:
     session = onnx_session(path, path)
     shape = _waveform_shape(path, [(item.shape, item.type) for item in session.get_inputs()], "tensor(float)")
-    name = session.get_inputs()[0].name
-    return shape, lambda array: session.run(None, {name: array})
+    name, outputs = session.get_inputs()[0].name, [item.name for item in session.get_outputs()]
+    wanted = outputs if layer is None else [*outputs, outputs[_named(path, outputs, layer)]]
+    return shape, lambda array: session.run(wanted, {name: array})
 
 
-def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
+def _litert(path: Path, layer: str | None) -> tuple[Shape, Run]:
     litert = optional("ai_edge_litert.interpreter", path, "pip install 'qkd_jax[taggers]'")
-    options: dict[str, Any] = {"num_threads": 1}
-    if layer is not None:
-        # XNNPACK, the default delegate, would fuse operations and reuse the memory of tensors.
-        options["experimental_op_resolver_type"] = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        options["experimental_preserve_all_tensors"] = True
 
-    def new() -> Any:
-        return litert.Interpreter(str(path), **options)
+    def opened(**options: Any) -> tuple[Any, list[Any]]:
+        """An interpreter, and the tensors to read from it."""
+        with warnings.catch_warnings():  # against preserving all tensors, which a layer needs
+            warnings.simplefilter("ignore", UserWarning)
+            model = litert.Interpreter(str(path), num_threads=1, **options)
+        outputs = model.get_output_details()
+        return model, outputs if layer is None else [*outputs, _computed(path, model, layer)]
 
-    model = new()
+    options: dict[str, Any] = {}
+    model, wanted = opened()
     inputs = model.get_input_details()
     shape = _waveform_shape(
         path, [(item["shape_signature"].tolist(), item["dtype"]) for item in inputs], np.float32
     )
     position = inputs[0]["index"]
-    outputs = model.get_output_details() if layer is None else [_computed(path, model, layer)]
-    opened = threading.local()  # an interpreter serves one thread
+    own = threading.local()  # an interpreter serves one thread
 
-    def run(array: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(opened, "interpreter"):
-            opened.interpreter = new()
-        interpreter = opened.interpreter
+    def run_on(interpreter: Any, array: np.ndarray) -> list[np.ndarray]:
         if tuple(interpreter.get_input_details()[0]["shape"]) != array.shape:
             interpreter.resize_tensor_input(position, array.shape)
         interpreter.allocate_tensors()
         interpreter.reset_all_variables()
         interpreter.set_tensor(position, array)
         interpreter.invoke()
-        return [_values(interpreter.get_tensor(item["index"]), *item["quantization"]) for item in outputs]
+        return [_values(interpreter.get_tensor(item["index"]), *item["quantization"]) for item in wanted]
+
+    if layer is not None and wanted[-1]["index"] not in [item["index"] for item in wanted[:-1]]:
+        # XNNPACK, the default delegate, halves the time, but may skip tensors inside of operations it fuses.
+        options["experimental_preserve_all_tensors"] = True
+        plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        exact = options | {"experimental_op_resolver_type": plain}
+        noise = np.random.default_rng(0).normal(0, 0.1, shape[-1] or _NOISE).astype(np.float32)
+        noise = noise.reshape([1] * (len(shape) - 1) + [-1])
+        expected = run_on(opened(**exact)[0], noise)[-1]
+        try:
+            difference = np.abs(run_on(opened(**options)[0], noise)[-1] - expected).max()
+        except Exception:  # it has no such tensor
+            difference = np.inf
+        if difference > _SAME * np.abs(expected).max():
+            options = exact
+
+    def run(array: np.ndarray) -> list[np.ndarray]:
+        if not hasattr(own, "interpreter"):
+            own.interpreter, _ = opened(**options)
+        return run_on(own.interpreter, array)
 
     return shape, run
 
@@ -136,19 +142,25 @@ def _litert(path: Path, layer: str | None = None) -> tuple[Shape, Run]:
 def _computed(path: Path, model: Any, layer: str) -> Any:
     """The tensor `layer` of the LiteRT model; raises InputError if no operation computes it."""
     given = {index for operation in model._get_ops_details() for index in operation["outputs"]}
-    tensors = model.get_tensor_details()
-    computed = [item for item in tensors if item["index"] in given]
-    exact = [item for item in tensors if item["name"] == layer]
-    found = exact or [item for item in computed if layer in item["name"]]
+    computed = [item for item in model.get_tensor_details() if item["index"] in given]
+    return computed[_named(path, [item["name"] for item in computed], layer)]
+
+
+def _named(path: Path, names: Sequence[str], layer: str) -> int:
+    """The place of the name `layer` among `names`, or of the only one of which it is a part."""
+    found = [place for place, name in enumerate(names) if name == layer] or [
+        place for place, name in enumerate(names) if layer in name
+    ]
     if len(found) > 1:
-        some = ", ".join(repr(item["name"]) for item in found[:3])
+        some = ", ".join(repr(names[place]) for place in found[:3])
         raise InputError(
             f"layer: expected a part of one name in {path}, got {layer!r}, a part of {len(found)}: {some}"
         )
-    if not found or found[0]["index"] not in given:
-        names = difflib.get_close_matches(layer, [item["name"] for item in computed])
-        near = "".join(f", maybe {name!r}" for name in names)
-        raise InputError(f"layer: expected a tensor that {path} computes, got {layer!r}{near}")
+    if not found:
+        what = "an output of" if path.suffix == ".onnx" else "a tensor that"
+        does = "" if path.suffix == ".onnx" else " computes"
+        near = "".join(f", maybe {name!r}" for name in difflib.get_close_matches(layer, names))
+        raise InputError(f"layer: expected {what} {path}{does}, got {layer!r}{near}")
     return found[0]
 
 

@@ -97,7 +97,8 @@ def _tiles(models: dict[str, Any], name: str, teachers: Collection[str]) -> list
     others = [other for other in models if other in teachers and other != name]
     teacher = max(others, key=lambda other: models[other]["bytes"], default="")
     compared = models[teacher]["metrics"]["average"] if teacher else {}
-    tiles = [("size", size(row["bytes"]), f"{row['parameters']:,} parameters")]
+    parameters = f"{row['parameters']:,} parameters" if "parameters" in row else ""
+    tiles = [("size", size(row["bytes"]), parameters)]
     if teacher and models[teacher]["bytes"] > row["bytes"]:
         ratio = models[teacher]["bytes"] / row["bytes"]
         tiles.append(("smaller by", f"{ratio:,.1f} ×", f"{teacher} {size(models[teacher]['bytes'])}"))
@@ -116,7 +117,7 @@ def _table(
             *(row["metrics"]["average"][key] for key in ("auc", "eer")),
             *(row["metrics"]["events"][event][key] for event in events for key in ("auc", "eer")),
             *(row["metrics"]["average"][key] for key in timed),
-            *(row["bytes"], row["parameters"], row["multiply_adds"] / 1e6),
+            *(row["bytes"], row.get("parameters"), row.get("multiply_adds", 0) / 1e6 or None),
         ]
         for name, row in models.items()
     }
@@ -124,12 +125,12 @@ def _table(
     formats = ["{:.2f}"] * (rates + len(timed)) + ["{:,}", "{:,}", "{:,.1f} M"]
     ranges = []
     for column in range(len(formats)):
-        values = [figures[name][column] for name in students]
+        values = [figures[name][column] or 0 for name in students]
         more_is_better = column % 2 == 0 if column < rates else column < rates + len(timed)
         ranges.append((max(values), min(values)) if more_is_better else (min(values), max(values)))
     return {
         name: [
-            (form.format(value), name in students and value == best != worst)
+            ("–" if value is None else form.format(value), name in students and value == best != worst)
             for value, form, (best, worst) in zip(row, formats, ranges)
         ]
         for name, row in figures.items()

@@ -10,7 +10,16 @@ from typing import Any
 import jax
 from filelock import FileLock, Timeout
 
-from qkd_jax.config import DemoData, ModelConfig, RunConfig, from_json, is_file, to_json, with_data
+from qkd_jax.config import (
+    DemoData,
+    HeadConfig,
+    ModelConfig,
+    RunConfig,
+    from_json,
+    is_file,
+    to_json,
+    with_data,
+)
 from qkd_jax.data.check import early_findings
 from qkd_jax.data.clip_list import listed_clips, usable_clips
 from qkd_jax.data.clips import summary, write_clips
@@ -74,7 +83,13 @@ def _begin(run: Run) -> Run:
     for finding in early_findings(config, clips, entries, listed):
         print(f"warning: {finding}", flush=True)
     # Remove files of an earlier start.
-    for pattern in ("left-out.txt", "norm.npz", "teachers/*.npy", "models/*/embeddings.npz"):
+    for pattern in (
+        "left-out.txt",
+        "norm.npz",
+        "teachers/*.npy",
+        "models/*/embeddings.npz",
+        "models/*/inputs.npz",
+    ):
         for path in run.folder.glob(pattern):
             path.unlink(missing_ok=True)
     if bad:
@@ -181,8 +196,12 @@ def _with_absolute_paths(model: ModelConfig) -> ModelConfig:
     objective = model.objective
     if objective is not None and objective.embeddings is not None:
         objective = dataclasses.replace(objective, embeddings=absolute(objective.embeddings))
+    network = model.network
+    if isinstance(network, HeadConfig):
+        network = dataclasses.replace(network, taggers=tuple(map(absolute, network.taggers)))
     return dataclasses.replace(
         model,
+        network=network,
         teachers=tuple(map(absolute, model.teachers)),
         start=model.start and absolute(model.start),
         objective=objective,

@@ -11,6 +11,7 @@ RUN/models/NAME/damaged-STEP       a checkpoint that could not be read, set asid
 RUN/models/NAME/log.jsonl          losses and validation figures, and the same for TensorBoard
 RUN/models/NAME/teaching.npz       logits that other models learn from
 RUN/models/NAME/embeddings.npz     embeddings that guide this model
+RUN/models/NAME/inputs.npz         what a head reads of its taggers' outputs
 RUN/models/NAME/logits-SPLIT.npz   logits keyed by clip
 RUN/NAME.safetensors               an exported detector (.onnx, .tflite, .h)
 RUN/results.json, results.png      figures and curves of the test split
@@ -30,8 +31,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
-from qkd_jax.config import EventObjective, ModelConfig, RunConfig, is_float, is_integer, same_parameters
+from qkd_jax.config import (
+    EventObjective,
+    HeadConfig,
+    ModelConfig,
+    RunConfig,
+    is_float,
+    is_integer,
+    same_parameters,
+)
 from qkd_jax.data.arrays import read_npz
 from qkd_jax.data.clips import Clip, read_clip_list
 from qkd_jax.data.features import mean_and_std
@@ -120,6 +130,20 @@ class Run:
         """For timed events, the objective of model `name`; for clips, the default one, without embeddings."""
         return self.config.models[name].objective or EventObjective()
 
+    def inputs_file(self, name: str) -> Path:
+        """Where the projections of a head's inputs are kept."""
+        return self.model_folder(name) / "inputs.npz"
+
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """Shape of model `name`'s input: [frames, mels], or for a head [windows, size]."""
+        if not isinstance(self.config.models[name].network, HeadConfig):
+            return self.shape
+        path = self.inputs_file(name)
+        (size,) = read_npz(path, "projections of taggers' outputs", size=("iu", 0))
+        if not 0 <= size <= _MAX_EMBEDDING:
+            raise InputError(f"{path}: expected at most {_MAX_EMBEDDING} inputs, found {size}")
+        return 1, len(self.config.data.events) + int(size)
+
     def embeddings_file(self, name: str) -> Path:
         """Where the embeddings that guide model `name` are kept."""
         return self.model_folder(name) / "embeddings.npz"
@@ -130,6 +154,8 @@ class Run:
         Raises InputError if the network leaves nothing of the features.
         """
         config = self.config.model(name)
+        if isinstance(config.network, HeadConfig):
+            return init_state(self.model(name), optax.identity(), self.shape_of(name), None, 0)
         # The initial state of Adam depends neither on its learning rate nor on the number of updates.
         optimizer = make_optimizer(self.config.recipe, 1.0, 1)
         average = self.config.timed or bool(config.ema_decay)

@@ -70,18 +70,21 @@ def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,
     shape: tuple[int, int],
-    norm: tuple[np.ndarray, np.ndarray],
+    norm: tuple[np.ndarray, np.ndarray] | None,
     seed: int,
     *,
     average: bool = False,
 ) -> TrainState:
     """A new state for features of `shape` [frames, mels], normalized by `norm`, mean and std [mels].
 
+    Without `norm`, for models that don't normalize.
+
     With `average` it carries a moving average.
     """
     variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape), jnp.float32)))
     params = variables.pop("params")
-    variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
+    if norm is not None:
+        variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

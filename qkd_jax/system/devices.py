@@ -8,6 +8,7 @@ batch-norm, are over the whole batch, and the arithmetic of a row does not depen
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import sys
@@ -24,6 +25,8 @@ from qkd_jax.errors import InputError, first_line, naming
 from qkd_jax.system.interrupt import asked_to_stop
 
 Tree = TypeVar("Tree")
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1  # of glibc's malloc.h
+_LEAST_ROWS = 8
 
 
 def join_processes() -> None:
@@ -50,6 +53,24 @@ def join_processes() -> None:
         )
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def use_all_cores(batch_size: int) -> None:
+    """Train faster on CPUs; call it before any computation, in a process that does nothing else.
+
+    Each core becomes a device with its share of a batch of `batch_size`, as long as that is equal and at
+    least 8 rows, unless XLA_FLAGS sets the number of devices.  Memory that is freed stays in the process:
+    XLA asks for hundreds of megabytes at each update, and pages that the system clears anew each time would
+    take a quarter of it.
+    """
+    most = min(len(os.sched_getaffinity(0)), batch_size // _LEAST_ROWS) if sys.platform == "linux" else 1
+    devices = max((count for count in range(1, most + 1) if batch_size % count == 0), default=1)
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+    malloc_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if malloc_option is not None:  # musl has none
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+            malloc_option(option, value)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """The recipe for clip models: loading, batches, update and validation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.config import ClipRecipe, RunConfig
+from qkd_jax.audio.augment import augment
+from qkd_jax.config import AugmentConfig, ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.dataset import Dataset, clips_of, load_split
@@ -17,8 +19,11 @@ from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import make_optimizer
 from qkd_jax.system.devices import spread
+from qkd_jax.training.heads import load_heads
 from qkd_jax.training.step import Loss, TrainStep, make_train_step
-from qkd_jax.training.teachers import augmented_batches, cache_file_logits, covered_events, teacher_logits
+from qkd_jax.training.teachers import cache_file_logits, covered_events, teacher_logits
+
+_LEAST = 1e-4  # of a posterior: at 0, its logit would be minus infinity
 
 
 def load(run: Run) -> dict[str, Dataset]:
@@ -31,6 +36,7 @@ def load(run: Run) -> dict[str, Dataset]:
         split: load_split(run.config, clips, split, run.cache, unlabelled=split == "train")
         for split in SPLITS
     }
+    load_heads(run, data)
     cache_file_logits(run, data["train"])
     check_clips(run.config, clips)
     return data
@@ -52,23 +58,47 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
     Each batch is a pure function of the seed and the update.  An epoch is a pass over the labelled clips, for
     models with teachers over the unlabelled ones too.
     """
-    recipe, train = _recipe(run), data["train"]
-    logits = None
-    if run.config.models[name].teachers and not run.config.augment.on:
-        logits, _ = teacher_logits(run, name, train)
-    size = recipe.batch_size
+    recipe, train, config = _recipe(run), data["train"], run.config
+    taught = bool(config.models[name].teachers)
     rows = clip_batches(
         train,
-        logits,
-        frames=run.config.frames,
-        batch_size=size,
+        teacher_logits(run, name, train)[0] if taught else None,
+        frames=config.frames,
+        batch_size=recipe.batch_size,
         seed=recipe.seed,
-        unlabelled=bool(run.config.models[name].teachers),
+        unlabelled=taught,
     )
-    augment = augmented_batches(run, name) if run.config.augment.on else lambda update, batch: batch
-    return _count(run, name, train) // size, lambda first: (
-        augment(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)
+
+    @jax.jit
+    def augmented(update: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), update)
+        return augment_clips(key, batch, config.augment, config.features.floor)
+
+    return _count(run, name, train) // recipe.batch_size, lambda first: (
+        augmented(update, spread(batch)) if config.augment.on else spread(batch)
+        for update, batch in enumerate(from_step(rows, first), first)
     )
+
+
+def augment_clips(
+    key: jax.Array, batch: Mapping[str, jax.Array], config: AugmentConfig, floor: float
+) -> dict[str, jax.Array]:
+    """A batch of `clip_batches`, augmented: mixing mixes labels and the teachers' posteriors.
+
+    A clip that is mixed with an unlabelled one isn't labelled either.
+    """
+    targets = {"labels": batch["labels"]}
+    if "teacher_logits" in batch:
+        targets["teacher"] = jax.nn.sigmoid(batch["teacher_logits"])
+    if "labelled" in batch:
+        targets["unlabelled"] = 1 - batch["labelled"]
+    features, targets = augment(key, batch["features"], targets, config, floor)
+    result = {"features": features, "labels": targets["labels"]}
+    if "teacher" in targets:
+        result["teacher_logits"] = jax.scipy.special.logit(jnp.clip(targets["teacher"], _LEAST, 1 - _LEAST))
+    if "unlabelled" in targets:
+        result["labelled"] = (targets["unlabelled"] < _LEAST).astype(features.dtype)
+    return result
 
 
 def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> TrainStep:

@@ -15,6 +15,7 @@ from qkd_jax.evaluation.prediction import make_predict_steps, step_logits
 from qkd_jax.evaluation.timed_events import load_sed_scores_eval, timed_metrics
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import spread
+from qkd_jax.training.heads import load_heads
 from qkd_jax.training.step import TrainStep, make_timed_step
 from qkd_jax.training.teachers import (
     check_step_teachers,
@@ -35,6 +36,7 @@ def load(run: Run) -> dict[str, Dataset]:
     check_clips(config, clips)
     check_longest(config, max(map(len, train.features)))
     load_sed_scores_eval()
+    load_heads(run, data)
     for name in config.models:
         check_step_teachers(run, name, train)
         embeddings = run.objective(name).embeddings
@@ -91,7 +93,9 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
     @jax.jit
     def augmented(update: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), update)
-        return augment_frames(key, batch, config=config.augment, stride=stride, sizes=sizes)
+        return augment_frames(
+            key, batch, config=config.augment, stride=stride, sizes=sizes, floor=config.features.floor
+        )
 
     return epoch, lambda first: (
         augmented(update, spread(batch)) for update, batch in enumerate(from_step(rows, first), first)

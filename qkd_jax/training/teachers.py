@@ -1,17 +1,14 @@
 """Targets from teachers: clip logits, step posteriors and embeddings, computed once and stored in the run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from qkd_jax.audio.augment import augment
-from qkd_jax.config import is_file, step_clock
+from qkd_jax.config import HeadConfig, StepNetwork, is_file, step_clock
 from qkd_jax.data.arrays import read_npy, read_npz
-from qkd_jax.data.batches import Batch, EmbeddingTargets, StepTargets, tiled
+from qkd_jax.data.batches import EmbeddingTargets, StepTargets, tiled
 from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset, clips_of
@@ -27,6 +24,7 @@ from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
 from qkd_jax.system.progress import track
+from qkd_jax.training.heads import cross_fitted, head_logits, heads_of, on_steps, read_by
 
 _BATCH = 16
 _MIN_STD = 0.01  # relative to the largest standard deviation
@@ -92,11 +90,12 @@ def _model_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     # Not logits-train.npz, which the eval command may write during training.
     path = run.model_folder(teacher) / "teaching.npz"
     if lacking(path):
-        predict, variables = make_predict(run.model(teacher)), run.best_variables(teacher)
-        size = run.config.recipe.batch_size
-        write_logits(
-            path, train.names, train.events, clip_logits(predict, variables, train, run.config.frames, size)
-        )
+        if teacher in heads_of(run):
+            logits = np.stack([each.max(axis=0) for each in cross_fitted(run, teacher, train)])
+        else:
+            predict, variables = make_predict(run.model(teacher)), run.best_variables(teacher)
+            logits = clip_logits(predict, variables, train, run.config.frames, run.config.recipe.batch_size)
+        write_logits(path, train.names, train.events, logits)
     return read_logits(path, train.names, train.events)
 
 
@@ -109,76 +108,41 @@ def teaching_file(run: Run, name: str, data: dict[str, Dataset]) -> Path:
     return run.model_folder(name) / "teaching.npz"
 
 
-def augmented_batches(run: Run, name: str) -> Callable[[int, Batch], Batch]:
-    """The function (update, batch) -> augmented batch, with the same augmentation for each model of the run.
-
-    If model `name` has teachers, models of the run, the batch gets their mean logits on the augmented clips.
-    """
-    settings, seed = run.config.augment, run.config.recipe.seed
-    names = run.config.models[name].teachers
-    teachers, states = [run.model(each) for each in names], [run.best_variables(each) for each in names]
-
-    @jax.jit
-    def augmented(states, update, batch):
-        key = jax.random.fold_in(jax.random.key(seed), update)
-        labels, labelled = batch["labels"], batch.get("labelled")
-        if labelled is not None:  # a clip mixed with an unlabelled one isn't labelled either
-            labels = jnp.concatenate([labels, labelled[:, None]], axis=1)
-        features, labels = augment(key, batch["features"], labels, settings)
-        batch = {"features": features, "labels": labels}
-        if labelled is not None:
-            batch = {
-                "features": features,
-                "labels": labels[:, :-1],
-                "labelled": (labels[:, -1] > 1 - 1e-5).astype(labels.dtype),
-            }
-        if not teachers:
-            return batch
-        logits: Any = [model.apply(variables, features) for model, variables in zip(teachers, states)]
-        return batch | {"teacher_logits": sum(logits[1:], logits[0]) / len(logits)}
-
-    return lambda update, batch: augmented(states, update, batch)
-
-
 def check_step_teachers(run: Run, name: str, train: Dataset) -> None:
-    """Raise InputError unless the steps of model `name`'s teachers read and skip the same frames."""
-    config, step_sizes = run.config, set()
-    for teacher in config.models[name].teachers:
-        if not is_file(teacher):
-            network: Any = config.models[teacher].network
-            step_sizes.add((network.receptive_field, network.stride))
-            continue
+    """Raise InputError unless files of logits for model `name` have the steps of this run's clips."""
+    config = run.config
+    for teacher in filter(is_file, config.models[name].teachers):
         logits = read_step_logits(Path(teacher), train.names, train.events)
         expected = (config.frames - logits.receptive_field) // logits.stride + 1
-        step_sizes.add((logits.receptive_field, logits.stride))
         if (steps := logits.steps.shape[1]) != expected:
             raise InputError(
                 f"{teacher}: expected {expected} steps of {config.frames} frames, found {steps}: the logits "
                 "belong to other features or another clip length"
             )
-    if len(step_sizes) > 1:
-        raise InputError(
-            f"models.{name}.teachers: expected teachers with equal receptive fields and strides, "
-            f"got {sorted(step_sizes)}"
-        )
 
 
 def fused_posteriors(run: Run, name: str, data: dict[str, Dataset]) -> StepTargets | None:
-    """The fused posteriors of model `name`'s teachers on the training clips; None without teachers."""
+    """The fused posteriors of model `name`'s teachers on the training clips; None without teachers.
+
+    They have the teachers' steps, or those of the first one if these differ.
+    """
     config, objective = run.config.model(name), run.objective(name)
     if not config.teachers:
         return None
     teachers = [_step_logits(run, teacher, data) for teacher in config.teachers]
     weights = fusion_weights(objective.fusion, np.stack([each.precision for each in teachers]))
+    frames = [
+        step_of_frame(each.receptive_field, each.stride, steps=each.steps.shape[1], frames=run.config.frames)
+        for each in teachers
+    ]
+    count = teachers[0].steps.shape[1]
+    middle = [int(np.median(np.flatnonzero(frames[0] == step))) for step in range(count)]
+    at_steps = [each.steps[:, of_frame[middle]] for each, of_frame in zip(teachers, frames)]
     steps, clip = (
         fuse(np.stack(logits).astype(np.float32), weights, objective.temperature)
-        for logits in ([each.steps for each in teachers], [each.clip for each in teachers])
+        for logits in (at_steps, [each.clip for each in teachers])
     )
-    first = teachers[0]
-    of_frame = step_of_frame(
-        first.receptive_field, first.stride, steps=steps.shape[1], frames=run.config.frames
-    )
-    return StepTargets(steps, clip, of_frame)
+    return StepTargets(steps, clip, frames[0])
 
 
 def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
@@ -188,19 +152,45 @@ def _step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits
         return read_step_logits(Path(teacher), train.names, train.events)
     path = run.model_folder(teacher) / "teaching.npz"
     if lacking(path):
-        network: Any = config.models[teacher].network
-        predict, variables = make_predict_steps(run.model(teacher)), run.best_variables(teacher)
-        clip, _ = step_logits(predict, variables, data["valid"], config.frames, network)
-        precision = average_precision(data["valid"].targets, clip)
-        clip, steps = step_logits(predict, variables, train, config.frames, network)
-        if len({len(logits) for logits in steps}) > 1:
-            raise InputError(
-                "--data.clip-seconds: expected the length of the longest training recording or more, "
-                f"got {config.data.clip_seconds:g}"
-            )
-        kept = StepLogits(clip, np.stack(steps), precision, network.receptive_field, network.stride)
+        head = isinstance(config.models[teacher].network, HeadConfig)
+        kept = (_head_step_logits if head else _network_step_logits)(run, teacher, data)
         write_step_logits(path, train.names, train.events, kept)
     return read_step_logits(path, train.names, train.events)
+
+
+def _network_step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
+    """The logits of a network's best state; its precision is that of clips in the validation split."""
+    config, network = run.config, _network(run, teacher)
+    predict, variables = make_predict_steps(run.model(teacher)), run.best_variables(teacher)
+    clip, _ = step_logits(predict, variables, data["valid"], config.frames, network)
+    precision = average_precision(data["valid"].targets, clip)
+    clip, steps = step_logits(predict, variables, data["train"], config.frames, network)
+    if len({len(logits) for logits in steps}) > 1:
+        raise InputError(
+            "--data.clip-seconds: expected the length of the longest training recording or more, "
+            f"got {config.data.clip_seconds:g}"
+        )
+    return StepLogits(clip, np.stack(steps), precision, network.receptive_field, network.stride)
+
+
+def _head_step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
+    """Those of a head, cross-fitted; the steps of clips shorter than the others are repeated."""
+    network = _network(run, teacher)
+    valid, train = (read_by(run, teacher, data[split], run.clips) for split in ("valid", "train"))
+    precision = average_precision(
+        valid.targets, head_logits(run, teacher, valid, run.best_variables(teacher))
+    )
+    windows = cross_fitted(run, teacher, data["train"])
+    by_clip = [on_steps(run, network, train, clip, each) for clip, each in enumerate(windows)]
+    shape = network.steps(run.config.frames), len(train.events)
+    steps = np.stack([np.resize(each, shape) for each in by_clip])
+    clip = np.stack([each.max(axis=0) for each in windows])
+    return StepLogits(clip, steps, precision, network.receptive_field, network.stride)
+
+
+def _network(run: Run, name: str) -> StepNetwork:
+    network: Any = run.config.models[name].network
+    return network
 
 
 def embedding_targets(run: Run, name: str, clips: int) -> EmbeddingTargets | None:

@@ -227,7 +227,7 @@ LONGER_MISTAKES = [
     lambda: run(data=cfg.ManifestData(clip_seconds=0.01)),
     "data.clip_seconds: expected at least one window (0.025 s), got 0.01",
     lambda: run({"m": CRNN}),
-    "models.m.network.architecture: expected densenet or resnet or lstm for recipe.task clips, got crnn",
+    "models.m.network.architecture: expected densenet or resnet or lstm or head for recipe.task clips, got crnn",
     lambda: events({"m": DENSENET}),
     "models.m.network.architecture: expected lstm or crnn for recipe.task events, got densenet",
     lambda: events({"b": crnn(teachers=("x.toml",))}),

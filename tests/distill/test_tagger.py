@@ -79,8 +79,8 @@ def test_windows_cover_the_recording(tmp_path, monkeypatch, shape, text, windows
     clip = record(tmp_path, "a.wav", waveform)
     open_model = tagger_module.open_model
 
-    def open_recorded(path):
-        samples, run = open_model(path)
+    def open_recorded(path, layer=None):
+        samples, run = open_model(path, layer)
         return samples, lambda window: inputs.append(window.copy()) or run(window)
 
     monkeypatch.setattr(tagger_module, "open_model", open_recorded)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from qkd_jax.distill.waveform_model import open_inner, open_model
+from qkd_jax.distill.waveform_model import open_model
 from qkd_jax.system import isolation
 from tests.faults import refused
 from tests.recordings import noise
@@ -29,13 +29,33 @@ SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared")
     ],
 )
 def test_a_layer_is_the_output_of_its_operation(tmp_path, shape, layer, formula):
-    samples, run = open_inner(write_loudness(tmp_path / "m.tflite", shape, [0.2, 0.5]), layer)
+    samples, run = open_model(write_loudness(tmp_path / "m.tflite", shape, [0.2, 0.5]), layer)
     assert samples == (1000 if 1000 in shape else None)
     for seed in range(3):
         waveform = 2 * noise(1000, seed)
-        values = run(waveform)
-        assert values.dtype == np.float32 and values.ndim == 1
-        assert_allclose(values, formula(waveform), rtol=1e-6)
+        *outputs, values = run(waveform)
+        assert_allclose(outputs[-1].ravel(), np.abs(waveform).max() * np.float32([0.2, 0.5]), rtol=1e-6)
+        assert_allclose(values.ravel(), formula(waveform), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "place"), [("absolute", 0), ("score", 1)])
+def test_a_layer_of_an_onnx_model_is_one_of_its_outputs(tmp_path, layer, place):
+    graph = Graph()
+    absolute = graph.add("Abs", "waveform")
+    loudest = graph.add("ReduceMax", absolute, keepdims=0)
+    names = {
+        "absolute": graph.add("Identity", absolute),
+        "scores": graph.add("Mul", np.float32([[2]]), loudest),
+    }
+    for node in graph.nodes:
+        node.output[0] = next((name for name, old in names.items() if node.output[0] == old), node.output[0])
+    path = graph.write(tmp_path / "m.onnx", (1, "samples"), {"absolute": (1, "samples"), "scores": (1, 1)})
+    _, run = open_model(path, layer)
+    *outputs, values = run(noise(300))
+    assert len(outputs) == 2
+    assert_array_equal(values, outputs[place])
+    with refused(r"layer: expected an output of .*m\.onnx, got 'scared', maybe 'scores'"):
+        open_model(path, "scared")
 
 
 def test_yamnets_embeddings_give_its_scores():
@@ -44,10 +64,9 @@ def test_yamnets_embeddings_give_its_scores():
     path = SHARED / "models" / "yamnet_tfhub_classification.tflite"
     if not path.is_file():
         pytest.skip(f"no YAMNet in {SHARED} (QKD_SHARED says where)")
-    samples, run = open_inner(path, "tower0/network/layer28/reduce_mean")
+    samples, run = open_model(path, "tower0/network/layer28/reduce_mean")
     assert samples == 15_600
-    _, run_logits = open_inner(path, "fc/BiasAdd")
-    _, run_scores = open_inner(path, "tower0/network/layer32/final_output")
+    _, run_logits = open_model(path, "fc/BiasAdd")
     _, run_whole = open_model(path)
     resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     plain = Interpreter(str(path), experimental_op_resolver_type=resolver)
@@ -62,17 +81,17 @@ def test_yamnets_embeddings_give_its_scores():
     (scale,) = (item["quantization"][0] for name, item in tensors.items() if name.endswith("fc/BiasAdd"))
     time = np.arange(15_600) / 16_000
     for waveform in (noise(15_600), 0.1 * noise(15_600), np.float32(0.5 * np.sin(2e3 * time**2))):
-        embedding, logits = run(waveform), run_logits(waveform)
+        (scores, embedding), logits = map(np.ravel, run(waveform)), run_logits(waveform)[-1][0]
         assert embedding.shape == (1024,) and (embedding > 0).sum() > 10
         # A code of 1 is worth 0.35 for logits and 1/256 for probabilities.
         assert_allclose(weights @ embedding + bias, logits, atol=0.501 * scale)
         probabilities = 1 / (1 + np.exp(-logits))
-        assert_allclose(run_scores(waveform), probabilities, atol=0.51 / 256)
+        assert_allclose(scores, probabilities, atol=0.51 / 256)
+        assert_allclose(scores, run_whole(waveform)[0][0], atol=scale / 2)
         plain.set_tensor(plain.get_input_details()[0]["index"], waveform)
         plain.invoke()
-        assert_array_equal(run_scores(waveform), plain.get_tensor(plain.get_output_details()[0]["index"])[0])
         # The delegate rounds differently: up to two codes of a logit, at a slope of at most 1/4.
-        assert_allclose(run_whole(waveform)[0][0], probabilities, atol=scale / 2)
+        assert_allclose(scores, plain.get_tensor(plain.get_output_details()[0]["index"])[0], atol=scale / 2)
 
 
 def test_a_name_that_is_not_one_layer_is_refused(tmp_path):
@@ -85,12 +104,9 @@ def test_a_name_that_is_not_one_layer_is_refused(tmp_path):
         ("s", r"a part of one name in .*, got 's', a part of 4: 'absolute', 'absolute/codes', 'loudest'$"),
     ]:
         with refused(error):
-            open_inner(path, layer)
-    write_loudness(tmp_path / "m.onnx", (1, 1000), [0.2, 0.5])
-    with refused(r"layer: expected a \.tflite for inner layers, got .*m\.onnx"):
-        open_inner(tmp_path / "m.onnx", "absolute")
+            open_model(path, layer)
     with refused(r"file: expected a model at .*gone\.tflite, found none"):
-        open_inner(tmp_path / "gone.tflite", "absolute")
+        open_model(tmp_path / "gone.tflite", "absolute")
 
 
 STUB = """
@@ -129,7 +145,7 @@ def test_a_model_that_crashes_or_hangs_its_runtime_is_refused(
     if "sleep" in statement:
         monkeypatch.setattr(isolation, "_SECONDS", 1)
     with refused(rf"m\.tflite: {error}"):
-        (open_inner if layer else open_model)(tmp_path / "m.tflite", *layer)
+        open_model(tmp_path / "m.tflite", *layer)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -1,0 +1,131 @@
+"""What a head reads of a clip: for each window, zero-shot logits, and projections of taggers' outputs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qkd_jax.data.arrays import read_npz
+from qkd_jax.distill.tagger import Tagger
+from qkd_jax.errors import InputError
+from qkd_jax.system.files import whole_file
+
+_MOST_ROWS, _MOST_PROJECTIONS = 20_000, 100
+_SHRINKAGE = 3000  # rows; our choice, by the standard set's validation and draws of 20 to 600 recordings
+
+
+class Projection(NamedTuple):
+    """Principal components of one kind of outputs: (x - `mean` [size]) · `matrix` [size, components]."""
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+
+def fit_projection(rows: np.ndarray, components: int | None) -> Projection:
+    """The first `components` principal components of `rows` [rows, size]; with None, the values themselves.
+
+    Each is divided by its standard deviation, to whose square the mean variance of a value is added
+    1 + 3000 / rows times: few recordings say nothing about components that hardly vary.
+
+    >>> fit_projection(np.tile([[1.0, 5.0], [3.0, 5.0]], (750, 1)), 1).matrix.round(3).tolist()
+    [[0.632], [0.0]]
+    """
+    shrinkage = 1 + _SHRINKAGE / len(rows)
+    rows = rows[:: -(-len(rows) // _MOST_ROWS)].astype(np.float64)
+    mean = rows.mean(axis=0)
+    if components is None:
+        variance = rows.var(axis=0)
+        matrix = np.diag(1 / np.sqrt(variance + shrinkage * variance.mean() + 1e-9))
+        return Projection(mean.astype(np.float32), matrix.astype(np.float32))
+    centred = rows - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
+    order = np.argsort(-values)[: min(components, len(rows), len(values))]
+    deviation = np.sqrt(np.maximum(values[order], 0) + shrinkage * max(values.mean(), 0) + 1e-9)
+    # The sign of an eigenvector is arbitrary, and differs between machines.
+    signs = np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
+    return Projection(mean.astype(np.float32), (vectors[:, order] * signs / deviation).astype(np.float32))
+
+
+class HeadInputs(Sequence[np.ndarray]):
+    """The inputs of a head by clip: float32 [windows, events + components].
+
+    The windows are those of the tagger with the smallest hop; each has the outputs of the others' windows
+    whose centres are nearest.  `projections` are those of each tagger's logits, and of its layer, if any.
+    """
+
+    def __init__(
+        self, taggers: Sequence[Tagger], events: Sequence[str], projections: Sequence[Projection] = ()
+    ):
+        self.taggers, self.events, self.projections = taggers, events, projections
+        self.clock = min(taggers, key=lambda tagger: tagger.hop or np.inf)
+
+    def __len__(self) -> int:
+        return len(self.clock.clips)
+
+    def __getitem__(self, clip):
+        zero_shot, *parts = self.outputs(clip)
+        projected = [(part - mean) @ matrix for part, (mean, matrix) in zip(parts, self.projections)]
+        return np.concatenate([zero_shot, *projected], axis=1, dtype=np.float32)
+
+    def outputs(self, clip: int) -> list[np.ndarray]:
+        """Zero-shot logits [windows, events], 0 for events without classes; logits and layer by tagger."""
+        own = self.clock.outputs(clip)
+        centres = self.clock.centres(clip, len(own))
+        zero_shot, parts = [], []
+        for tagger in self.taggers:
+            rows = tagger.outputs(clip)
+            theirs = tagger.centres(clip, len(rows))
+            rows = rows[np.abs(centres[:, None] - theirs).argmin(axis=1)]
+            logits = tagger.logits(rows)
+            if tagger.config.classes is not None:
+                zero_shot.append(tagger.event_logits(rows, self.events))
+            parts += [part for part in (logits, rows[:, tagger.classes :]) if part.shape[1]]
+        return [self._mean(zero_shot, len(own)), *parts]
+
+    def _mean(self, logits: list[np.ndarray], windows: int) -> np.ndarray:
+        """The mean over the taggers that know an event, 0 if none does."""
+        if not logits:
+            return np.zeros((windows, len(self.events)), np.float32)
+        known = ~np.isnan(logits)
+        return np.where(known, logits, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+
+    def known(self) -> np.ndarray:
+        """Whether some tagger has classes of an event, bool [events]."""
+        return np.array(
+            [any(event in tagger.config.events for tagger in self.taggers) for event in self.events]
+        )
+
+
+def fit_projections(inputs: HeadInputs, clips: Sequence[int], components: int | None) -> list[Projection]:
+    """The projections of taggers' outputs on `clips`, at most 20,000 windows of them."""
+    sampled = clips[:: -(-len(clips) // _MOST_ROWS)]
+    parts = [np.concatenate(each) for each in zip(*(inputs.outputs(clip)[1:] for clip in sampled))]
+    return [fit_projection(part, components) for part in parts]
+
+
+def write_projections(path: Path, projections: Sequence[Projection]) -> None:
+    """Write `projections` to the file at `path`, which `read_projections` reads."""
+    arrays = {
+        f"{name}{place}": array
+        for place, each in enumerate(projections)
+        for name, array in each._asdict().items()
+    }
+    with whole_file(path) as file:
+        np.savez(
+            file, **arrays, size=sum(each.matrix.shape[1] for each in projections), count=len(projections)
+        )
+
+
+def read_projections(path: Path) -> list[Projection]:
+    """The projections in the file at `path`; raises InputError."""
+    what = "projections of taggers' outputs (delete the file to compute them again)"
+    (count,) = read_npz(path, what, count=("iu", 0))
+    kinds = {"mean": ("f", 1), "matrix": ("f", 2)}
+    found = [
+        Projection(*read_npz(path, what, **{f"{name}{place}": kind for name, kind in kinds.items()}))
+        for place in range(min(int(count), _MOST_PROJECTIONS))
+    ]
+    if any(len(each.mean) != len(each.matrix) or not np.isfinite(each.matrix).all() for each in found):
+        raise InputError(f"{path}: expected {what}: found other numbers")
+    return found

@@ -1,0 +1,311 @@
+"""Heads: fitted to labels on the outputs of taggers, by a path of penalties, and what they teach.
+
+A head is fitted by L-BFGS.  The loss of a weakly labelled clip is that of multiple-instance learning: with
+window posteriors p, the clip holds an event with probability 1 - ∏(1 - p) ("noisy-or", Maron & Lozano-Pérez
+1998).  That of a strongly labelled clip is the sum over its windows.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from qkd_jax.config import HeadConfig, StepNetwork, step_clock
+from qkd_jax.data.clips import Clip
+from qkd_jax.data.dataset import Dataset
+from qkd_jax.distill.head_inputs import HeadInputs, fit_projections, read_projections, write_projections
+from qkd_jax.distill.tagger import read_tagger, run_tagger
+from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.prediction import clip_logits, make_predict
+from qkd_jax.models.build import Model
+from qkd_jax.run_folder.run import Run
+from qkd_jax.run_folder.state import TrainState
+from qkd_jax.system.devices import lacking
+from qkd_jax.system.progress import track
+from qkd_jax.training.loop import fit
+
+_WINDOWS = 32  # that a head reads at once; any number gives the same logits
+_BATCH = 64
+_ITERATIONS = 60
+_FOLDS = 5
+_MOST_CLIPS = 20_000
+_OVERLAP = 0.3  # seconds of an event, or half of it, that make a window positive
+_PRIOR = 100  # our choice, by validation on the standard set and on draws of 20 to 600 recordings
+
+
+class Rows(NamedTuple):
+    """Windows of several clips, one after the other.
+
+    `inputs` [rows, size]; `clip` [rows], the clip of each; `labels` [clips, events]; `weights` [clips];
+    `strong` [clips], 1 where windows have labels of their own, `positive` and `negative` [rows, events].
+    """
+
+    inputs: Any
+    clip: Any
+    labels: Any
+    weights: Any
+    strong: Any
+    positive: Any
+    negative: Any
+
+
+def heads_of(run: Run) -> list[str]:
+    """The models of `run` that are heads."""
+    return [name for name, model in run.config.models.items() if isinstance(model.network, HeadConfig)]
+
+
+def load_heads(run: Run, data: dict[str, Dataset]) -> None:
+    """Run the taggers of all heads over all clips and cache their outputs.  Raises InputError for a fault."""
+    for name in heads_of(run):
+        for split, dataset in data.items():
+            inputs, path = _inputs(run, name, dataset, run.clips), run.inputs_file(name)
+            if split == "train" and lacking(path):
+                labelled = [int(clip) for clip in dataset.labelled]
+                write_projections(path, fit_projections(inputs, labelled, _network(run, name).components))
+
+
+def read_by(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> Dataset:
+    """`dataset` as model `name` reads it: for a head, the features are `HeadInputs`.
+
+    `clips` has the clips of the dataset, by name, among others.
+    """
+    if name not in heads_of(run):
+        return dataset
+    inputs = _inputs(run, name, dataset, clips)
+    return dataclasses.replace(
+        dataset, features=HeadInputs(inputs.taggers, inputs.events, read_projections(run.inputs_file(name)))
+    )
+
+
+def head_logits(run: Run, name: str, inputs: Dataset, variables: Any) -> np.ndarray:
+    """A head's logits on clips that are `read_by` it, float32 [clips, events]."""
+    return clip_logits(make_predict(run.model(name)), variables, inputs, _WINDOWS, _BATCH)
+
+
+def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
+    """Fit head `name`, or resume: an epoch of its log is one penalty, of which validation chooses the best.
+
+    An event with n positive clips has the zero-shot logits with gain 100 / (100 + n): few recordings don't
+    say more than a tagger's own classes.
+    """
+    network, model = _network(run, name), run.model(name)
+    train, valid = (read_by(run, name, data[split], run.clips) for split in ("train", "valid"))
+    rows, fitted = _rows(run, train), _fitted(network, train)
+    first = run.new_state(name, (np.zeros(0),) * 2)
+    gain = _PRIOR / (_PRIOR + train.targets[train.labelled].sum(axis=0))
+    chosen = {"events": jnp.asarray(fitted), "gain": jnp.asarray(gain, jnp.float32), "penalty": jnp.zeros(())}
+    penalties = network.penalties if network.fit else (np.inf,)
+
+    def train_step(state: TrainState, penalty: float) -> tuple[TrainState, dict[str, Any]]:
+        variables = {"fitted": state.variables["fitted"] | {"penalty": jnp.float32(penalty)}}
+        params, loss = first.params, jnp.zeros(())
+        if fitted.any():
+            params, loss = _fit(model, params, variables, rows)
+        return TrainState(state.step + 1, params, None, variables, state.opt_state), {"loss": loss}
+
+    def validate(variables: Any) -> dict[str, float]:
+        return evaluate(valid.targets, head_logits(run, name, valid, variables), valid.events)["average"]
+
+    def penalties_from(step: int) -> Iterator[float]:
+        return iter(penalties[step:])
+
+    fit(
+        train_step,
+        dataclasses.replace(first, variables={"fitted": chosen}),
+        penalties_from,
+        validate,
+        folder=run.model_folder(name),
+        epochs=len(penalties),
+        epoch_steps=1,
+    )
+
+
+def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
+    """What head `name` teaches: logits of the windows of each training clip, float32 [windows, events].
+
+    Those of a labelled clip are from a head that was fitted without its fold of groups: its own would repeat
+    its labels.  Penalties and maxima over windows distort posteriors, so logits get a slope and an offset per
+    event, by logistic regression of the labels on the maxima.
+    """
+    train, model = read_by(run, name, train, run.clips), run.model(name)
+    variables, apply = run.best_variables(name), jax.jit(partial(model.apply, method="step_logits"))
+    folds = np.full(len(train.names), -1)  # of clips that a head needn't have been fitted without
+    if variables["fitted"]["events"].any():
+        folds[train.labelled] = _folds(run, train)
+    rows, start = _rows(run, train), run.new_state(name, (np.zeros(0),) * 2).params
+    logits = [np.zeros(0)] * len(train.names)
+    for fold in track(np.unique(folds), len(np.unique(folds)), f"{name}: cross-fitting"):
+        without = variables
+        if fold >= 0:
+            weights = rows.weights * (folds[_fitted_on(train)] != fold)
+            params, _ = _fit(model, start, {"fitted": variables["fitted"]}, rows._replace(weights=weights))
+            without = variables | {"params": params}
+        for clip in np.flatnonzero(folds == fold):
+            logits[clip] = _window_logits(apply, without, train.features[int(clip)])
+    clips = np.stack([each.max(axis=0) for each in logits])
+    slope, offset = calibration(clips[train.labelled], train.targets[train.labelled])
+    return [slope * each + offset for each in logits]
+
+
+def calibration(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and offset [events] of the logistic regression of `targets` on `logits`, both [clips, events].
+
+    A slope that isn't positive would turn the order around: then 1 and 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fits = (LogisticRegression().fit(z[:, None], y) for z, y in zip(logits.T, targets.T))
+    pairs = np.array([(each.coef_[0, 0], each.intercept_[0]) for each in fits], np.float32)
+    pairs[pairs[:, 0] <= 0] = 1, 0
+    return pairs[:, 0], pairs[:, 1]
+
+
+def on_steps(run: Run, network: StepNetwork, inputs: Dataset, clip: int, logits: np.ndarray) -> np.ndarray:
+    """The logits [windows, events] of a clip at its steps, [steps, events]: those of the nearest window."""
+    assert isinstance(inputs.features, HeadInputs)
+    centres = inputs.features.clock.centres(clip, len(logits))
+    first, step = step_clock(run.config.features, network)
+    seconds = inputs.seconds[clip]
+    frames = run.config.features.frames(round(seconds * run.config.features.sample_rate))
+    times = first + step * np.arange(max(network.steps(frames), 1))
+    return logits[np.abs(times[:, None] - centres).argmin(axis=1)]
+
+
+def head_step_logits(
+    run: Run, name: str, inputs: Dataset, variables: Any
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """A head's logits as `step_logits` gives them, on clips that are `read_by` it."""
+    network = _network(run, name)
+    apply = jax.jit(partial(run.model(name).apply, method="step_logits"))
+    windows = [_window_logits(apply, variables, features) for features in inputs.features]
+    steps = []
+    if run.config.timed:
+        steps = [on_steps(run, network, inputs, clip, each) for clip, each in enumerate(windows)]
+    return np.stack([each.max(axis=0) for each in windows]), steps
+
+
+def bytes_of_taggers(network: HeadConfig) -> int:
+    """The bytes of the files of a head's taggers."""
+    paths = map(Path, network.taggers)
+    return sum((path.parent / read_tagger(path).file).stat().st_size for path in paths)
+
+
+def _inputs(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> HeadInputs:
+    """The outputs of head `name`'s taggers on the clips of `dataset`, not yet projected."""
+    by_name = {clip.name: clip for clip in clips}
+    chosen, channel = [by_name[each] for each in dataset.names], run.config.data.channel
+    taggers = [run_tagger(Path(each), chosen, run.cache, channel) for each in _network(run, name).taggers]
+    return HeadInputs(taggers, dataset.events)
+
+
+def _network(run: Run, name: str) -> HeadConfig:
+    network = run.config.models[name].network
+    assert isinstance(network, HeadConfig)
+    return network
+
+
+def _fitted(network: HeadConfig, train: Dataset) -> np.ndarray:
+    """The events to fit, bool [events]: those with enough positive clips, or without classes of a tagger."""
+    assert isinstance(train.features, HeadInputs)
+    enough = train.targets[train.labelled].sum(axis=0) >= network.fewest
+    return (enough | ~train.features.known()) & network.fit
+
+
+def _fitted_on(train: Dataset) -> np.ndarray:
+    """The clips that heads are fitted on."""
+    return train.labelled[:: -(-len(train.labelled) // _MOST_CLIPS)]
+
+
+def _rows(run: Run, train: Dataset) -> Rows:
+    """The windows of the clips to fit on."""
+    assert isinstance(train.features, HeadInputs)
+    chosen, clock, by_name = _fitted_on(train), train.features.clock, {clip.name: clip for clip in run.clips}
+    inputs = [train.features[clip] for clip in chosen]
+    counts = [len(each) for each in inputs]
+    positive, negative, strong = [], [], []
+    for clip, count in zip(chosen, counts):
+        annotations = by_name[train.names[clip]].annotations
+        strong.append(annotations is not None and bool(clock.hop))
+        overlap = np.zeros((count, len(train.events)), np.float32)
+        enough = np.zeros_like(overlap)
+        centres = clock.centres(clip, count)
+        for event, onset, offset in (annotations or ()) if strong[-1] else ():
+            if event in train.events:
+                ends = np.minimum(centres + clock.window / 2, offset)
+                seconds = ends - np.maximum(centres - clock.window / 2, onset)
+                place, least = train.events.index(event), min(_OVERLAP, (offset - onset) / 2)
+                overlap[:, place] = np.maximum(overlap[:, place], seconds > 0)
+                enough[:, place] = np.maximum(enough[:, place], (seconds > 0) & (seconds >= least))
+        positive.append(enough)
+        negative.append(1 - overlap)
+    return Rows(
+        np.concatenate(inputs),
+        np.repeat(np.arange(len(chosen)), counts),
+        train.targets[chosen],
+        np.ones(len(chosen), np.float32),
+        np.array(strong, np.float32),
+        np.concatenate(positive),
+        np.concatenate(negative),
+    )
+
+
+def _folds(run: Run, train: Dataset) -> np.ndarray:
+    """The fold of each labelled training clip: groups stay together, and positives are spread evenly."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    group = {clip.name: clip.group for clip in run.clips}
+    groups = [group[train.names[clip]] for clip in train.labelled]
+    kinds = [str(row) for row in train.targets[train.labelled].astype(int).tolist()]
+    count = min(_FOLDS, len(set(groups)))
+    folds = np.zeros(len(groups), int)
+    if count > 1:
+        split = StratifiedGroupKFold(count, shuffle=True, random_state=run.config.recipe.seed)
+        with warnings.catch_warnings():  # of kinds with fewer members than folds
+            warnings.simplefilter("ignore", UserWarning)
+            for fold, (_, held_out) in enumerate(split.split(groups, kinds, groups)):
+                folds[held_out] = fold
+    return folds
+
+
+def _window_logits(apply: Any, variables: Any, inputs: np.ndarray) -> np.ndarray:
+    """A head's logits of a clip's windows, [windows, events]."""
+    padded = np.pad(inputs, ((0, -len(inputs) % _WINDOWS), (0, 0)))  # so that few shapes are compiled
+    return np.asarray(apply(variables, padded[None]).steps[0, : len(inputs)])
+
+
+@partial(jax.jit, static_argnames="model")
+def _fit(model: Model, params: Any, variables: Any, rows: Rows) -> tuple[Any, jax.Array]:
+    """`params` after L-BFGS from there, and the loss."""
+    value_and_gradient = optax.value_and_grad_from_state(loss := partial(_loss, model, variables, rows))
+    optimizer = optax.lbfgs()
+
+    def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
+        params, state = carry
+        value, gradient = value_and_gradient(params, state=state)
+        updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), values = jax.lax.scan(step, (params, optimizer.init(params)), None, length=_ITERATIONS)
+    return params, values[-1]
+
+
+def _loss(model: Model, variables: Any, rows: Rows, params: Any) -> jax.Array:
+    result: Any = model.apply({"params": params, **variables}, rows.inputs[None], method="step_logits")
+    logits = result.steps[0]
+    by_clip = partial(jax.ops.segment_sum, segment_ids=rows.clip, num_segments=len(rows.labels))
+    absent = by_clip(jax.nn.softplus(logits))  # -log ∏(1 - p)
+    present = -jnp.log(-jnp.expm1(-jnp.maximum(absent, 1e-6)))
+    weak = jnp.where(rows.labels == 1, present, absent)
+    strong = by_clip(rows.positive * jax.nn.softplus(-logits) + rows.negative * jax.nn.softplus(logits))
+    of_clips = jnp.where(jnp.broadcast_to(rows.strong[:, None], weak.shape) == 1, strong, weak)
+    of_clips = jnp.where(jnp.broadcast_to(variables["fitted"]["events"], weak.shape), of_clips, 0).sum(axis=1)
+    squares = sum(jnp.square(leaf).sum() for name, leaf in params.items() if name.endswith("w"))
+    data = (rows.weights * of_clips).sum() / rows.weights.sum()
+    return data + variables["fitted"]["penalty"] / 2 * squares
