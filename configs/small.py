@@ -1,22 +1,32 @@
 """Small, accurate students: convolutions in front of a smaller LSTM, weights of 8 and 4 bits.
 
-All but the float student use the integer-only scheme (docs/integer.md).  Figures of students of this size on
-real recordings, by a longer recipe: docs/results/past.md.
+All but the float student use the integer-only scheme (docs/integer.md).  Training clips are shifted, changed
+in level and mixed, and labels and the teachers' posteriors with them; the latter have most of the weight.
+Figures on real recordings: docs/results/own.md.
 
-qkd-jax train small --data.root DIR
 qkd-jax train small --data.root DIR --teacher yamnet.toml
+qkd-jax train small --data.root DIR
 """
 
-from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, ModelConfig, QuantConfig, RunConfig
+from qkd_jax.config import (
+    AugmentConfig,
+    ClipRecipe,
+    DenseNetConfig,
+    LSTMConfig,
+    ModelConfig,
+    QuantConfig,
+    RunConfig,
+)
 
 _lstm = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=128, pooling="attention")
 
 config = RunConfig(
     name="small",
-    recipe=ClipRecipe(epochs=8),
+    recipe=ClipRecipe(epochs=12, min_updates=1000, alpha=0.8, temperature=1.0),
+    augment=AugmentConfig(time_shift=0.25, gain=6.0, mixtures=0.5),
     models={
-        "teacher": ModelConfig(network=DenseNetConfig(), learning_rate=1e-3, epochs=12),
-        "distilled": ModelConfig(network=_lstm, teachers=("teacher",)),
+        "teacher": ModelConfig(network=DenseNetConfig(), learning_rate=1e-3),
+        "distilled": ModelConfig(network=_lstm, teachers=("teacher",), epochs=24),
         **{
             f"distilled-{bits}": ModelConfig(
                 network=_lstm.quantized(QuantConfig.integer(bits)),

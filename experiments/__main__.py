@@ -16,19 +16,20 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS, ROOT, argument_parser, fill
-from experiments import demo, paper, past, readings, sed
+from experiments import demo, few, own, paper, past, readings, sed
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
 
 
 class Experiment(NamedTuple):
-    """Cells by seed, seeds, the marked parts of the page, and results without training."""
+    """Cells by seed, seeds, the parts of the page, results without training, and preparation of DATA."""
 
     cells: Callable[[int], list[Cell]]
     parts: Callable[[Path], dict[str, str]]
     seeds: tuple[int, ...] = (0,)
     measured: Mapping[str, Callable[[Place, list[Cell]], None]] = MappingProxyType({})
+    prepared: Callable[[Place], Place] | None = None
 
 
 EXPERIMENTS = {
@@ -36,6 +37,8 @@ EXPERIMENTS = {
     "paper": Experiment(paper.cells, paper.parts, measured={"yamnet": paper.score_yamnet}),
     "past": Experiment(past.cells, past.parts),
     "sed": Experiment(sed.cells, sed.parts, measured={"fusion": sed.score_fusion}),
+    "own": Experiment(own.cells, own.parts, own.SEEDS),
+    "few": Experiment(few.cells, few.parts, few.DRAWS, prepared=few.prepared),
     "readings": Experiment(readings.cells, readings.parts),
 }
 
@@ -45,6 +48,8 @@ def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
     experiment = EXPERIMENTS[name]
     cells = [cell for seed in seeds or experiment.seeds for cell in experiment.cells(seed)]
     trained = [each for each in names if each not in experiment.measured]
+    if experiment.prepared:
+        place = experiment.prepared(place)
     for cell in chosen(cells, trained) if trained or not names else []:
         print(f"{cell.name}-{cell.part}", flush=True)
         run_cell(cell, place, cells)

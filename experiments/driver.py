@@ -11,7 +11,7 @@ import numpy as np
 import qkd_jax
 from benchmarks.common import processor, versions
 from experiments.cells import Cell, Place, Result, write_result
-from qkd_jax.config import EventRecipe, ModelConfig, RunConfig, is_file, with_data
+from qkd_jax.config import EventRecipe, HeadConfig, ModelConfig, RunConfig, is_file, with_data
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
@@ -68,6 +68,9 @@ def _with_paths(model: ModelConfig, place: Place, cells: Sequence[Cell]) -> Mode
         return str(place.tagger(name) if name.endswith(".toml") else teaching_logits(name, place, cells))
 
     model = dataclasses.replace(model, teachers=tuple(map(path, model.teachers)))
+    if isinstance(model.network, HeadConfig):
+        network = dataclasses.replace(model.network, taggers=tuple(map(path, model.network.taggers)))
+        model = dataclasses.replace(model, network=network)
     if model.objective and model.objective.embeddings:
         objective = dataclasses.replace(model.objective, embeddings=path(model.objective.embeddings))
         model = dataclasses.replace(model, objective=objective)

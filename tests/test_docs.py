@@ -15,7 +15,7 @@ from qkd_jax.commands.detect import _files_and_flags as files_and_flags
 from qkd_jax.commands.evaluate import EvaluateOptions
 from qkd_jax.commands.export import ExportOptions
 from qkd_jax.commands.help import flags
-from qkd_jax.commands.override import override, take, with_teachers
+from qkd_jax.commands.override import heads_on, override, take, with_teachers
 from qkd_jax.config import RunConfig
 from qkd_jax.data.sources import SOURCES
 from qkd_jax.detector.file import save
@@ -65,7 +65,11 @@ def test_every_page_is_linked():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_exist_with_their_settings(command):
+def test_commands_exist_with_their_settings(command, tmp_path, monkeypatch):
+    for tagger in ("yamnet.toml", "mn04.toml"):
+        text = "file = 'tagger.onnx'\nclasses = 'names.txt'\nevents = {dog = ['Dog']}\n"
+        (tmp_path / tagger).write_text(text)
+    monkeypatch.chdir(tmp_path)
     _, name, *arguments = shlex.split(command.replace("…", ""))
     assert name in COMMANDS
     if name in ("train", "check"):
@@ -86,6 +90,7 @@ def test_settings_in_the_text_exist_and_all_kinds_of_commands_are_shown():
     assert {command.split()[1] for command in commands()} >= {"train", "check", "eval", "export", "detect"}
     configs: list = [*map(load_preset, preset_paths()), EvaluateOptions(), DetectOptions(), ExportOptions()]
     configs += [RunConfig(data=source()) for source in SOURCES]
+    configs.append(RunConfig(models=heads_on(["yamnet.toml"])))
     known = {name for config in configs for name in flags(config)}
     known |= {re.sub(r"^--models\.[\w-]+", "--models.NAME", name) for name in known}
     shown = {flag for page in USED for flag in re.findall(r"--[a-z]\w*\.[\w.-]*\w", page.read_text())}

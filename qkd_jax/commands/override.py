@@ -74,8 +74,11 @@ def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
     own classes give.  Former teachers that no model refers to any more are dropped.  Raises InputError if
     there is no model with teachers, and for teachers that RunConfig refuses.
     """
-    heads = heads_on(tuple(teacher for teacher in teachers if teacher.endswith(".toml")))
-    teachers = [*list(heads)[-1:], *(teacher for teacher in teachers if not teacher.endswith(".toml"))]
+    taggers = [teacher for teacher in teachers if teacher.endswith(".toml")]
+    heads = heads_on(taggers) if taggers else {}
+    if taggers and not _has_classes(taggers):
+        del heads["zero-shot"]
+    teachers = [*(["head"] if taggers else []), *(each for each in teachers if each not in taggers)]
     learners = {name for name, model in config.models.items() if model.teachers and name not in teachers}
     if not learners:
         known = ", ".join(config.models) or "none"
@@ -92,17 +95,20 @@ def with_teachers(config: "RunConfig", teachers: Sequence[str]) -> "RunConfig":
     return _replaced(config, {"models": models}, "")
 
 
-def heads_on(taggers: tuple[str, ...]) -> dict[str, "ModelConfig"]:
-    """The models `zero-shot`, if some of `taggers` name classes of events, and `head`; else none."""
+def heads_on(taggers: Sequence[str]) -> dict[str, "ModelConfig"]:
+    """The models `zero-shot`, what the classes of `taggers` give, and `head`, which is fitted on them."""
     from qkd_jax.config import HeadConfig, ModelConfig
+
+    return {
+        name: ModelConfig(network=HeadConfig(taggers=tuple(taggers), fit=name == "head"))
+        for name in ("zero-shot", "head")
+    }
+
+
+def _has_classes(taggers: Sequence[str]) -> bool:
     from qkd_jax.distill.tagger import read_tagger
 
-    if not taggers:
-        return {}
-    models = {"head": ModelConfig(network=HeadConfig(taggers=taggers))}
-    if any(read_tagger(Path(tagger)).events for tagger in taggers):
-        models = {"zero-shot": ModelConfig(network=HeadConfig(taggers=taggers, fit=False))} | models
-    return models
+    return any(read_tagger(Path(tagger)).events for tagger in taggers)
 
 
 def _named(models: Iterable["ModelConfig"]) -> set[str]:

@@ -93,6 +93,8 @@ class ClipRecipe:
     """Clips per update."""
     epochs: Epochs = 12
     """Passes over the training clips; a model may set its own."""
+    min_updates: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Least number of updates of a model: with few clips, an epoch is several passes."""
     learning_rate: Positive = 3e-3
     """Peak learning rate of Adam; a model may set its own."""
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -28,8 +28,8 @@ def fit_projection(rows: np.ndarray, components: int | None) -> Projection:
     Each is divided by its standard deviation, to whose square the mean variance of a value is added
     1 + 3000 / rows times: few recordings say nothing about components that hardly vary.
 
-    >>> fit_projection(np.tile([[1.0, 5.0], [3.0, 5.0]], (750, 1)), 1).matrix.round(3).tolist()
-    [[0.632], [0.0]]
+    >>> fit_projection(np.tile([[1.0, 5.0], [3.0, 5.0]], (750, 1)), 1).matrix.round(3).ravel()
+    array([0.632, 0.   ], dtype=float32)
     """
     shrinkage = 1 + _SHRINKAGE / len(rows)
     rows = rows[:: -(-len(rows) // _MOST_ROWS)].astype(np.float64)

@@ -1,6 +1,7 @@
 """The cost of a model: parameters, multiply-adds and bytes, counted from the model itself."""
 
 import math
+import time
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from qkd_jax.config import QuantConfig
 from qkd_jax.config.fields import OFF
 from qkd_jax.models.build import Model
+
+_SIZE, _SHARE = 2048, 0.28
 
 
 def model_cost(
@@ -77,6 +80,19 @@ def multiply_adds(function: Any, *arguments: Any) -> int:
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed)
+
+
+def training_rate() -> float:
+    """About how many multiply-adds a second image networks train at on the device, from a product timed here.
+
+    A DenseNet-63 reaches 28 % of the rate of a large product on two cores (docs/results/speed.md).
+    """
+    square = jnp.ones((_SIZE, _SIZE))
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    begun = time.perf_counter()
+    product(square, square).block_until_ready()
+    return _SHARE * _SIZE**3 / (time.perf_counter() - begun)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

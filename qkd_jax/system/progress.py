@@ -7,6 +7,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def duration(seconds: float) -> str:
+    """A length of time in words.
+
+    >>> duration(20.0), duration(150.0), duration(9000.0)
+    ('a minute', '3 minutes', '2.5 hours')
+    """
+    minutes = max(round(seconds / 60 + 0.49), 1)
+    if minutes == 1:
+        return "a minute"
+    return f"{minutes} minutes" if minutes < 90 else f"{seconds / 3600:.1f} hours"
+
+
 def track(items: Iterable[T], count: int, title: str) -> Iterator[T]:
     """Yield `items`, with a progress bar of `count` steps on stderr if that is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():

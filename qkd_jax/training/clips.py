@@ -11,9 +11,8 @@ from qkd_jax.audio.augment import augment
 from qkd_jax.config import AugmentConfig, ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
 from qkd_jax.data.clips import SPLITS, Clip
-from qkd_jax.data.dataset import Dataset, clips_of, load_split
+from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
-from qkd_jax.errors import InputError
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.run_folder.run import Run
@@ -38,35 +37,29 @@ def load(run: Run) -> dict[str, Dataset]:
     }
     load_heads(run, data)
     cache_file_logits(run, data["train"])
-    check_clips(run.config, clips)
     return data
 
 
 def check_clips(config: RunConfig, clips: Sequence[Clip]) -> None:
-    """Raise InputError unless the training clips fill a batch."""
-    chosen = clips_of(config, clips, "train", unlabelled=True)
-    if not all(model.teachers for model in config.models.values()):
-        chosen = [clip for clip in chosen if clip.labelled]
-    count = len(chosen)
-    if count < (size := config.recipe.batch_size):
-        raise InputError(f"--recipe.batch-size: expected at most {count} (training clips), got {size}")
+    """Any clips will do: with fewer than a batch, a batch holds some of them several times."""
 
 
 def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callable[[int], Iterator[Batch]]]:
     """Updates per epoch, and the function update -> the batches from that update on.
 
     Each batch is a pure function of the seed and the update.  An epoch is a pass over the labelled clips, for
-    models with teachers over the unlabelled ones too.
+    models with teachers over the unlabelled ones too, or several passes, so that epochs have
+    `recipe.min_updates` in all.
     """
     recipe, train, config = _recipe(run), data["train"], run.config
-    taught = bool(config.models[name].teachers)
+    has_teachers = bool(config.models[name].teachers)
     rows = clip_batches(
         train,
-        teacher_logits(run, name, train)[0] if taught else None,
+        teacher_logits(run, name, train)[0] if has_teachers else None,
         frames=config.frames,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        unlabelled=taught,
+        unlabelled=has_teachers,
     )
 
     @jax.jit
@@ -74,7 +67,10 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
         key = jax.random.fold_in(jax.random.key(recipe.seed), update)
         return augment_clips(key, batch, config.augment, config.features.floor)
 
-    return _count(run, name, train) // recipe.batch_size, lambda first: (
+    epochs = config.model(name).epochs
+    assert epochs is not None
+    in_a_pass = _count(run, name, train) // recipe.batch_size
+    return max(in_a_pass, -(-recipe.min_updates // epochs), 1), lambda first: (
         augmented(update, spread(batch)) if config.augment.on else spread(batch)
         for update, batch in enumerate(from_step(rows, first), first)
     )

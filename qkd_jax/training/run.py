@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from qkd_jax.config import RunConfig, is_integer
+from qkd_jax.config import DenseNetConfig, ResNetConfig, RunConfig, is_integer
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.cost import multiply_adds, training_rate
 from qkd_jax.models.lstm_integer import calibrate
 from qkd_jax.run_folder.folder import start_of
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import TrainState, started_from
 from qkd_jax.system.devices import check_batch, stop_all_if_asked
+from qkd_jax.system.progress import duration
 from qkd_jax.training import clips, events
 from qkd_jax.training.heads import heads_of, train_head
 from qkd_jax.training.loop import fit
@@ -71,9 +73,22 @@ def _train_model(
             f"--models.{name}.epochs: expected at most {most // epoch_steps}, since an epoch has "
             f"{epoch_steps} updates, got {epochs}"
         )
+    state = first_state(run, name, norm, batches_from)
+    if isinstance(run.config.models[name].network, DenseNetConfig | ResNetConfig):
+        clips = epochs * epoch_steps * run.config.recipe.batch_size
+        work = (
+            3
+            * clips
+            * multiply_adds(run.model(name).apply, state.model, np.zeros((1, *run.shape), np.float32))
+        )
+        print(
+            f"{name}: {epochs * epoch_steps} updates of {run.config.recipe.batch_size} clips, about "
+            f"{duration(work / training_rate())} here; compiling takes the first minute",
+            flush=True,
+        )
     fit(
         recipe.train_step(run, name, data, epochs * epoch_steps),
-        first_state(run, name, norm, batches_from),
+        state,
         batches_from,
         recipe.validate(run, name, data),
         folder=run.model_folder(name),

@@ -122,12 +122,38 @@ def test_values_are_taken_up_to_the_next_flag():
 
 
 def test_other_teachers_take_the_place_of_those_that_are_dropped():
-    new = with_teachers(CLIPS, ["yamnet.toml", "logits.npz"])
+    new = with_teachers(CLIPS, ["one.npz", "two.npz"])
     assert list(new.models) == ["plain", "distilled", "distilled-4"]
     assert new.models["plain"] == CLIPS.models["plain"]
     for name in ("distilled", "distilled-4"):
-        expected = replace(CLIPS.models[name], teachers=("yamnet.toml", "logits.npz"))
-        assert new.models[name] == expected
+        assert new.models[name] == replace(CLIPS.models[name], teachers=("one.npz", "two.npz"))
+
+
+@pytest.fixture
+def taggers(tmp_path):
+    """Descriptions of a tagger with classes of an event, and of one without."""
+    events = 'classes = "x.txt"\n[events]\nbell = ["Bell"]\n'
+    for name, text in (("with.toml", events), ("without.toml", "")):
+        (tmp_path / name).write_text(f'file = "x.onnx"\n{text}')
+    return str(tmp_path / "with.toml"), str(tmp_path / "without.toml")
+
+
+@pytest.mark.parametrize("config", [CLIPS, EVENTS], ids=["clips", "events"])
+def test_taggers_teach_by_a_head_that_is_fitted_on_all_of_them(taggers, config):
+    (learner, *_) = [name for name, model in config.models.items() if model.teachers]
+    new = with_teachers(config, [taggers[0], "logits.npz", taggers[1]]).models
+    assert list(new) == ["zero-shot", "head", *(name for name in config.models if name != "teacher")]
+    assert new["head"] == ModelConfig(network=cfg.HeadConfig(taggers=taggers))
+    assert new["zero-shot"] == ModelConfig(network=cfg.HeadConfig(taggers=taggers, fit=False))
+    assert new[learner] == replace(config.models[learner], teachers=("head", "logits.npz"))
+    # Without classes of any event, nothing is known before a head is fitted.
+    assert list(with_teachers(config, taggers[1:]).models)[:1] == ["head"]
+    assert with_teachers(config, taggers[1:]).models[learner].teachers == ("head",)
+
+
+def test_the_description_of_a_tagger_is_read_at_once(tmp_path):
+    with refused(r"none\.toml: expected a tagger's settings in TOML: .*No such file"):
+        with_teachers(CLIPS, [str(tmp_path / "none.toml")])
 
 
 def test_a_model_that_is_still_named_stays():
@@ -153,7 +179,6 @@ def test_a_teacher_keeps_its_own_teachers_and_chains_are_dropped_whole():
     [
         (CLIPS, ["x"], r"^--models\.distilled\.teachers: expected an earlier model .*, got 'x'"),
         (CLIPS, ["distilled-4"], r"^--models\.distilled\.teachers: expected an earlier model"),
-        (EVENTS, ["a.toml"], r"^--models\.student\.teachers: expected earlier models or \.npz"),
         (
             RunConfig(),
             ["a.npz"],

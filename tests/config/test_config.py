@@ -24,6 +24,10 @@ def crnn(architecture=None, **model):
     return ModelConfig(network=CRNNConfig(**(architecture or {})), **model)
 
 
+def head(**model):
+    return ModelConfig(network=cfg.HeadConfig(taggers=("x.toml",)), **model)
+
+
 def run(models=None, **settings):
     return RunConfig(models=models or {}, **settings)
 
@@ -54,6 +58,7 @@ CLIPS = {
     "plain": lstm(**CONVOLUTIONS),
     "four": lstm(DISTILLED, quant=QuantConfig.paper(4), **CONVOLUTIONS),
     "integer": lstm({"start": "other/plain", "ema_decay": 0.9}, quant=QuantConfig.integer(4)),
+    "head": ModelConfig(network=cfg.HeadConfig(taggers=("a.toml",), components=None, penalties=(0.1, 1.0))),
 }
 GUIDED = learns(update="mean_step", embeddings="teacher", fusion="best")
 TIMED = {
@@ -70,6 +75,7 @@ RECIPE = cfg.ClipRecipe(patience=3, form="paper", positive_weight=2.0, schedule=
 CONFIGS = {
     **{data.source: run(CLIPS, data=data, name="a.b", cache="c", distributed=True) for data in DATA},
     "events": events(TIMED, augment=cfg.AugmentConfig(mixup=0.2, time_masks=1)),
+    "augmented": run(CLIPS, augment=cfg.AugmentConfig(gain=6.0, mixtures=0.5, mel_masks=1)),
     "recipe": run(recipe=RECIPE),
     "weights": run(recipe=cfg.ClipRecipe(positive_weight="positives/negatives")),
 }
@@ -158,10 +164,9 @@ START = "models.b.start: expected an earlier model of the run ({}), or RUN/MODEL
 NONE = "expected an earlier model of the run (no earlier model exists)"
 FLOAT = "models.s.start: expected a float model (required by the integer-only scheme), got "
 TEACHERS = "models.b.teachers: expected an earlier model of the run ({}), or a .toml or .npz file, got {!r}"
-AUGMENTED = "models.b.teachers: expected models of the run, because teacher logits must be computed on "
-AUGMENTED += "the augmented clips, got "
 GUIDE = "models.b.objective.embeddings: expected CRNNs for student and embeddings, got "
-MASKED = cfg.AugmentConfig(mel_masks=1)
+KIND = "models.m.network.architecture: expected"
+NO_TEACHERS = "models.h: expected no teachers, start or objective for a head, found some"
 INTEGER = lstm(quant=QuantConfig.integer(8))
 MISTAKES = [
     (lambda: cfg.ClipRecipe(batch_size=0), "batch_size: expected at least 1, got 0"),
@@ -210,8 +215,12 @@ MISTAKES = [
     (lambda: events({"b": crnn(teachers=("a",))}), "models.b.teachers: expected an earlier model of the run"),
     (lambda: run(b(A, teachers=("a", "b"))), TEACHERS.format("a", "b")),
     (lambda: run(b(A, C, teachers=("a.wav",))), TEACHERS.format("a, c", "a.wav")),
-    (lambda: run(b(teachers=("x.toml",)), augment=MASKED), AUGMENTED + "'x.toml'"),
-    (lambda: run(b(teachers=("x.npz",)), augment=MASKED), AUGMENTED + "'x.npz'"),
+    (lambda: run({"h": head(teachers=("a.npz",))}), NO_TEACHERS),
+    (lambda: run({"a": LSTM, "h": head(start="a")}), NO_TEACHERS),
+    (lambda: events({"h": head(objective=cfg.EventObjective())}), NO_TEACHERS),
+    (lambda: cfg.HeadConfig(taggers=()), "taggers: expected at least 1 value, got ()"),
+    (lambda: cfg.HeadConfig(taggers=("x.toml",), penalties=(0.0,)), "penalties.0: expected more than 0, got"),
+    (lambda: cfg.AugmentConfig(gain=-1.0), "gain: expected at least 0, got -1"),
     # Objectives belong to timed events.
     (lambda: events(b(**learns(embeddings="x.toml"))), GUIDE),
     (lambda: events({"a": LSTM, "b": crnn(**learns(embeddings="a"))}), GUIDE),
@@ -227,9 +236,9 @@ LONGER_MISTAKES = [
     lambda: run(data=cfg.ManifestData(clip_seconds=0.01)),
     "data.clip_seconds: expected at least one window (0.025 s), got 0.01",
     lambda: run({"m": CRNN}),
-    "models.m.network.architecture: expected densenet or resnet or lstm or head for recipe.task clips, got crnn",
+    f"{KIND} densenet or resnet or lstm or head for recipe.task clips, got crnn",
     lambda: events({"m": DENSENET}),
-    "models.m.network.architecture: expected lstm or crnn for recipe.task events, got densenet",
+    f"{KIND} lstm or crnn or head for recipe.task events, got densenet",
     lambda: events({"b": crnn(teachers=("x.toml",))}),
     "models.b.teachers: expected earlier models or .npz files for timed events, got 'x.toml'",
     lambda: run({"m": lstm(learns())}),

@@ -1,0 +1,53 @@
+"""Own recordings: preset small with a pretrained tagger, by the README's command, on 3,000 scenes."""
+
+import dataclasses
+from pathlib import Path
+
+from benchmarks.common import DASH, EVENTS, markdown, spread
+from experiments.cells import Cell, Results, read_results
+from qkd_jax.commands.cli import load_preset
+from qkd_jax.commands.override import heads_on, with_teachers
+from qkd_jax.config import RunConfig, with_data
+
+SEEDS = (0, 1, 2)
+TAGGER = "yamnet.toml"
+_NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
+
+
+def cells(seed: int) -> list[Cell]:
+    """The run of one seed."""
+    return [Cell("own", config(f"own-seed{seed}", seed), f"seed{seed}")]
+
+
+def config(name: str, seed: int) -> RunConfig:
+    """Preset small, taught by a head on YAMNet."""
+    preset = load_preset("small")
+    recipe = dataclasses.replace(preset.recipe, seed=seed)
+    preset = dataclasses.replace(preset, name=name, recipe=recipe, models=heads_on([TAGGER]) | preset.models)
+    return with_data(with_teachers(preset, ["head"]), events=EVENTS)
+
+
+def table(results: Results) -> str:
+    """A row per model: bytes, AUC and EER, EER of each event, minutes of the whole run."""
+    rows = []
+    for name in config("own", 0).models:
+        if name not in results:
+            continue
+        seeds = list(results[name].values())
+        columns = ("average", "auc"), ("average", "eer"), *((event, "eer") for event in EVENTS)
+        figures = [spread([each.columns[column][key] for each in seeds]) for column, key in columns]
+        rows.append([_NAMES.get(name, name), f"{seeds[0].bytes:,}", *figures])
+    return markdown(["model", "bytes", "AUC", "EER", *(f"EER {event}" for event in EVENTS)], rows)
+
+
+def parts(folder: Path) -> dict[str, str]:
+    """The marked part of the page, from the results in `folder`/cells."""
+    results = read_results(folder / "cells")
+    runs = list(results.get("distilled-4", {}).values())
+    minutes = [run.seconds / 60 for run in runs if run.seconds]
+    machines = ", ".join(sorted({run.machine or DASH for run in runs}))
+    note = (
+        f"AUC and EER on 3,000 test scenes, in percent; mean ± half the range of {len(runs)} seeds. "
+        f"A run took {spread(minutes) if minutes else DASH} minutes ({machines})."
+    )
+    return {"own": f"{note}\n\n{table(results)}"}
