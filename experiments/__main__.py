@@ -20,6 +20,7 @@ from experiments import demo, few, own, paper, past, readings, sed
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
+from qkd_jax.system.devices import use_all_cores
 
 
 class Experiment(NamedTuple):
@@ -48,6 +49,7 @@ def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
     experiment = EXPERIMENTS[name]
     cells = [cell for seed in seeds or experiment.seeds for cell in experiment.cells(seed)]
     trained = [each for each in names if each not in experiment.measured]
+    use_all_cores(cells[0].config.recipe.batch_size)
     if experiment.prepared:
         place = experiment.prepared(place)
     for cell in chosen(cells, trained) if trained or not names else []:
