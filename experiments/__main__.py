@@ -8,6 +8,7 @@ docs/results/EXPERIMENT/cells, to be committed.  Cells whose results are there a
 interrupted one resumes.  The page is made from the results alone.
 """
 
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,9 @@ EXPERIMENTS = {
     "readings": Experiment(readings.cells, readings.parts),
 }
 
+IN_README = ("demo", "own")
+"""Experiments whose tables stand in the README too."""
+
 
 def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
     """Train the cells `names` that lack results, all by default, and measure what needs no training."""
@@ -61,11 +65,13 @@ def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
 
 
 def write_page(name: str, results: Path = RESULTS) -> None:
-    """Fill the marked parts of RESULTS/NAME.md from the results in RESULTS/NAME/cells."""
-    pages = [results / f"{name}.md", *([ROOT / "README.md"] if name == "demo" and results == RESULTS else [])]
-    parts = EXPERIMENTS[name].parts(results / name)
-    for page in pages:
-        fill(page, parts)
+    """Fill the marked parts of RESULTS/NAME.md from the results in RESULTS/NAME/cells, and of the README."""
+    pages = {results / f"{name}.md": EXPERIMENTS[name].parts(results / name)}
+    if name in IN_README and results == RESULTS:
+        parts = [EXPERIMENTS[each].parts(results / each) for each in IN_README]
+        pages[ROOT / "README.md"] = dict(itertools.chain.from_iterable(part.items() for part in parts))
+    for page, parts_of_page in pages.items():
+        fill(page, parts_of_page)
         print(f"{page} has the tables")
 
 

@@ -27,6 +27,11 @@ def config(name: str, seed: int) -> RunConfig:
     return with_data(with_teachers(preset, ["head"]), events=EVENTS)
 
 
+def among(seeds: int) -> str:
+    """What figures are of."""
+    return f"mean ± half the range of {seeds} seeds" if seeds > 1 else "one seed"
+
+
 def table(results: Results) -> str:
     """A row per model: bytes, AUC and EER, EER of each event, minutes of the whole run."""
     rows = []
@@ -47,7 +52,7 @@ def parts(folder: Path) -> dict[str, str]:
     minutes = [run.seconds / 60 for run in runs if run.seconds]
     machines = ", ".join(sorted({run.machine or DASH for run in runs}))
     note = (
-        f"AUC and EER on 3,000 test scenes, in percent; mean ± half the range of {len(runs)} seeds. "
+        f"AUC and EER on 3,000 test scenes, in percent; {among(len(runs))}. "
         f"A run took {spread(minutes) if minutes else DASH} minutes ({machines})."
     )
     return {"own": f"{note}\n\n{table(results)}"}

@@ -44,6 +44,7 @@ class Question(NamedTuple):
 QUESTIONS = {
     "lstm": Question("lstm", "float_rows", ("flax", "torch"), quick=80),
     "quantized": Question("lstm", "quantized_rows", ("flax", "torch"), quick=90),
+    "student": Question("student", "rows", ("flax", "optax")),
     "teacher": Question("teacher", "teacher_rows", ("torch",), quick=110),
     "distillation": Question("teacher", "distillation_rows", ("flax", "optax"), quick=70),
     "log_mel": Question("features", "hour_rows", ("librosa", "kaldi-native-fbank"), one_core=True),

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
-from qkd_jax.config import AnyData, DataConfig, HeadConfig, ManifestData, to_json
+from qkd_jax.config import AnyData, DataConfig, HeadConfig, ManifestData, RunConfig, to_json
 from qkd_jax.config.fields import STRICT
 from qkd_jax.data.clip_list import clips_to_score, recordings_of
 from qkd_jax.data.clips import Clip
@@ -37,6 +37,7 @@ from qkd_jax.system.devices import computing
 from qkd_jax.system.files import whole_file
 from qkd_jax.training.heads import bytes_of_taggers, head_step_logits, read_by
 
+_BEHIND = 1.0  # points of EER
 _LIBRARIES = ("qkd_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
@@ -135,11 +136,29 @@ def score(
             write_logits(path, dataset.names, dataset.events, logits[name])
     results = {"split": split, "clips": len(dataset.names), "models": models}
     print_table(results)
+    if line := _behind(config, models):
+        print(line)
     if keep and model is None:
         _keep(run, results, dataset, logits, rocs)
     if own and not keep:
         print(f"{run.folder} is read-only: results were not saved")
     return results
+
+
+def _behind(config: RunConfig, models: dict[str, Any]) -> str:
+    """A line that says by how much the best student is behind the best head, if it is by a point or more."""
+    errors = {name: row["metrics"]["average"]["eer"] for name, row in models.items()}
+    heads = [name for name in models if isinstance(config.models[name].network, HeadConfig)]
+    students = [name for name in models if config.models[name].teachers]
+    if not heads or not students:
+        return ""
+    head, student = (min(names, key=errors.__getitem__) for names in (heads, students))
+    if errors[student] < errors[head] + _BEHIND:
+        return ""
+    return (
+        f"{student} (EER {errors[student]:.1f}) is behind {head} (EER {errors[head]:.1f}): more training "
+        "recordings would help, also without labels (--data.unlabelled DIR)"
+    )
 
 
 def _same_recordings(data: AnyData, own: AnyData) -> bool:

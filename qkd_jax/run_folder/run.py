@@ -148,8 +148,8 @@ class Run:
         """Where the embeddings that guide model `name` are kept."""
         return self.model_folder(name) / "embeddings.npz"
 
-    def new_state(self, name: str, norm: tuple[np.ndarray, np.ndarray]) -> TrainState:
-        """The state before the first update, with features normalized by `norm`.
+    def new_state(self, name: str, norm: tuple[np.ndarray, np.ndarray] | None = None) -> TrainState:
+        """The state before the first update, with features normalized by `norm`, which heads don't need.
 
         Raises InputError if the network leaves nothing of the features.
         """

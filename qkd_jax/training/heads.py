@@ -67,8 +67,10 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
         for split, dataset in data.items():
             inputs, path = _inputs(run, name, dataset, run.clips), run.inputs_file(name)
             if split == "train" and lacking(path):
-                labelled = [int(clip) for clip in dataset.labelled]
-                write_projections(path, fit_projections(inputs, labelled, _network(run, name).components))
+                network, clips = _network(run, name), [int(clip) for clip in dataset.labelled]
+                # Without a fit, any projection will do.
+                some, components = (clips, network.components) if network.fit else (clips[:1], 1)
+                write_projections(path, fit_projections(inputs, some, components))
 
 
 def read_by(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> Dataset:
@@ -97,8 +99,9 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     """
     network, model = _network(run, name), run.model(name)
     train, valid = (read_by(run, name, data[split], run.clips) for split in ("train", "valid"))
-    rows, fitted = _rows(run, train), _fitted(network, train)
-    first = run.new_state(name, (np.zeros(0),) * 2)
+    fitted = _fitted(network, train)
+    rows = _rows(run, train) if fitted.any() else None
+    first = run.new_state(name)
     gain = _PRIOR / (_PRIOR + train.targets[train.labelled].sum(axis=0))
     chosen = {"events": jnp.asarray(fitted), "gain": jnp.asarray(gain, jnp.float32), "penalty": jnp.zeros(())}
     penalties = network.penalties if network.fit else (np.inf,)
@@ -106,7 +109,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     def train_step(state: TrainState, penalty: float) -> tuple[TrainState, dict[str, Any]]:
         variables = {"fitted": state.variables["fitted"] | {"penalty": jnp.float32(penalty)}}
         params, loss = first.params, jnp.zeros(())
-        if fitted.any():
+        if rows is not None:
             params, loss = _fit(model, params, variables, rows)
         return TrainState(state.step + 1, params, None, variables, state.opt_state), {"loss": loss}
 
@@ -131,24 +134,25 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
     """What head `name` teaches: logits of the windows of each training clip, float32 [windows, events].
 
     Those of a labelled clip are from a head that was fitted without its fold of groups: its own would repeat
-    its labels.  Penalties and maxima over windows distort posteriors, so logits get a slope and an offset per
-    event, by logistic regression of the labels on the maxima.
+    its labels.  Where all positives of an event are in one fold, they are from the head itself.  Penalties
+    and maxima over windows distort posteriors, so logits get a slope and an offset per event, by logistic
+    regression of the labels on the maxima.
     """
     train, model = read_by(run, name, train, run.clips), run.model(name)
     variables, apply = run.best_variables(name), jax.jit(partial(model.apply, method="step_logits"))
-    folds = np.full(len(train.names), -1)  # of clips that a head needn't have been fitted without
+    logits = [_window_logits(apply, variables, features) for features in train.features]
     if variables["fitted"]["events"].any():
-        folds[train.labelled] = _folds(run, train)
-    rows, start = _rows(run, train), run.new_state(name, (np.zeros(0),) * 2).params
-    logits = [np.zeros(0)] * len(train.names)
-    for fold in track(np.unique(folds), len(np.unique(folds)), f"{name}: cross-fitting"):
-        without = variables
-        if fold >= 0:
-            weights = rows.weights * (folds[_fitted_on(train)] != fold)
+        folds, rows, start = _folds(run, train), _rows(run, train), run.new_state(name).params
+        positive = train.targets[train.labelled] == 1
+        spread = np.array([len(set(folds[column])) > 1 for column in positive.T])
+        of_rows = folds[np.searchsorted(train.labelled, _fitted_on(train))]
+        different = np.unique(folds) if spread.any() else []
+        for fold in track(different, len(different), f"{name}: cross-fitting"):
+            weights = rows.weights * (of_rows != fold)
             params, _ = _fit(model, start, {"fitted": variables["fitted"]}, rows._replace(weights=weights))
-            without = variables | {"params": params}
-        for clip in np.flatnonzero(folds == fold):
-            logits[clip] = _window_logits(apply, without, train.features[int(clip)])
+            for clip in train.labelled[folds == fold]:
+                others = _window_logits(apply, variables | {"params": params}, train.features[int(clip)])
+                logits[clip] = np.where(spread, others, logits[clip])
     clips = np.stack([each.max(axis=0) for each in logits])
     slope, offset = calibration(clips[train.labelled], train.targets[train.labelled])
     return [slope * each + offset for each in logits]
