@@ -99,3 +99,22 @@ def _write_loudness_litert(path: Path, shape: Shape, gains: Sequence[float]) -> 
     builder.Finish(model.Pack(builder), b"TFL3")
     path.write_bytes(builder.Output())
     return path
+
+
+def write_spectrum(path: Path, samples: int, pitches: Sequence[float], rate: int) -> Path:
+    """Write an ONNX model of a waveform [1, samples] with two outputs for `pitches`, in Hz.
+
+    `levels` [1, pitches] is the log of the mean power at each, and `scores` its sigmoid, around -6.
+    """
+    time, graph = np.arange(samples) / rate, Graph()
+    waves = np.exp(2j * np.pi * np.outer(time, pitches)) / samples
+    basis = np.concatenate([waves.real, waves.imag], axis=1).astype(np.float32)
+    parts = graph.add("MatMul", "waveform", basis)
+    squares = graph.add("Reshape", graph.add("Mul", parts, parts), np.array([1, 2, len(pitches)]))
+    power = graph.add("ReduceSum", squares, np.array([1]), keepdims=0)
+    levels = graph.add("Log", graph.add("Add", power, np.float32(1e-6)))
+    scores = graph.add("Sigmoid", graph.add("Add", levels, np.float32(6)))
+    for name, tensor in {"levels": levels, "scores": scores}.items():
+        graph.nodes.append(helper.make_node("Identity", [tensor], [name]))
+    shape = (1, len(pitches))
+    return graph.write(path, (1, samples), {"scores": shape, "levels": shape})

@@ -16,10 +16,10 @@ _GAIN, _MIXTURE, _MIXUP = 5, 4, 3  # folded into the key, apart from the keys th
 def augment(
     key: PRNGKeyArray,
     features: Float[Array, "batch frames mel"],
-    labels: PyTree[Float[Array, "batch event"]],
+    labels: PyTree[Float[Array, "batch *_"]],
     config: AugmentConfig,
     floor: float = FeatureConfig().floor,
-) -> tuple[Float[Array, "batch frames mel"], PyTree[Float[Array, "batch event"]]]:
+) -> tuple[Float[Array, "batch frames mel"], PyTree[Float[Array, "batch *_"]]]:
     """Shift in time, change levels, mix, then mask, so that no mask is mixed; 0 turns a change off.
 
     `labels` may be a tree of probabilities, such as labels and posteriors.  `floor` was added to energies

@@ -60,10 +60,16 @@ class HeadInputs(Sequence[np.ndarray]):
         self.taggers, self.events, self.projections = taggers, events, projections
         self.clock = min(taggers, key=lambda tagger: tagger.hop or np.inf)
 
+    @property
+    def identity(self) -> str:
+        """What tells these taggers from others."""
+        return "\n".join(tagger.identity for tagger in self.taggers)
+
     def __len__(self) -> int:
         return len(self.clock.clips)
 
     def __getitem__(self, clip):
+        clip = int(clip)
         zero_shot, *parts = self.outputs(clip)
         projected = [(part - mean) @ matrix for part, (mean, matrix) in zip(parts, self.projections)]
         return np.concatenate([zero_shot, *projected], axis=1, dtype=np.float32)
@@ -104,28 +110,32 @@ def fit_projections(inputs: HeadInputs, clips: Sequence[int], components: int | 
     return [fit_projection(part, components) for part in parts]
 
 
-def write_projections(path: Path, projections: Sequence[Projection]) -> None:
-    """Write `projections` to the file at `path`, which `read_projections` reads."""
+def write_projections(path: Path, projections: Sequence[Projection], identity: str) -> None:
+    """Write `projections` of the taggers of this `identity` to the file that `read_projections` reads."""
     arrays = {
         f"{name}{place}": array
         for place, each in enumerate(projections)
         for name, array in each._asdict().items()
     }
+    size = sum(each.matrix.shape[1] for each in projections)
     with whole_file(path) as file:
-        np.savez(
-            file, **arrays, size=sum(each.matrix.shape[1] for each in projections), count=len(projections)
-        )
+        np.savez(file, **arrays, size=size, count=len(projections), identity=np.array(identity))
 
 
-def read_projections(path: Path) -> list[Projection]:
-    """The projections in the file at `path`; raises InputError."""
+def read_projections(path: Path, identity: str) -> list[Projection]:
+    """The projections in the file at `path`; raises InputError, also if they are those of other taggers."""
     what = "projections of taggers' outputs (delete the file to compute them again)"
-    (count,) = read_npz(path, what, count=("iu", 0))
+    count, written = read_npz(path, what, count=("iu", 0), identity=("U", 0))
+    if str(written) != identity:
+        raise InputError(
+            f"{path}: expected the taggers that the run began with, found others: a description or a model "
+            "has changed; use another --name"
+        )
     kinds = {"mean": ("f", 1), "matrix": ("f", 2)}
     found = [
         Projection(*read_npz(path, what, **{f"{name}{place}": kind for name, kind in kinds.items()}))
         for place in range(min(int(count), _MOST_PROJECTIONS))
     ]
     if any(len(each.mean) != len(each.matrix) or not np.isfinite(each.matrix).all() for each in found):
-        raise InputError(f"{path}: expected {what}: found other numbers")
+        raise InputError(f"{path}: expected {what}, found other numbers")
     return found

@@ -70,6 +70,7 @@ class Tagger:
     config: TaggerConfig
     names: Sequence[str]
     classes: int
+    identity: str
     window: float
     hop: float
     clips: Sequence[Clip]
@@ -173,7 +174,8 @@ def run_tagger(path: Path, clips: Sequence[Clip], cache: Path, channel: int | No
         raise InputError(*list_bad(bad, len(clips)))
     rate = config.sample_rate
     window, hop = (model.samples / rate, model.hop / rate) if model.samples else (0.0, 0.0)
-    return Tagger(path, config, names, model.classes, window, hop, clips, entries)
+    identity = f"{model.identity} {sorted(config.events.items())}"
+    return Tagger(path, config, names, model.classes, identity, window, hop, clips, entries)
 
 
 def read_tagger(path: Path) -> TaggerConfig:
@@ -205,6 +207,12 @@ def _check_names(path: Path, event: str, classes: Sequence[str], names: Sequence
             raise InputError(f"{path}: events.{event}: expected classes of the tagger, got {name!r}{near}")
 
 
+def files_of(model: Path) -> list[Path]:
+    """The files of a model: weights may be in one of their own, model.onnx.data."""
+    beside = sorted(model.parent.glob(f"{glob.escape(model.name)}*"))
+    return [file for file in beside if file.is_file()]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Model:
     """A tagger's model, opened: `run` maps a window of `samples`, None for any number, to its outputs.
@@ -225,9 +233,8 @@ class _Model:
     def identity(self) -> str:
         """What the outputs depend on."""
         digest = hashlib.sha256()
-        # Weights may be in a file of their own, model.onnx.data.
-        for file in sorted(self.file.parent.glob(f"{glob.escape(self.file.name)}*")):
-            digest.update(file.read_bytes() if file.is_file() else b"")
+        for file in files_of(self.file):
+            digest.update(file.read_bytes())
         config = self.config
         layer = f" {self.place} {config.layer}" if config.layer else ""
         return f"{digest.hexdigest()} {config.sample_rate} {self.samples} {self.hop} {self.classes}{layer}"
@@ -245,9 +252,14 @@ class _Model:
         scores = outputs[self.place].reshape(-1, self.classes).max(axis=0) if self.classes else np.zeros(0)
         if not self.layer_size:
             return scores.astype(np.float32)
-        return np.concatenate(
-            [scores, outputs[-1].reshape(-1, self.layer_size).mean(axis=0)], dtype=np.float32
-        )
+        values = np.atleast_1d(outputs[-1])
+        if values.shape[-1] != self.layer_size:
+            raise InputError(
+                f"{self.file}: layer: expected {self.config.layer} to have {self.layer_size} values for any "
+                f"window, found {values.shape[-1]}"
+            )
+        layer = values.reshape(-1, self.layer_size).mean(axis=0)
+        return np.concatenate([scores, layer], dtype=np.float32)
 
 
 def _opened(path: Path, config: TaggerConfig, names: Sequence[str]) -> _Model:
@@ -263,7 +275,7 @@ def _opened(path: Path, config: TaggerConfig, names: Sequence[str]) -> _Model:
     hop = round(config.hop_seconds * config.sample_rate) if config.hop_seconds else (samples or 0) // 2
     noise = np.random.default_rng(0).normal(0, 0.1, samples or 10 * config.sample_rate).astype(np.float32)
     outputs = run(noise)
-    layer_size = outputs.pop().shape[-1] if config.layer else 0
+    layer_size = np.atleast_1d(outputs.pop()).shape[-1] if config.layer else 0
     place, classes = _scores_of(path, config, names, outputs)
     return _Model(file, config, run, samples, max(hop, 1), place, classes, layer_size)
 

@@ -7,6 +7,7 @@ window posteriors p, the clip holds an event with probability 1 - ∏(1 - p) ("n
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from qkd_jax.config import HeadConfig, StepNetwork, step_clock
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.distill.head_inputs import HeadInputs, fit_projections, read_projections, write_projections
-from qkd_jax.distill.tagger import read_tagger, run_tagger
+from qkd_jax.distill.tagger import files_of, read_tagger, run_tagger
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import Model
@@ -70,7 +71,7 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
                 network, clips = _network(run, name), [int(clip) for clip in dataset.labelled]
                 # Without a fit, any projection will do.
                 some, components = (clips, network.components) if network.fit else (clips[:1], 1)
-                write_projections(path, fit_projections(inputs, some, components))
+                write_projections(path, fit_projections(inputs, some, components), inputs.identity)
 
 
 def read_by(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> Dataset:
@@ -81,9 +82,8 @@ def read_by(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> Dat
     if name not in heads_of(run):
         return dataset
     inputs = _inputs(run, name, dataset, clips)
-    return dataclasses.replace(
-        dataset, features=HeadInputs(inputs.taggers, inputs.events, read_projections(run.inputs_file(name)))
-    )
+    projections = read_projections(run.inputs_file(name), inputs.identity)
+    return dataclasses.replace(dataset, features=HeadInputs(inputs.taggers, inputs.events, projections))
 
 
 def head_logits(run: Run, name: str, inputs: Dataset, variables: Any) -> np.ndarray:
@@ -146,7 +146,7 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
         positive = train.targets[train.labelled] == 1
         spread = np.array([len(set(folds[column])) > 1 for column in positive.T])
         of_rows = folds[np.searchsorted(train.labelled, _fitted_on(train))]
-        different = np.unique(folds) if spread.any() else []
+        different = np.unique(folds).tolist() if spread.any() else []
         for fold in track(different, len(different), f"{name}: cross-fitting"):
             weights = rows.weights * (of_rows != fold)
             params, _ = _fit(model, start, {"fitted": variables["fitted"]}, rows._replace(weights=weights))
@@ -196,9 +196,10 @@ def head_step_logits(
 
 
 def bytes_of_taggers(network: HeadConfig) -> int:
-    """The bytes of the files of a head's taggers."""
-    paths = map(Path, network.taggers)
-    return sum((path.parent / read_tagger(path).file).stat().st_size for path in paths)
+    """The bytes of the models of a head's taggers."""
+    descriptions = [Path(tagger) for tagger in network.taggers]
+    models = (files_of(path.parent / read_tagger(path).file) for path in descriptions)
+    return sum(file.stat().st_size for files in models for file in files)
 
 
 def _inputs(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> HeadInputs:
@@ -230,7 +231,8 @@ def _fitted_on(train: Dataset) -> np.ndarray:
 def _rows(run: Run, train: Dataset) -> Rows:
     """The windows of the clips to fit on."""
     assert isinstance(train.features, HeadInputs)
-    chosen, clock, by_name = _fitted_on(train), train.features.clock, {clip.name: clip for clip in run.clips}
+    clock, by_name = train.features.clock, {clip.name: clip for clip in run.clips}
+    chosen = [int(clip) for clip in _fitted_on(train)]
     inputs = [train.features[clip] for clip in chosen]
     counts = [len(each) for each in inputs]
     positive, negative, strong = [], [], []
@@ -268,6 +270,8 @@ def _folds(run: Run, train: Dataset) -> np.ndarray:
     groups = [group[train.names[clip]] for clip in train.labelled]
     kinds = [str(row) for row in train.targets[train.labelled].astype(int).tolist()]
     count = min(_FOLDS, len(set(groups)))
+    if max(Counter(kinds).values()) < count:  # no kind has a clip for each fold
+        kinds = [""] * len(kinds)
     folds = np.zeros(len(groups), int)
     if count > 1:
         split = StratifiedGroupKFold(count, shuffle=True, random_state=run.config.recipe.seed)

@@ -11,7 +11,15 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.audio.augment import augment, augment_frames, mixup, spec_augment, time_shift
+from qkd_jax.audio.augment import (
+    augment,
+    augment_frames,
+    change_levels,
+    mixture,
+    mixup,
+    spec_augment,
+    time_shift,
+)
 from qkd_jax.config import AugmentConfig
 from tests.trees import assert_close, assert_equal
 
@@ -160,6 +168,78 @@ def test_shares_are_beta_and_partners_a_permutation(alpha):
     np.testing.assert_allclose(labels.sum(axis=1).mean(axis=0), 1, atol=0.4)
 
 
+def energies(features, floor):
+    return np.exp(np.asarray(features, np.float64)) - floor
+
+
+def assert_gains(new, old, factor_of, largest):
+    """`new` energies are those of `old` times one factor per clip, within ±largest dB; returns the dB."""
+    factors = np.median(new / factor_of, axis=(1, 2))
+    # The features are float32 logarithms, whose rounding is relative to the sum with the floor.
+    np.testing.assert_allclose(new, factors[:, None, None] * factor_of, atol=2e-5 * np.max(old + new + 1))
+    decibels = 10 * np.log10(factors)
+    assert (np.abs(decibels) < largest + 1e-3).all()
+    return decibels
+
+
+@settings(deadline=None, max_examples=10)
+@given(keys, st.floats(0.5, 20), st.sampled_from([1e-6, 1e-3, 0.1]))
+def test_a_gain_multiplies_the_energies_of_a_clip(key, largest, floor):
+    energy = np.random.default_rng(1).uniform(0.1, 1, (16, 5, 4))
+    energy[:, 0, 0] = 0  # the floor stays
+    features = jnp.asarray(np.log(energy + floor), jnp.float32)
+    changed = np.asarray(change_levels(key, features, largest, floor))
+    assert_gains(energies(changed, floor)[:, 1:], energy[:, 1:], energy[:, 1:], largest)
+    np.testing.assert_allclose(changed[:, 0, 0], np.log(floor), atol=1e-4)
+
+
+def test_gains_are_uniform_in_decibels_and_per_clip():
+    features = jnp.zeros((2048, 2, 2))
+    changed = energies(change_levels(jax.random.key(20), features, 6.0, 1e-6), 1e-6)
+    decibels = 10 * np.log10(changed[:, 0, 0])
+    assert scipy.stats.kstest(decibels, scipy.stats.uniform(-6, 12).cdf).pvalue > 1e-3
+
+
+MIXTURES = AugmentConfig(mixtures=1.0, mixture_gain=9.0)
+ENERGY = np.random.default_rng(2).uniform(0.1, 1, (64, 5, 4))
+LOG_ENERGY = jnp.asarray(np.log(ENERGY + 1e-3), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def mixed_energies(key, labels, config):
+    return mixture(key, LOG_ENERGY, labels, config, 1e-3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(keys)
+def test_a_mixture_adds_energies_and_has_the_events_of_both(key):
+    labels = {"names": LABELS, "events": np.random.default_rng(3).random((64, 3), np.float32)}
+    features, mixed = mixed_energies(key, jax.tree.map(jnp.asarray, labels), MIXTURES)
+    _, partner = mixed_from(np.asarray(mixed["names"]))
+    np.testing.assert_array_equal(np.sort(partner), np.arange(64))
+    both = energies(features, 1e-3) - ENERGY
+    assert_gains(both, ENERGY, ENERGY[partner], 9.0)
+    p = labels["events"].astype(np.float64)
+    np.testing.assert_allclose(mixed["events"], 1 - (1 - p) * (1 - p[partner]), rtol=1e-5)
+    np.testing.assert_array_equal(mixed["names"], np.maximum(LABELS, LABELS[partner]))
+
+
+def test_the_share_of_mixtures_and_their_gains_are_as_set():
+    config = AugmentConfig(mixtures=0.3, mixture_gain=6.0)
+    draws = [
+        mixed_energies(key, jnp.asarray(LABELS), config) for key in jax.random.split(jax.random.key(21), 60)
+    ]
+    features, labels = (np.stack(each) for each in zip(*draws))
+    changed = (np.asarray(features) != np.asarray(LOG_ENERGY)).any(axis=(2, 3))
+    assert scipy.stats.binomtest(int(changed.sum()), changed.size, 0.3).pvalue > 1e-3
+    partners = np.stack([mixed_from(each)[1] for each in labels])
+    others = partners != np.arange(64)
+    assert not others[~changed].any() and others[changed].mean() > 0.9
+    both = energies(features, 1e-3) - ENERGY
+    decibels = 10 * np.log10(np.median(both / ENERGY[partners], axis=(2, 3))[changed])
+    assert scipy.stats.kstest(decibels, scipy.stats.uniform(-6, 12).cdf).pvalue > 1e-3
+
+
 def augmented(key, config, function=augment):
     return [np.asarray(x) for x in function(key, jnp.asarray(FEATURES), jnp.asarray(LABELS), config)]
 
@@ -184,18 +264,19 @@ def test_augment_shifts_then_mixes_then_masks():
     assert np.mean(apart) > 0.5
 
 
-def test_settings_of_0_do_nothing_and_only_mixup_changes_labels():
+def test_settings_of_0_do_nothing_and_only_mixing_changes_labels():
     masks = AugmentConfig(time_masks=1, time_mask_frames=5), AugmentConfig(mel_masks=1)
-    for config in (AugmentConfig(), AugmentConfig(time_shift=0.2), *masks):
+    for config in (AugmentConfig(), AugmentConfig(time_shift=0.2), AugmentConfig(gain=6.0), *masks):
         features, labels = augmented(jax.random.key(6), config)
         np.testing.assert_array_equal(labels, LABELS)
         assert (features != FEATURES).any() == (config != AugmentConfig())
 
 
 SINGLE = [AugmentConfig(time_shift=0.4), AugmentConfig(time_masks=3), AugmentConfig(mixup=1.0)]
+SINGLE += [AugmentConfig(gain=6.0), AugmentConfig(mixtures=0.9)]
 
 
-@pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", "shift", "masks", "mixup"])
+@pytest.mark.parametrize("config", [ALL, *SINGLE], ids=["all", "shift", "masks", "mixup", "gain", "mixtures"])
 def test_draws_depend_on_the_key_alone_and_jit_changes_nothing(config):
     once, again = (augmented(jax.random.key(7), config) for _ in range(2))
     compiled = augmented(jax.random.key(7), config, jax.jit(augment, static_argnames="config"))
@@ -307,6 +388,23 @@ def test_strong_and_weak_clips_are_mixed_among_themselves_and_unlabelled_ones_no
         # The two kinds draw independently.
         assert (share[STRONG][:7] != share[WEAK]).any()
     assert mixed_with == {0: set(range(8)), 1: set(range(8, 15))}
+
+
+def test_mixtures_of_frames_are_within_a_kind_and_have_the_events_of_both():
+    batch = jax.tree.map(np.asarray, sed_batch() | {"teacher_clip": jnp.eye(20)})
+    for seed in range(5):
+        result = augmented_frames(jax.random.key(seed), AugmentConfig(mixtures=0.8), batch)
+        _, partner = mixed_from(result["teacher_clip"])
+        np.testing.assert_array_equal(KIND[partner], KIND)
+        np.testing.assert_array_equal(partner[UNLABELLED], np.arange(20)[UNLABELLED])
+        mixed = partner != np.arange(20)  # 1 - (1 - p)² for its own partner, which only probabilities show
+        for name in ("strong", "teacher"):
+            expected = 1 - (1 - batch[name]) * (1 - batch[name][partner])
+            np.testing.assert_allclose(result[name][mixed], expected[mixed], rtol=1e-5, atol=1e-6)
+        expected = np.maximum(batch["weak"], batch["weak"][partner])
+        np.testing.assert_array_equal(result["weak"][WEAK], expected[WEAK])
+        np.testing.assert_array_equal(result["weak"][STRONG], result["strong"][STRONG].max(axis=1))
+        assert mixed[STRONG].any() and mixed[WEAK].any()
 
 
 def test_both_kinds_are_mixed_or_neither_as_often_as_set():

@@ -17,7 +17,7 @@ from qkd_jax.commands.check import check
 from qkd_jax.config import FoldersData, ManifestData, TimedData, with_data
 from qkd_jax.errors import InputError
 from qkd_jax.run_folder.folder import open_run
-from qkd_jax.training.clips import load
+from qkd_jax.training.clips import batches, load
 from tests.faults import refused
 from tests.recordings import noise
 from tests.tones import config_of, write_tones
@@ -182,14 +182,17 @@ def test_it_ends_with_the_error_with_which_training_would(folder, spoil, message
         assert str(caught.value).splitlines()[0] in folder.page.text
 
 
-def test_too_few_clips_for_a_batch_are_an_error_before_training_too(folder):
-    recipe = replace(folder.config.recipe, batch_size=22)
+def test_fewer_clips_than_a_batch_will_do(folder):
+    recipe = replace(folder.config.recipe, batch_size=44)
     folder.config = replace(folder.config, recipe=recipe)
-    with refused("--recipe.batch-size: expected at most 20 ") as caught:
-        check(folder.config)
-    with open_run(folder.config) as run, pytest.raises(InputError) as expected:
-        load(run)
-    assert str(caught.value) == str(expected.value)
+    check(folder.config)
+    with open_run(folder.config) as run:
+        data = load(run)
+        updates, batches_from = batches(run, next(iter(run.names)), data)
+        first, second = (next(iter(batches_from(update)))["labels"] for update in (0, 1))
+    assert updates == 1 and len(first) == 44
+    # Twice each of the 20 clips, 10 of which have the event, and 4 more.
+    assert 20 <= first.sum() <= 24 and first.sum() + second.sum() in range(42, 47)
 
 
 def faint(folder):

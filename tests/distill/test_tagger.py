@@ -14,10 +14,10 @@ from qkd_jax.audio.reading import read_audio
 from qkd_jax.config import ManifestData
 from qkd_jax.data.sources.manifest import read_manifest
 from qkd_jax.distill import tagger as tagger_module
-from qkd_jax.distill.tagger import tagger_logits
+from qkd_jax.distill.tagger import run_tagger, tagger_logits
 from tests.faults import refused, refused_in_one_line
 from tests.recordings import noise, record
-from tests.waveform_models import Graph, write_loudness
+from tests.waveform_models import Graph, write_loudness, write_spectrum
 
 SHARED = Path(os.environ.get("QKD_SHARED", Path(__file__).parents[3] / "shared"))
 EVENTS = ("dog", "siren")
@@ -287,3 +287,127 @@ def test_parts_of_recordings_need_windows(tmp_path):
     part = replace(whole, name="a.wav#t=0,0.1", file="a.wav", part=(0.0, 0.1))
     with refused(r"tagger\.toml: window_seconds: expected a length, since recordings are cut into clips"):
         logits_of(describe(tmp_path), [part])
+
+
+# Outputs that heads read.
+
+
+def run_on(folder, text, clips):
+    path = folder / "tagger.toml"
+    path.write_text(text)
+    return run_tagger(path, clips, folder / "cache")
+
+
+def write_centre(path, samples):
+    """A model whose outputs are the mean of its input, and 1; for a ramp, the mean is its centre."""
+    graph = Graph()
+    mean = graph.add("ReduceMean", "waveform", np.array([1]), keepdims=1)
+    one = graph.add("Add", graph.add("Mul", mean, np.float32(0)), np.float32(1))
+    return graph.write(path, (1, samples), {one: (1, 1), mean: (1, 1)}), mean
+
+
+@pytest.mark.parametrize(("length", "hop"), [(1000, 500), (700, 500), (3234, 500), (3234, 1300), (8000, 250)])
+def test_a_window_has_its_centre_and_a_part_those_inside_or_the_nearest(tmp_path, length, hop):
+    """Of a recording whose samples are their times; the last window is up to a hop early."""
+    file, mean = write_centre(tmp_path / "model.onnx", 1000)
+    whole = record(tmp_path, "a.wav", (np.arange(length) / 16_000).astype(np.float32))
+    at = [None, (0.0, 0.1), (0.031, 0.11), (0.04, 0.041), (0.06, 0.5)]
+    clips = [replace(whole, name=f"{each}", file="a.wav", part=each) for each in at]
+    text = f'file = "{file.name}"\nlayer = "{mean}"\nhop_seconds = {hop / 16_000}\n'
+    tagger = run_on(tmp_path, text, clips)
+    assert (tagger.classes, tagger.window, tagger.hop) == (0, 1000 / 16_000, hop / 16_000)
+    times = tagger.outputs(0)[:, 0] + 0.5 / 16_000  # the mean of n samples is half a sample early
+    if length < 1000:
+        assert len(times) == 1
+        return
+    expected = [(500 + start) / 16_000 for start in (*range(0, length - 1000, hop), length - 1000)]
+    assert_allclose(times, expected, rtol=1e-4)
+    known = tagger.centres(0, len(times))
+    assert_allclose(known[:-1], times[:-1], rtol=1e-4)
+    assert abs(known[-1] - times[-1]) <= hop / 2 / 16_000 + 1e-6
+    for place, part in enumerate(at[1:], 1):
+        inside = [time for time in known if part[0] <= time < part[1]]
+        rows = tagger.outputs(place)[:, 0] + 0.5 / 16_000
+        centres = tagger.centres(place, len(rows)) + part[0]
+        assert len(rows) == len(centres) == max(len(inside), 1)
+        if inside:
+            assert_allclose(centres, inside, rtol=1e-6)
+            assert_allclose(rows, times[np.isin(known, inside)], rtol=1e-6)
+        else:
+            nearest = times[np.abs(known - sum(part) / 2).argmin()]
+            assert_allclose([*rows, *centres], [nearest, sum(part) / 2], rtol=1e-6)
+
+
+PITCHES = (500.0, 1000.0, 3000.0)
+
+
+def spectrum_of(window):
+    time = np.arange(len(window)) / 16_000
+    waves = np.exp(2j * np.pi * np.outer(PITCHES, time))
+    return np.log(np.abs(waves @ window / len(window)) ** 2 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "parts"),
+    [
+        ("", 3, ["scores"]),
+        ('layer = "levels"', 0, ["levels"]),
+        ('layer = "scor"', 0, ["scores"]),
+        ('classes = "names.txt"\nlayer = "levels"', 3, ["scores", "levels"]),
+        ('classes = "names.txt"', 3, ["scores"]),
+    ],
+)
+def test_outputs_are_scores_if_there_are_classes_or_no_layer_and_then_the_layer(
+    tmp_path, text, classes, parts
+):
+    write_spectrum(tmp_path / "model.onnx", 1000, PITCHES, 16_000)
+    (tmp_path / "names.txt").write_text("A\nB\nC\n")
+    waveform = noise(2500)
+    clip = record(tmp_path, "a.wav", waveform)
+    tagger = run_on(tmp_path, f'file = "model.onnx"\n{text}\n', [clip])
+    levels = np.stack(
+        [spectrum_of(waveform[start : start + 1000].astype(float)) for start in (0, 500, 1000, 1500)]
+    )
+    outputs = {"levels": levels, "scores": 1 / (1 + np.exp(-levels - 6))}
+    found = tagger.outputs(0)
+    assert tagger.classes == classes and found.dtype == np.float32
+    assert_allclose(found, np.hstack([outputs[name] for name in parts]), rtol=1e-3, atol=1e-4)
+    logits = np.clip(levels + 6, logit(1e-3), logit(1 - 1e-3))[:, :classes]
+    assert_allclose(tagger.logits(found), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_only_a_head_can_use_a_tagger_without_classes(tmp_path, clip):
+    write_spectrum(tmp_path / "model.onnx", 1000, PITCHES, 16_000)
+    (tmp_path / "tagger.toml").write_text('file = "model.onnx"\n')
+    with refused(r"tagger\.toml: events: expected some of dog, siren, got none"):
+        logits_of(tmp_path / "tagger.toml", [clip])
+    (tmp_path / "tagger.toml").write_text('file = "model.onnx"\n[events]\ndog = ["Dog"]\n')
+    with refused(r"tagger\.toml: classes: expected the names of its classes, since events name some"):
+        logits_of(tmp_path / "tagger.toml", [clip])
+
+
+def test_another_layer_has_other_outputs_in_the_cache(tmp_path, clip):
+    write_spectrum(tmp_path / "model.onnx", 1000, PITCHES, 16_000)
+    outputs = [
+        run_on(tmp_path, f'file = "model.onnx"\nlayer = "{layer}"\n', [clip]).outputs(0)
+        for layer in ("levels", "scores", "levels")
+    ]
+    assert_array_equal(outputs[0], outputs[2])
+    assert (outputs[0] != outputs[1]).all()
+
+
+@pytest.mark.parametrize("shape", ["number", "samples"])
+def test_a_layer_of_another_size_is_flattened_or_refused(tmp_path, shape):
+    """A single number is a layer of size 1; one row per sample, in a model of any length, is none."""
+    graph = Graph()
+    absolute = graph.add("Abs", "waveform")
+    loudest = graph.add("ReduceMax", absolute, keepdims=0)
+    layer, sizes = (loudest, ()) if shape == "number" else (absolute, (1, "samples"))
+    graph.write(tmp_path / "model.onnx", (1, "samples"), {layer: sizes})
+    clip = record(tmp_path, "a.wav", noise(1500))
+    text = f'file = "model.onnx"\nlayer = "{layer}"\n'
+    if shape == "number":
+        assert_allclose(run_on(tmp_path, text, [clip]).outputs(0), [[np.abs(noise(1500)).max()]], rtol=1e-6)
+        return
+    with refused(r"model\.onnx"):
+        run_on(tmp_path, text, [clip])

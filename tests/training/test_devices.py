@@ -1,7 +1,10 @@
 """One batch over several devices, or several processes: the losses of one device, whatever their number."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import flax.linen as nn
@@ -43,6 +46,42 @@ def test_rows_lie_on_their_devices_in_order():
     first, second = spread({"x": rows})["x"].addressable_shards
     assert_array_equal(first.data, rows[:3])
     assert_array_equal(second.data, rows[3:])
+
+
+CORES = """
+import json, os, sys
+import jax
+from qkd_jax.system.devices import use_all_cores
+
+os.sched_getaffinity = lambda _: range(6)
+counts = {}
+for size in json.loads(sys.argv[1]):
+    use_all_cores(size)
+    counts[size] = jax.config.jax_num_cpu_devices
+print(json.dumps([counts, jax.device_count(), float(jax.numpy.ones(3).sum())]))
+"""
+
+
+def devices_of(sizes, **env):
+    """Devices after `use_all_cores` of each batch size in turn, on six cores; and those that JAX finds."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", CORES, json.dumps(list(sizes))]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept | env, check=True)
+    counts, found, total = json.loads(done.stdout)
+    assert total == 3
+    return {int(size): count for size, count in counts.items()}, found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, one device is used")
+def test_each_core_is_a_device_as_long_as_it_has_an_equal_share_of_eight_rows_or_more():
+    counts, found = devices_of([1, *range(7, 100), 24])
+    for size, count in counts.items():
+        fitting = [n for n in range(1, 7) if size % n == 0 and size / n >= 8]
+        assert count == max(fitting, default=1), size
+    assert found == 3
+    # Whoever sets the number of devices decides.
+    counts, found = devices_of([24], XLA_FLAGS="--xla_force_host_platform_device_count=5")
+    assert counts == {24: -1} and found == 5
 
 
 @pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig.paper(4)])

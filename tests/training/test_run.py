@@ -14,7 +14,8 @@ from numpy.testing import assert_allclose
 import qkd_jax.config as cfg
 from qkd_jax import train
 from qkd_jax.commands.cli import run as run_command
-from qkd_jax.config import ClipRecipe, LSTMConfig, ManifestData, ModelConfig, with_data
+from qkd_jax.commands.evaluate import _behind as behind
+from qkd_jax.config import ClipRecipe, HeadConfig, LSTMConfig, ManifestData, ModelConfig, with_data
 from qkd_jax.data import features as features_module
 from qkd_jax.data.batches import clip_batches
 from qkd_jax.data.dataset import load_split
@@ -24,7 +25,9 @@ from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.run_folder.folder import load_run, start_of
 from qkd_jax.run_folder.log import read_log
 from qkd_jax.run_folder.run import Run
+from qkd_jax.system.progress import duration
 from qkd_jax.training import clips as clips_module
+from qkd_jax.training import run as run_module
 from tests.faults import refused
 from tests.training.runs import log_of
 
@@ -174,9 +177,10 @@ def test_settings_that_differ_in_the_same_folder_are_refused_together(finished):
 
 
 def test_settings_and_recordings_are_fixed_from_the_first_checkpoint_on(config, folder):
-    with refused(r"--recipe\.batch-size: expected at most 24 \(training clips\), got 64"):
-        train(replace(config, recipe=ClipRecipe(batch_size=64)))
-    assert load_run(folder).config.recipe.batch_size == 64
+    learner = ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("none.npz",))
+    with refused(r"none\.npz"):
+        train(replace(config, models={"learner": learner}))
+    assert [*load_run(folder).config.models] == ["learner"]
     run = train(config)
     with refused(r"recipe\.batch_size = 8, now 4"):
         train(replace(config, recipe=replace(config.recipe, batch_size=4)))
@@ -243,3 +247,37 @@ def test_a_mistake_ends_in_one_line_and_status_2(name, arguments, message, capsy
     assert error.startswith(message) and error.count("\n") == 1
     left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert left == ([".lock"] if arguments == ["paper"] else [])
+
+
+@pytest.mark.parametrize(("least", "updates"), [(0, 3), (6, 3), (7, 4), (20, 10)])
+def test_an_epoch_has_enough_passes_for_the_least_number_of_updates(finished, least, updates):
+    run = load_run(finished)  # 24 clips in batches of 8, two epochs
+    data = clips_module.load(run)
+    recipe = replace(run.config.recipe, min_updates=least)
+    run = replace(run, config=replace(run.config, recipe=recipe))
+    assert clips_module.batches(run, "plain", data)[0] == updates
+
+
+def test_a_densenet_says_before_it_begins_how_long_it_takes(config, capsys, monkeypatch):
+    monkeypatch.setattr(run_module, "training_rate", lambda: 1e3)
+    rate, work = 1e3, 3 * 2 * 3 * 8  # forward and twice as much backward; epochs, updates, clips
+    run = train(replace(config, models={"teacher": config.models["teacher"]}))
+    macs = run.results["models"]["teacher"]["multiply_adds"]
+    expected = f"teacher: 6 updates of 8 clips, about {duration(work * macs / rate)} here, with a minute"
+    out = capsys.readouterr().out
+    assert expected in out and out.index(expected) < out.index("teacher: epoch 1/2")
+
+
+@pytest.mark.parametrize(("student", "said"), [(5.9, ""), (6.0, "four (EER 6.0) is behind head (EER 5.0)")])
+def test_students_behind_the_head_are_told(student, said):
+    models = {
+        "zero-shot": ModelConfig(network=HeadConfig(taggers=("x.toml",), fit=False)),
+        "head": ModelConfig(network=HeadConfig(taggers=("x.toml",))),
+        **{name: ModelConfig(network=LSTMConfig(), teachers=("head",)) for name in ("float", "four")},
+    }
+    errors = {"zero-shot": 9.0, "head": 5.0, "float": 8.0, "four": student}
+    rows = {name: {"metrics": {"average": {"eer": eer}}} for name, eer in errors.items()}
+    line = behind(cfg.RunConfig(models=models), rows)
+    assert line.startswith(said) and bool(line) == bool(said)
+    alone = cfg.RunConfig(models={"float": ModelConfig(network=LSTMConfig())})
+    assert not behind(alone, {"float": rows["float"]})

@@ -1,8 +1,9 @@
-"""Teachers of clips: models of the run, files of logits, taggers, their mean, and live with augmentation."""
+"""Teachers of clips: models of the run, files of logits, taggers, their mean, and augmented posteriors."""
 
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,17 @@ from qkd_jax.audio.augment import augment
 from qkd_jax.audio.reading import read_audio
 from qkd_jax.config import AugmentConfig, ClipRecipe, LSTMConfig, ModelConfig, ResNetConfig
 from qkd_jax.data.batches import clip_batches
-from qkd_jax.data.dataset import load_split
-from qkd_jax.data.logits import read_logits, write_logits
+from qkd_jax.data.dataset import Dataset, load_split
+from qkd_jax.data.logits import StepLogits, read_logits, write_logits, write_step_logits
 from qkd_jax.distill.objectives import positive_weights, weighted_bce
 from qkd_jax.run_folder.folder import load_run
 from qkd_jax.run_folder.log import read_log
-from qkd_jax.training import loop
-from qkd_jax.training.teachers import augmented_batches, teacher_logits
+from qkd_jax.run_folder.run import Run
+from qkd_jax.training import clips, loop
+from qkd_jax.training.clips import augment_clips
+from qkd_jax.training.teachers import check_step_teachers, fused_posteriors, teacher_logits
 from tests.faults import refused
+from tests.tones import CRNN, config_of
 from tests.training.runs import log_of
 from tests.waveform_models import write_loudness
 
@@ -168,23 +172,88 @@ def test_faults_of_a_file_are_reported_before_anything_trains(
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
 @pytest.mark.parametrize("name", ["plain", "four"])
-def test_teachers_see_the_augmented_clips(finished, data, name):
+def test_batches_are_augmented_and_posteriors_are_mixed_as_labels_are(finished, data, name):
     run = load_run(finished)
     run = replace(run, config=replace(run.config, augment=AUGMENT))
-    batch = {"features": np.stack(data.features)[:8], "labels": data.targets[:8]}
-    change = augmented_batches(run, name)
-    changed = change(5, batch)
-    key = jax.random.fold_in(jax.random.key(run.config.recipe.seed), 5)
-    features, labels = augment(key, *map(jnp.asarray, batch.values()), AUGMENT)
-    assert_allclose(changed["features"], features, rtol=1e-5, atol=1e-5)
-    assert_allclose(changed["labels"], labels, rtol=1e-5, atol=1e-6)
-    assert (changed["features"] != change(6, batch)["features"]).any()
-    if name == "four":
-        logits = run.model("teacher").apply(run.best_variables("teacher"), changed["features"])
-        assert_allclose(changed["teacher_logits"], logits, rtol=1e-4, atol=1e-4)
-    else:
-        assert "teacher_logits" not in changed
+    logits = read_logits(finished / "models" / "teacher" / "teaching.npz", data.names, data.events)
+    plain = clip_batches(data, logits, frames=run.config.frames, batch_size=8, seed=0)
+    _, batches_from = clips.batches(run, name, {"train": data})
+    for update, batch in zip((5, 6), map(jax.block_until_ready, batches_from(5))):
+        key = jax.random.fold_in(jax.random.key(run.config.recipe.seed), update)
+        features = jnp.asarray(plain[update]["features"])
+        # Labels that name the clips show which are mixed, and how.
+        features, shares = augment(key, features, jnp.eye(8), AUGMENT, run.config.features.floor)
+        assert_allclose(batch["features"], features, rtol=1e-5, atol=1e-5)
+        shares = np.asarray(shares, np.float64)
+        assert_allclose(batch["labels"], shares @ plain[update]["labels"], rtol=1e-5, atol=1e-6)
+        if name == "four":
+            expected = shares @ sigmoid(plain[update]["teacher_logits"])
+            assert_allclose(sigmoid(np.asarray(batch["teacher_logits"])), expected, atol=1e-5)
+        else:
+            assert "teacher_logits" not in batch
+
+
+@pytest.mark.parametrize("changes", [{"mixtures": 0.7}, {"mixup": 1.0}], ids=["mixtures", "mixup"])
+def test_a_clip_mixed_with_an_unlabelled_one_is_not_labelled(changes):
+    """Against NumPy, with the partners of the same draw, read off labels that name the clips."""
+    rng, key, config = np.random.default_rng(0), jax.random.key(3), AugmentConfig(**changes)
+    features = jnp.asarray(rng.normal(-3, 1, (40, 6, 4)), jnp.float32)
+    logits, labelled = rng.normal(0, 20, (40, 2)), np.arange(40) % 3 > 0
+    batch = {
+        "features": features,
+        "labels": jnp.asarray(rng.integers(0, 2, (40, 2)) * labelled[:, None], jnp.float32),
+        "teacher_logits": jnp.asarray(logits, jnp.float32),
+        "labelled": jnp.asarray(labelled, jnp.float32),
+    }
+    result = jax.tree.map(np.asarray, augment_clips(key, batch, config, 1e-6))
+    _, shares = augment(key, features, jnp.eye(40), config, 1e-6)
+    shares = np.asarray(shares, np.float64)
+    others = shares - np.diag(np.diag(shares))
+    partner = np.where(others.any(axis=1), others.argmax(axis=1), np.arange(40))
+    moved = partner != np.arange(40)
+    assert_array_equal(result["labelled"], labelled & labelled[partner])
+    assert (labelled & moved & ~labelled[partner]).any() and (labelled & moved & labelled[partner]).any()
+    p = sigmoid(logits)
+    expected = shares @ p if "mixup" in changes else 1 - (1 - p) * (1 - p[partner])
+    # A clip may be mixed with itself, which these labels don't show.
+    posteriors = sigmoid(result["teacher_logits"].astype(np.float64))
+    assert_allclose(posteriors[moved], np.clip(expected, 1e-4, 1 - 1e-4)[moved], atol=1e-6)
+    assert np.isfinite(result["teacher_logits"]).all()
+
+
+@pytest.mark.parametrize("strides", [(2, 4), (4, 2), (4, 3), (3, 3)])
+def test_teachers_with_other_steps_give_those_nearest_to_the_steps_of_the_first(tmp_path, strides):
+    """Of 61 frames; step k of stride s is centred at frame s · (k + 1/2)."""
+    names, events, rng = ["a", "b", "c"], ("x", "y"), np.random.default_rng(0)
+    logits = [rng.normal(size=(3, 61 // stride, 2)) for stride in strides]
+    files = [str(tmp_path / f"{place}.npz") for place in range(2)]
+    for path, stride, steps in zip(files, strides, logits):
+        kept = StepLogits(steps[:, 0], steps, np.ones(2), stride, stride)
+        write_step_logits(Path(path), names, events, kept)
+    student = ModelConfig(network=CRNN, teachers=tuple(files))
+    config = config_of("root", tmp_path, models={"student": student})
+    data = Dataset(names, [], np.zeros((3, 2), np.float32), events, np.zeros(3, np.int8))
+    run = Run(tmp_path, config)
+    assert config.frames == 61
+    check_step_teachers(run, "student", data)
+    targets = fused_posteriors(run, "student", {"train": data})
+    assert targets.steps.shape == logits[0].shape
+    last = 61 // strides[0] - 1
+    assert_array_equal(targets.step_of_frame, np.minimum(np.arange(61) // strides[0], last))
+    first, other = (sigmoid(each.astype(np.float16).astype(float)) for each in logits)
+    for step in range(last + 1):
+        # The frame in the middle of the step, of the two if it has an even number, stands for it.
+        apart = np.abs(strides[1] * (np.arange(61 // strides[1]) + 0.5) - strides[0] * (step + 0.5))
+        nearest = np.flatnonzero(apart <= apart.min() + 1)
+        means = (first[:, step, None] + other[:, nearest]) / 2
+        assert np.isclose(targets.steps[:, step, None], means, atol=1e-5).all(axis=(0, 2)).any()
+    if strides[0] == strides[1]:
+        assert_allclose(targets.steps, (first + other) / 2, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -211,5 +280,5 @@ def test_a_run_with_everything_on_resumes_bit_identical(config, monkeypatch):
     for name in ("teacher", "averaged"):
         jax.tree.map(assert_array_equal, *(run.best_variables(name) for run in (whole, cut)))
         assert log_of(whole.folder, name) == log_of(cut.folder, name)
-    # With augmentation, no logits of unaugmented clips are computed.
-    assert not (cut.model_folder("teacher") / "teaching.npz").exists()
+    files = [run.model_folder("teacher") / "teaching.npz" for run in (whole, cut)]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,0 +1,493 @@
+"""Heads fitted on taggers: against scikit-learn and loops in float64; what they teach; whole runs."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from qkd_jax import train
+from qkd_jax.config import (
+    ClipRecipe,
+    DemoData,
+    HeadConfig,
+    LSTMConfig,
+    ManifestData,
+    ModelConfig,
+    RunConfig,
+)
+from qkd_jax.data.clips import KINDS, Annotation, targets
+from qkd_jax.data.dataset import Dataset
+from qkd_jax.data.logits import read_logits, read_step_logits
+from qkd_jax.distill.tagger import tagger_logits
+from qkd_jax.run_folder.log import read_log
+from qkd_jax.run_folder.run import Run
+from qkd_jax.system import isolation
+from qkd_jax.training import heads, loop
+from qkd_jax.training.heads import (
+    calibration,
+    cross_fitted,
+    head_logits,
+    load_heads,
+    on_steps,
+    read_by,
+    train_head,
+)
+from tests.faults import refused
+from tests.recordings import clip
+from tests.taggers import tagger_of
+from tests.tones import CRNN, PITCHES, config_of, write_tones
+from tests.training.runs import assert_same_end, log_of
+from tests.waveform_models import write_spectrum
+
+EVENTS = ("x", "y", "z")
+
+
+class Given:
+    """A run of a head on a tagger whose outputs are given, `rows` [windows, …] by clip, and its one split."""
+
+    def __init__(self, folder, monkeypatch, clips, rows, *, tagger=None, events=EVENTS, **settings):
+        head = HeadConfig(taggers=("x.toml",), **{"components": None, "penalties": (0.1,)} | settings)
+        config = RunConfig(data=ManifestData(events=events), models={"head": ModelConfig(network=head)})
+        self.run, by_name = Run(folder / "run", config), {each.name: row for each, row in zip(clips, rows)}
+        monkeypatch.setattr(Run, "clips", clips)
+
+        def run_tagger(path, clips, cache, channel):
+            return tagger_of(folder / "rows", clips, [by_name[each.name] for each in clips], **tagger or {})
+
+        monkeypatch.setattr(heads, "run_tagger", run_tagger)
+        kind = np.array([KINDS.index(each.kind) for each in clips], np.int8)
+        names = [each.name for each in clips]
+        self.data = Dataset(names, [], targets(clips, events), events, kind, seconds=[3.0] * len(clips))
+        splits = {"train": self.data, "valid": self.data}
+        load_heads(self.run, splits)
+        train_head(self.run, "head", splits)
+        self.variables = self.run.best_variables("head")
+        self.params = {name: np.asarray(leaf, np.float64) for name, leaf in self.variables["params"].items()}
+        self.inputs = read_by(self.run, "head", self.data, clips)
+
+    @property
+    def logits(self):
+        return head_logits(self.run, "head", self.inputs, self.variables)
+
+    def taught(self):
+        """The largest logit of each clip that the head teaches."""
+        return np.stack([each.max(axis=0) for each in cross_fitted(self.run, "head", self.data)])
+
+
+def clips_of(labels, **fields):
+    """Clips with the events that are 1 in the rows of `labels`; each value of `fields` has one per clip."""
+    return [
+        clip(
+            f"{index:04}.wav",
+            [event for event, yes in zip(EVENTS, row) if yes],
+            **{name: values[index] for name, values in fields.items()},
+        )
+        for index, row in enumerate(labels)
+    ]
+
+
+def auc(truth, scores):
+    return np.array([roc_auc_score(*each) for each in zip(truth.T, scores.T)])
+
+
+# The fit.
+
+
+@pytest.mark.parametrize("penalty", [0.003, 0.3])
+def test_with_one_window_per_clip_it_is_logistic_regression(tmp_path, monkeypatch, penalty):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6)) * [1, 2, 3, 1, 1, 5] + 3
+    labels = x @ rng.normal(size=(6, 3)) + rng.normal(0, 4, (60, 3)) > rng.normal(0, 2, 3)
+    made = Given(tmp_path, monkeypatch, clips_of(labels), x[:, None], penalties=(penalty,))
+    inputs = np.stack([row[0] for row in made.inputs.features])
+    assert_array_equal(inputs[:, :3], 0)
+    scale = np.sqrt(x.var(axis=0) + (1 + 3000 / 60) * x.var(axis=0).mean())
+    assert_allclose(inputs[:, 3:], (x - x.mean(axis=0)) / scale, atol=1e-4)
+    for event in range(3):
+        oracle = LogisticRegression(C=1 / (60 * penalty), tol=1e-10, max_iter=10_000)
+        oracle.fit(inputs[:, 3:].astype(np.float64), labels[:, event])
+        assert_allclose(made.params["w"][:, event], oracle.coef_[0], atol=2e-3)
+        assert_allclose(made.params["b"][event], oracle.intercept_[0], atol=2e-3)
+    expected = inputs[:, 3:] @ made.params["w"] + made.params["b"]
+    assert_allclose(made.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+WINDOW, HOP = 0.5, 0.2
+
+
+def kinds_of_windows(count, annotations, event):
+    """1 for a window that is positive, 0 for a negative one, None for one that is ignored."""
+    kinds = []
+    for place in range(count):
+        centre = WINDOW / 2 + HOP * place - (HOP / 2 if count > 1 and place == count - 1 else 0)
+        kind = 0
+        for each in annotations:
+            if each.event == event:
+                overlap = min(centre + WINDOW / 2, each.offset) - max(centre - WINDOW / 2, each.onset)
+                if overlap > 0 and overlap >= min(0.3, (each.offset - each.onset) / 2):
+                    kind = 1
+                elif overlap > 0 and kind == 0:
+                    kind = None
+        kinds.append(kind)
+    return kinds
+
+
+def brute_force(w, b, gain, inputs, clips, penalty):
+    """The loss, by the product over windows for weak clips, and the sum over windows for strong ones."""
+    total = 0.0
+    for each, rows in zip(clips, inputs):
+        rows = rows.astype(np.float64)
+        p = 1 / (1 + np.exp(-(gain * rows[:, :3] + rows[:, 3:] @ w + b)))
+        for event, name in enumerate(EVENTS):
+            if each.annotations is None:
+                absent = np.prod(1 - p[:, event])
+                total -= np.log(1 - absent if name in each.labels else absent)
+                continue
+            for posterior, kind in zip(p[:, event], kinds_of_windows(len(rows), each.annotations, name)):
+                if kind is not None:
+                    total -= np.log(posterior if kind else 1 - posterior)
+    return total / len(clips) + penalty / 2 * (w**2).sum()
+
+
+@pytest.mark.parametrize("strong", [0.0, 0.5, 1.0])
+def test_the_loss_is_that_of_loops_over_clips_windows_and_annotations_at_its_minimum(
+    tmp_path, monkeypatch, strong
+):
+    rng = np.random.default_rng(1)
+    clips, rows = [], []
+    for index, count in enumerate(np.random.default_rng(1).integers(1, 12, 60)):
+        annotations = [
+            Annotation(str(rng.choice([*EVENTS, "other"])), onset, onset + rng.choice([0.05, 0.4, 2.0]))
+            for onset in rng.uniform(0, 2, rng.integers(0, 4))
+        ]
+        found = {each.event for each in annotations}
+        item = clip(f"{index:02}.wav", found)
+        clips.append(replace(item, annotations=tuple(annotations)) if rng.random() < strong else item)
+        rows.append(rng.normal(0, 2, (count, 4)) + [event in found for event in (*EVENTS, "other")])
+    tagger = {"window": WINDOW, "hop": HOP, "classes": ("A", "B", "C", "D"), "events": {"x": ("A", "D")}}
+    penalty = 0.02
+    made = Given(tmp_path, monkeypatch, clips, rows, tagger=tagger, penalties=(penalty,))
+    if strong:
+        kinds = [
+            kind
+            for each, row in zip(clips, rows)
+            if each.annotations
+            for kind in kinds_of_windows(len(row), each.annotations, "x")
+        ]
+        assert {0, 1, None} == set(kinds)
+    count = sum("x" in each.labels for each in clips)
+    gain = np.array([100 / (100 + sum(event in each.labels for each in clips)) for event in EVENTS])
+    assert_allclose(made.variables["fitted"]["gain"], gain, rtol=1e-6)
+    assert 5 <= count < 60
+    inputs = list(made.inputs.features)
+    assert_allclose(inputs[7][:, 0], rows[7][:, [0, 3]].max(axis=1), rtol=1e-6)
+
+    def loss(flat):
+        return brute_force(flat[:12].reshape(4, 3), flat[12:], gain, inputs, clips, penalty)
+
+    flat = np.concatenate([made.params["w"].ravel(), made.params["b"]])
+    (record, _) = read_log(made.run.model_folder("head"))
+    assert record["loss"] == pytest.approx(loss(flat), rel=1e-5)
+    gradient = scipy.optimize.approx_fprime(flat, loss, 1e-6)
+    assert np.abs(gradient).max() < 2e-3
+
+
+def test_rare_events_keep_the_zero_shot_logits_and_events_without_classes_are_fitted(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    labels = np.zeros((60, 3), int)
+    labels[:4, 0], labels[2:8, 1], labels[5, 2] = 1, 1, 1  # 4, 6 and 1 positive clips
+    rows = rng.normal(size=(60, 2, 5))
+    rows[labels[:, 2] == 1] += 5
+    tagger = {"classes": tuple("ABCDE"), "events": {"x": ("A",), "y": ("B", "C")}}
+    made = Given(tmp_path, monkeypatch, clips_of(labels), rows, tagger=tagger, fewest=5)
+    assert made.variables["fitted"]["events"].tolist() == [False, True, True]
+    zero_shot = np.stack([rows[:, :, 0], rows[:, :, 1:3].max(axis=2)], axis=2).max(axis=1).astype(np.float32)
+    assert_array_equal(made.logits[:, 0], zero_shot[:, 0])
+    assert (made.logits[:, 1] != zero_shot[:, 1]).all() and auc(labels, made.logits)[2] == 1
+    assert_allclose(made.variables["fitted"]["gain"], 100 / (100 + np.array([4, 6, 1])), rtol=1e-6)
+    # All events of a head that isn't fitted do, and those without classes have 0.
+    made = Given(tmp_path / "plain", monkeypatch, clips_of(labels), rows, tagger=tagger, fit=False)
+    assert_array_equal(made.logits, np.stack([*zero_shot.T, np.zeros(60)], axis=1))
+    assert len(log_of(made.run.folder, "head")) == 2
+
+
+def test_the_hidden_layer_separates_what_a_line_cannot(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.uniform(-1, 1, (60, 2))
+    labels = np.stack([x[:, 0] * x[:, 1] > 0, x[:, 0] > 0, x[:, 1] > 0], axis=1)
+    tagger = {"penalties": (1e-5,)}
+    areas = [
+        auc(labels, Given(tmp_path / str(size), monkeypatch, clips_of(labels), 10 * x[:, None],
+                          hidden_size=size, **tagger).logits)[0]
+        for size in (0, 16)
+    ]  # fmt: skip
+    assert areas[0] < 0.7 and areas[1] > 0.97
+
+
+def test_a_tagger_with_other_outputs_than_when_the_run_began_is_refused(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels, x = rng.integers(0, 2, (60, 3)), rng.normal(size=(60, 2, 6))
+    Given(tmp_path, monkeypatch, clips_of(labels), x[:, :, :-1])
+    with refused(r"inputs\.npz|x\.toml"):
+        _ = Given(tmp_path, monkeypatch, clips_of(labels), x).logits
+
+
+# What a head teaches.
+
+
+def test_a_head_that_memorises_random_labels_does_not_teach_them(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    labels, x = rng.integers(0, 2, (80, 3)), rng.normal(size=(80, 2, 120))
+    made = Given(tmp_path, monkeypatch, clips_of(labels), x, penalties=(1e-6,))
+    assert (auc(labels, made.logits) > 0.99).all()
+    assert (auc(labels, made.taught()) < 0.7).all()
+
+
+def test_clips_of_a_group_share_a_fold(tmp_path, monkeypatch):
+    """The inputs name the group, and all clips of a group have its label: what others of it would leak."""
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(15), 4)
+    labels, x = rng.integers(0, 2, (15, 3))[group], 10 * np.eye(15)[group][:, None]
+    x = x + rng.normal(0, 0.1, x.shape)
+    penalties = {"penalties": (1e-4,)}
+    alone = Given(tmp_path / "alone", monkeypatch, clips_of(labels), x, **penalties)
+    assert (auc(labels, alone.taught()) > 0.99).all()
+    clips = clips_of(labels, group=[f"g{each}" for each in group])
+    made = Given(tmp_path / "groups", monkeypatch, clips, x, **penalties)
+    assert (auc(labels, made.logits) > 0.99).all()
+    assert (auc(labels, made.taught()) < 0.7).all()
+
+
+def test_an_event_of_one_group_is_taught_by_the_head_itself(tmp_path, monkeypatch):
+    """A head that is fitted without the only group that has an event would deny it."""
+    rng = np.random.default_rng(9)
+    labels, group = rng.integers(0, 2, (60, 3)), np.repeat(np.arange(12), 5)
+    labels[:, 2] = (group == 4) & (np.arange(60) % 5 < 3)
+    x = rng.normal(size=(60, 2, 5))
+    made = Given(tmp_path, monkeypatch, clips_of(labels, group=[f"g{each}" for each in group]), x)
+    taught, own = made.taught(), made.logits
+    for event, itself in enumerate([False, False, True]):
+        slope, offset = np.polyfit(own[:, event], taught[:, event], 1)
+        apart = np.abs(slope * own[:, event] + offset - taught[:, event])
+        assert (apart.max() < 1e-3) == itself
+
+
+def test_unlabelled_clips_get_the_logits_of_the_head_itself_calibrated(tmp_path, monkeypatch):
+    rng = np.random.default_rng(6)
+    labels, labelled = rng.integers(0, 2, (90, 3)), np.arange(90) % 3 > 0  # 60 labelled
+    x = rng.normal(size=(90, 2, 5)) + np.pad(labels, ((0, 0), (0, 2)))[:, None]
+    clips = clips_of(labels * labelled[:, None], labelled=labelled.tolist())
+    made = Given(tmp_path, monkeypatch, clips, x)
+    taught, own = made.taught(), made.logits
+    for event in range(3):
+        slope, offset = np.polyfit(own[~labelled, event], taught[~labelled, event], 1)
+        assert slope > 0
+        assert_allclose(slope * own[~labelled, event] + offset, taught[~labelled, event], atol=1e-3)
+        others = slope * own[labelled, event] + offset - taught[labelled, event]
+        assert (np.abs(others) > 1e-3).mean() > 0.9
+        # Calibrated on the clips with labels: as many are expected as there are.
+        expected = (1 / (1 + np.exp(-taught[labelled, event]))).sum()
+        assert expected == pytest.approx(labels[labelled, event].sum(), abs=0.5)
+
+
+def test_an_event_that_is_not_fitted_is_taught_by_its_classes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 2, (60, 3))
+    x = rng.normal(size=(60, 2, 5)) + np.pad(labels, ((0, 0), (0, 2)))[:, None]
+    tagger = {"classes": tuple("ABCDE"), "events": dict(zip(EVENTS, (("A",), ("B",), ("C",))))}
+    made = Given(tmp_path, monkeypatch, clips_of(labels), x, tagger=tagger, fit=False)
+    for own, other in zip(made.logits.T, made.taught().T):
+        slope, offset = np.polyfit(own, other, 1)
+        assert slope > 0
+        assert_allclose(slope * own + offset, other, atol=1e-4)
+
+
+def test_a_slope_that_turns_the_order_around_is_not_used():
+    targets = np.array([[0, 0], [0, 0], [1, 1], [1, 1]])
+    logits = np.array([[1.0, 4], [2, 3], [3, 2], [4, 1]])
+    slope, offset = calibration(logits, targets)
+    assert slope[0] > 0 and (slope[1], offset[1]) == (1, 0)
+
+
+@pytest.mark.parametrize("groups", [12, 3, 1], ids=lambda count: f"{count} groups")
+def test_few_clips_are_cross_fitted_too(tmp_path, monkeypatch, groups):
+    """Each set of events has at most four clips, fewer than there are folds."""
+    rng = np.random.default_rng(8)
+    labels = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]] * 3)
+    clips = clips_of(labels, group=[f"g{index % groups}" for index in range(12)])
+    made = Given(tmp_path, monkeypatch, clips, rng.normal(size=(12, 2, 3)))
+    assert np.isfinite(made.taught()).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 20), st.floats(0.05, 1.5), st.floats(0.05, 3))
+def test_a_step_has_the_logits_of_the_window_nearest_to_its_centre(tmp_path_factory, count, hop, window):
+    """Against the times of its four frames by hand: 400 samples every 160, of 3 s at 16 kHz."""
+    folder, item = tmp_path_factory.mktemp("steps"), clip("a.wav")
+    tagger = tagger_of(folder, [item], [np.zeros((count, 2))], hop=hop, window=window)
+    inputs = heads.HeadInputs([tagger], EVENTS)
+    data = Dataset(
+        ["a.wav"], inputs, np.zeros((1, 3), np.float32), EVENTS, np.zeros(1, np.int8), seconds=[3.0]
+    )
+    network = HeadConfig(taggers=("x.toml",))
+    run = Run(folder, RunConfig(models={"head": ModelConfig(network=network)}))
+    centres = np.array([window / 2 + hop * place for place in range(count)])
+    centres[-1] -= hop / 2 * (count > 1)
+    steps = on_steps(run, network, data, 0, centres[:, None])[:, 0]
+    assert len(steps) == 298 // 4
+    for step, time in enumerate(steps):
+        first, last = 4 * step * 160, (4 * step + 3) * 160 + 400
+        apart = np.abs(centres - (first + last) / 2 / 16_000)
+        assert apart[centres == time].min() <= apart.min() + 1e-9
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def untried():
+    """Models of these tests need no trial in a subprocess."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolation, "try_apart", lambda module, path, *more, runtime: None)
+        yield
+
+
+def write_tagger(folder, samples, pitches, rate, text=""):
+    """A tagger of levels at `pitches`; returns the path of its description."""
+    write_spectrum(folder / "model.onnx", samples, pitches, rate)
+    path = folder / "tagger.toml"
+    path.write_text(f'file = "model.onnx"\nlayer = "levels"\nsample_rate = {rate}\n{text}\n')
+    return str(path)
+
+
+MAPPED = {"siren": ("A", "D"), "bell": ("B",)}
+
+
+@pytest.fixture(scope="module")
+def heads_on_demo(tiny_config, tmp_path_factory, untried):
+    """The function (folder) -> settings of a run whose head teaches; its tagger has classes of two events."""
+    folder = tmp_path_factory.mktemp("tagger")
+    (folder / "names.txt").write_text("A\nB\nC\nD\n")
+    lines = [f"{event} = {list(names)}".replace("'", '"') for event, names in MAPPED.items()]
+    text = "\n".join(['classes = "names.txt"', "[events]", *lines])
+    taggers = {"taggers": (write_tagger(folder, 1600, (440, 880, 1760, 3520), 16_000, text),)}
+    head = HeadConfig(components=2, fewest=2, penalties=(0.01, 0.1, 1.0), **taggers)
+    models = {
+        "zero-shot": ModelConfig(network=HeadConfig(fit=False, **taggers)),
+        "head": ModelConfig(network=head),
+        "student": ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("head",)),
+    }
+    data = DemoData(clip_seconds=0.4, counts=(48, 16, 20))
+    recipe = ClipRecipe(batch_size=8, epochs=1)
+    return lambda runs: tiny_config(
+        runs, cache=str(folder / "cache"), models=models, data=data, recipe=recipe
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(heads_on_demo, tmp_path_factory):
+    return train(heads_on_demo(tmp_path_factory.mktemp("runs")))
+
+
+def test_heads_are_rows_of_the_results_with_the_bytes_of_their_taggers(whole):
+    rows = whole.results["models"]
+    assert list(rows) == ["zero-shot", "head", "student"]
+    model = Path(whole.config.models["head"].network.taggers[0]).parent / "model.onnx"
+    for name in ("zero-shot", "head"):
+        # The tagger, and w and b for three events: of two components, of scores and of the layer.
+        inputs = 2 * (1 if name == "zero-shot" else 2)
+        assert rows[name]["bytes"] == model.stat().st_size + 4 * 3 * (inputs + 1)
+        assert "multiply_adds" not in rows[name] and "parameters" not in rows[name]
+    assert rows["student"]["multiply_adds"] > 0
+    report = (whole.folder / "report.html").read_text()
+    assert all(f">{name}<" in report for name in rows)
+    taught = read_logits(
+        whole.model_folder("head") / "teaching.npz",
+        [each.name for each in whole.clips if each.split == "train"],
+        whole.config.data.events,
+    )
+    assert np.isfinite(taught).all() and taught.std() > 0
+
+
+def test_zero_shot_results_are_those_of_the_taggers_classes(whole):
+    tagger = Path(whole.config.models["zero-shot"].network.taggers[0])
+    clips, events = [each for each in whole.clips if each.split == "test"], whole.config.data.events
+    expected = auc(targets(clips, events), np.nan_to_num(tagger_logits(tagger, clips, events, whole.cache)))
+    found = whole.results["models"]["zero-shot"]["metrics"]["events"]
+    assert_allclose([found[event]["auc"] for event in events], 100 * expected, atol=1e-6)
+
+
+def test_a_finished_head_is_not_fitted_again(whole, monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    before = log_of(whole.folder, "head")
+    monkeypatch.setattr(heads, "_fit", refuse)
+    train(replace(whole.config))
+    assert log_of(whole.folder, "head") == before and len(before) == 2 * 3
+
+
+def test_a_head_that_is_stopped_between_penalties_ends_bit_identical(
+    whole, heads_on_demo, tmp_path, monkeypatch
+):
+    def track(items, count, title):
+        for step, item in enumerate(items, 1):
+            if (title, step) == ("head", 2):
+                signal.raise_signal(signal.SIGINT)
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "track", track)
+        with pytest.raises(KeyboardInterrupt, match="head: stopped at step 2"):
+            train(heads_on_demo(tmp_path))
+    again = train(heads_on_demo(tmp_path))
+    assert_same_end(again.folder, whole.folder)
+    for file in ("inputs.npz", "teaching.npz"):
+        first, second = (run.model_folder("head") / file for run in (whole, again))
+        assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_head_on_tones_teaches_when_they_are(tmp_path, untried):
+    pytest.importorskip("sed_scores_eval", reason="the extra sed is not installed")
+    write_tones(tmp_path / "tones")
+    (tmp_path / "tagger").mkdir()
+    hop = "hop_seconds = 0.05"
+    tagger = write_tagger(tmp_path / "tagger", 1600, (*PITCHES.values(), 1000), 8000, hop)
+    models = {
+        "head": ModelConfig(network=HeadConfig(taggers=(tagger,), components=None)),
+        "student": ModelConfig(network=CRNN, teachers=("head",), learning_rate=0.02),
+    }
+    config = config_of(tmp_path / "tones", tmp_path / "runs", models=models)
+    run = train(config)
+    rows = run.results["models"]
+    assert list(rows) == ["head", "student"]
+    assert rows["head"]["metrics"]["average"]["auc"] > 95
+    assert rows["student"]["metrics"]["average"]["auc"] > 90
+    clips = [each for each in run.clips if each.split == "train"]
+    logits = read_step_logits(
+        run.model_folder("head") / "teaching.npz", [each.name for each in clips], tuple(PITCHES)
+    )
+    assert logits.steps.shape == (72, 61 // 4, 2) and (logits.receptive_field, logits.stride) == (4, 4)
+    assert (logits.precision > 0.9).all()
+    # A step's four windows of 256 samples, one every 128, are centred at 320 samples.
+    times = (320 + 512 * np.arange(61 // 4)) / 8000
+    inside, outside = [], []
+    for each, steps in zip(clips, logits.steps):
+        for event, onset, offset in each.annotations or ():
+            column = steps[:, list(PITCHES).index(event)]
+            inside.append(column[(times > onset) & (times < offset)].mean())
+            outside += column[(times < onset - 0.1) | (times > offset + 0.1)].tolist()
+    assert np.median(inside) > np.quantile(outside, 0.9)
+    # The same command ends at once, and a run that is begun anew in the same bits.
+    again = train(replace(config, name="again"))
+    for name in models:
+        assert log_of(again.folder, name) == log_of(run.folder, name)
