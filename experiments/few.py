@@ -115,10 +115,15 @@ def table(results: Results) -> str:
 def parts(folder: Path) -> dict[str, str]:
     """The marked part of the page, from the results in `folder`/cells."""
     results = read_results(folder / "cells")
-    runs = [run for size in SIZES for run in results.get(f"{size}-distilled-4", {}).values()]
-    minutes = [run.seconds / 60 for run in runs if run.seconds]
-    note = "EER on 550 test clips, in percent, average over three events; "
-    note += f"mean ± half the range of {len(DRAWS)} draws."
+    runs = {size: list(results.get(f"{size}-distilled-4", {}).values()) for size in SIZES}
+    if not any(runs.values()):
+        return {"few": "Not measured yet."}
+    draws = ", ".join(f"{len(runs[size])} of {size}" for size in SIZES)
+    note = "EER on 550 test clips, in percent, average over three events; mean ± half the range of the draws "
+    note += f"({draws})."
+    minutes = [run.seconds / 60 for run in runs[SIZES[-1]] if run.seconds]
     if minutes:
-        note += f" A run took {min(minutes):.1f} to {max(minutes):.1f} minutes."
+        note += (
+            f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({runs[SIZES[-1]][0].machine})."
+        )
     return {"few": f"{note}\n\n{table(results)}"}

@@ -71,7 +71,8 @@ class HeadInputs(Sequence[np.ndarray]):
     def __getitem__(self, clip):
         clip = int(clip)
         zero_shot, *parts = self.outputs(clip)
-        projected = [(part - mean) @ matrix for part, (mean, matrix) in zip(parts, self.projections)]
+        with np.errstate(invalid="ignore"):  # OpenBLAS sometimes raises this flag for finite numbers
+            projected = [(part - mean) @ matrix for part, (mean, matrix) in zip(parts, self.projections)]
         return np.concatenate([zero_shot, *projected], axis=1, dtype=np.float32)
 
     def outputs(self, clip: int) -> list[np.ndarray]:
