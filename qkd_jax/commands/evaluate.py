@@ -117,7 +117,7 @@ def score(
         variables, module = states[name], build_model(network, len(dataset.events))
         cost = model_cost(module, variables, run.shape_of(name), getattr(network, "quant", None))
         if isinstance(network, HeadConfig):
-            inputs = read_by(run, name, dataset, clips)
+            inputs = read_by(run, name, dataset)
             logits[name], steps = head_step_logits(run, name, inputs, variables)
             cost = {"bytes": cost["bytes"] + bytes_of_taggers(network)}  # the rest of a tagger isn't known
         elif config.timed:

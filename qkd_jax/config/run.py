@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Field
 from pydantic.dataclasses import dataclass
 
+from qkd_jax.config.augment import AugmentConfig, ViewConfig
 from qkd_jax.config.data import DataConfig, ManifestData
 from qkd_jax.config.features import FeatureConfig
 from qkd_jax.config.fields import (
     STRICT,
     Count,
     Decay,
-    Decibels,
     Epochs,
     Name,
     Positive,
@@ -109,6 +109,8 @@ class ClipRecipe:
     """Weight of the soft loss (teachers); 1 - alpha is that of the hard loss (labels)."""
     temperature: Temperature = 2.0
     """Temperature T of the teachers' logits; in Hinton's form also of the student's."""
+    class_weight: Weight = 0.0
+    """Weight of the loss on all classes of a head's taggers, which students learn only while they train."""
     form: Literal["hinton", "paper"] = "hinton"
     """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"
@@ -157,45 +159,6 @@ RecipeConfig = Annotated[ClipRecipe | EventRecipe, Discriminator("task")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class AugmentConfig:
-    """Augmentation of training features; off by default, as in the paper.
-
-    Shifts, gains and masks leave labels and the teachers' posteriors as they are; mixing mixes them.
-    """
-
-    time_shift: Share = 0.0
-    """Maximum circular time shift, as a fraction of clip length."""
-    time_masks: Annotated[int, Field(ge=0, le=100)] = 0
-    """Number of time masks (SpecAugment, Park et al. 2019)."""
-    time_mask_frames: Count = 50
-    """Maximum frames per time mask."""
-    mel_masks: Annotated[int, Field(ge=0, le=100)] = 0
-    """Number of mel masks."""
-    mel_mask_bands: Count = 8
-    """Maximum bands per mel mask."""
-    mixup: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Mix each clip with another by a share from Beta(mixup, mixup) (Zhang et al. 2018); 0 disables it."""
-    mixup_share: Share = 1.0
-    """Probability of mixup per batch."""
-    gain: Decibels = 0.0
-    """Largest change of a clip's level, up or down, in dB."""
-    mixtures: Share = 0.0
-    """Share of clips that another is added to, as two sounds at once: energies are added."""
-    mixture_gain: Decibels = 6.0
-    """Largest change of the other clip's level, up or down, in dB."""
-
-    def __post_init__(self) -> None:
-        if 0 < self.mixup < (least := 0.001):  # Beta(0, 0) is NaN
-            raise ValueError(f"mixup: expected 0, or {least} to 100, got {self.mixup:g}")
-
-    @property
-    def on(self) -> bool:
-        """Whether any augmentation is on."""
-        masks = self.time_masks or self.mel_masks
-        return bool(self.time_shift or masks or self.mixup or self.gain or self.mixtures)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """A run: models train in the order listed, under `runs`/`name`.
 
@@ -217,6 +180,7 @@ class RunConfig:
     data: DataConfig = ManifestData()
     recipe: RecipeConfig = ClipRecipe()
     augment: AugmentConfig = AugmentConfig()
+    views: ViewConfig = ViewConfig()
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -231,6 +195,8 @@ class RunConfig:
                 f"recipe.{field}, data.clip_seconds: expected a batch of at most {_MAX_BATCH / 1e9:g} GB, "
                 f"got {clips} clips of {self.frames} frames, {size / 1e9:.0f} GB"
             )
+        if self.views.count and self.timed:
+            raise ValueError(f"views.count: expected 0 for timed events, got {self.views.count}")
         earlier: dict[str, ModelConfig] = {}
         for name, model in self.models.items():
             where = f"models.{name}"
@@ -250,6 +216,14 @@ class RunConfig:
     def timed(self) -> bool:
         """Whether the run detects when events happen."""
         return isinstance(self.recipe, EventRecipe)
+
+    @property
+    def makes_views(self) -> bool:
+        """Whether there are views: for students of heads, unless a file of logits teaches, which has none."""
+        teachers = {teacher for model in self.models.values() for teacher in model.teachers}
+        heads = {name for name, model in self.models.items() if isinstance(model.network, HeadConfig)}
+        files = any(teacher.endswith(".npz") for teacher in teachers)
+        return self.views.count > 0 and bool(teachers & heads) and not files
 
     def model(self, name: str) -> ModelConfig:
         """Model `name`, with the recipe's settings where it sets none."""

@@ -1,7 +1,7 @@
 """Batches through Grain: the batch of a step is a pure function of (seed, step)."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,8 +22,8 @@ Batches: TypeAlias = grain.MapDataset
 class _Examples:
     """Random access to a data set's examples, in the form that Grain needs."""
 
-    def __init__(self, data: Dataset, teacher_logits: np.ndarray | None, unlabelled: bool):
-        self.data, self.teacher_logits = data, teacher_logits
+    def __init__(self, data: Dataset, targets: Mapping[str, np.ndarray], unlabelled: bool):
+        self.data, self.targets = data, targets
         self.clips = np.arange(len(data.names)) if unlabelled else data.labelled
         self.labelled: np.ndarray = data.kind != KINDS.index("unlabelled")
         self.unlabelled = len(self.clips) > len(data.labelled)
@@ -34,8 +34,7 @@ class _Examples:
     def __getitem__(self, index: int) -> Batch:
         clip = self.clips[index]
         example = {"features": self.data.features[clip], "labels": self.data.targets[clip]}
-        if self.teacher_logits is not None:
-            example["teacher_logits"] = self.teacher_logits[clip]
+        example |= {name: array[clip].astype(np.float32) for name, array in self.targets.items()}
         if self.unlabelled:
             example["labelled"] = np.float32(self.labelled[clip])
         return example
@@ -49,11 +48,13 @@ def clip_batches(
     batch_size: int,
     seed: int,
     unlabelled: bool = False,
+    classes: np.ndarray | None = None,
 ) -> Batches:
     """Endless shuffled batches; `batches[step]` depends on `seed` and `step` alone.
 
     A batch holds `features` [batch, frames, mels], a random part of each longer clip, each shorter one
-    `tiled`; `labels` [batch, events]; and, if given, `teacher_logits` [batch, events].  With `unlabelled`,
+    `tiled`; `labels` [batch, events]; and, if given, `teacher_logits` [batch, events] and `classes`,
+    posteriors [batch, classes].  With `unlabelled`,
     unlabelled clips are shuffled among the others, and `labelled` [batch] is 0 for them and 1 for others; it
     is missing if there are none.  With several processes, each gets an equal share of a batch's rows.
     """
@@ -62,9 +63,9 @@ def clip_batches(
         start = rng.integers(max(len(example["features"]) - frames, 0) + 1)
         return example | {"features": tiled(example["features"][start : start + frames], frames)}
 
-    examples = (
-        grain.MapDataset.source(_Examples(data, teacher_logits, unlabelled)).seed(seed).shuffle().repeat()
-    )
+    targets = {"teacher_logits": teacher_logits, "classes": classes}
+    given = {name: array for name, array in targets.items() if array is not None}
+    examples = grain.MapDataset.source(_Examples(data, given, unlabelled)).seed(seed).shuffle().repeat()
     return _batched(examples.random_map(crop), batch_size)
 
 

@@ -85,7 +85,7 @@ def cached(
         if asked_to_stop():
             return []
         for place in places:
-            entries.digests[place] = _digest(clips[place].path, settings)
+            entries.digests[place] = digest(clips[place].path, settings)
         return [
             place
             for place in places
@@ -97,7 +97,7 @@ def cached(
 
     for share in shares():
         places = range(len(clips))[share]
-        some = np.fromiter(_in_parallel(lacking, places, _CHUNK), np.int64)
+        some = np.fromiter(in_parallel(lacking, places, _CHUNK), np.int64)
         some = some[np.sort(np.unique(entries.digests[some], return_index=True)[1])]
         if len(some):
             print(
@@ -105,21 +105,22 @@ def cached(
             )
             if entries.spare is not None:
                 print(f"{title}: not kept after this command, since {cache} is read-only", flush=True)
-        for reason, place in zip(track(_in_parallel(make, some, 1), len(some), title), some):
+        for reason, place in zip(track(in_parallel(make, some, 1), len(some), title), some):
             if reason:
                 reasons[entries.digests[place]] = reason
             if asked_to_stop():
                 break
         stop_all_if_asked()
     bad = {
-        clip.name: reasons[digest]
-        for clip, digest in zip(clips if reasons else (), entries.digests)
-        if digest in reasons
+        clip.name: reasons[each]
+        for clip, each in zip(clips if reasons else (), entries.digests)
+        if each in reasons
     }
     return entries, bad
 
 
-def _digest(recording: Path, settings: str) -> str:
+def digest(recording: Path, settings: str) -> str:
+    """What identifies an entry: 32 hexadecimal digits, others for other `settings` or another recording."""
     try:
         status = recording.stat()
         identity = f"{status.st_size} {status.st_mtime_ns}"
@@ -190,7 +191,7 @@ def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -
     return ""
 
 
-def _in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: int) -> Iterator[Any]:
+def in_parallel(work: Callable[[Places], Iterable[Any]], places: Places, size: int) -> Iterator[Any]:
     """The results of `work` for `places`, `size` at a time, in order, on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:

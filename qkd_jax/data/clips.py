@@ -25,6 +25,8 @@ KINDS = ("strong", "weak", "unlabelled")
 NOUNS = dict(zip(KINDS, ("strongly labelled", "weakly labelled", "unlabelled")))
 UNLABELLED = "unlabelled:"
 """Begins the names of recordings in `data.unlabelled`, which may be named like others in `data.root`."""
+VIEW = "view:"
+"""Begins the names of views, which are made from training recordings."""
 MAX_SECONDS = 1e9
 """Longest recording that an annotation may refer to."""
 

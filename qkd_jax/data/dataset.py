@@ -9,7 +9,7 @@ import numpy as np
 from qkd_jax.config import AnyData, FeatureConfig, RunConfig
 from qkd_jax.data.cache import count_rows
 from qkd_jax.data.clip_list import list_bad
-from qkd_jax.data.clips import KINDS, UNLABELLED, Annotation, Clip, targets
+from qkd_jax.data.clips import KINDS, UNLABELLED, VIEW, Annotation, Clip, targets
 from qkd_jax.data.features import CachedFeatures, cached_features
 from qkd_jax.data.parts import length_of, rows_of
 from qkd_jax.errors import InputError
@@ -21,7 +21,7 @@ class Dataset:
 
     `targets` are 0 for unlabelled clips.  `kind` int8 [clips] is an index of `KINDS`: 0 strong, 1 weak,
     2 unlabelled.  For timed events alone, each clip has `annotations` of `events`, none unless it is strong,
-    and `seconds`, the length of its recording.
+    and `seconds`, the length of its recording.  `clips` are as the run lists them.
     """
 
     names: list[str]
@@ -31,6 +31,7 @@ class Dataset:
     kind: np.ndarray
     annotations: Sequence[tuple[Annotation, ...]] = ()
     seconds: Sequence[float] = ()
+    clips: Sequence[Clip] = ()
 
     @property
     def labelled(self) -> np.ndarray:
@@ -48,9 +49,9 @@ def load_split(
     """The clips of one split, their features read from `cache` or computed.
 
     Runs of timed events get all clips, with their annotations; other runs get the labelled clips, and with
-    `unlabelled` also those of `config.data.unlabelled`.  Raises InputError if a recording can't be used, if
-    there are no labelled clips, if an event has no positive or no negative clip, or, for timed events, if a
-    clip of another split than `train` has no annotations, or an event no length.
+    `unlabelled` also views and those of `config.data.unlabelled`.  Raises InputError if a recording can't be
+    used, if there are no labelled clips, if an event has no positive or no negative clip, or, for timed
+    events, if a clip of another split than `train` has no annotations, or an event no length.
     """
     chosen = clips_of(config, clips, split, unlabelled=unlabelled)
     entries, bad = cached_features(chosen, config.features, cache, config.data.channel)
@@ -75,6 +76,7 @@ def load_split(
             for clip in (chosen if config.timed else ())
         ],
         seconds=seconds,
+        clips=chosen,
     )
 
 
@@ -84,7 +86,7 @@ def clips_of(config: RunConfig, clips: Sequence[Clip], split: str, *, unlabelled
         clip
         for clip in clips
         if clip.split == split
-        and (config.timed or clip.labelled or (unlabelled and clip.name.startswith(UNLABELLED)))
+        and (config.timed or clip.labelled or (unlabelled and clip.name.startswith((UNLABELLED, VIEW))))
     ]
 
 

@@ -76,6 +76,20 @@ def distillation_loss(
     return (soft_share * temperature**2 * soft + jnp.where(has_labels, 1 - share, 0) * hard).mean()
 
 
+def class_loss(
+    logits: Float[Array, "*batch class"], posteriors: Float[Array, "*batch class"]
+) -> Float[Array, ""]:
+    """Kullback-Leibler divergence from a tagger's `posteriors`, in (0, 1), to those of the `logits`.
+
+    It is the sum over classes, since most are absent from most clips, and the mean over clips.
+
+    >>> round(float(class_loss(jnp.zeros((1, 2)), jnp.array([[0.5, 0.9]]))), 4)
+    0.3681
+    """
+    own = jax.scipy.special.logit(posteriors)
+    return (_bce(logits, posteriors) - _bce(own, posteriors)).sum(axis=-1).mean()
+
+
 def positive_weights(
     targets: np.ndarray,
     rule: Literal["negatives/positives", "positives/negatives"] | float = "negatives/positives",

@@ -12,6 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from qkd_jax.config import QuantConfig
 from qkd_jax.config.fields import OFF
 from qkd_jax.models.build import Model
+from qkd_jax.models.common import GUIDES
 
 _SIZE, _SHARE = 2048, 0.28
 
@@ -22,7 +23,7 @@ def model_cost(
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
     Parameters are the trained values, so batch-norm statistics and the mean and std of the features don't
-    count, nor does a layer `embedding`, which only guides training.  `bytes` is their size: with `quant`,
+    count, nor do layers that only guide training.  `bytes` is their size: with `quant`,
     weights packed at its bits and the rest in float32, as in `packed_bytes`.
     """
     params = _deployed(variables["params"])
@@ -38,8 +39,8 @@ def packed_bytes(params: Any, quant: QuantConfig) -> int:
     """Bytes of a model's `params` at the bits of `quant`; biases and batch-norms are float32.
 
     As in the paper, the few bytes of ranges and of a file's header don't count, but ranges per column or
-    channel do.  A layer `embedding` counts nothing.  Raises ValueError for `quant` other than float with a
-    model that is neither an LSTM nor a CRNN.
+    channel do.  Layers that only guide training count nothing.  Raises ValueError for `quant` other than
+    float with a model that is neither an LSTM nor a CRNN.
     """
     params = _deployed(params)
     if quant == QuantConfig():
@@ -50,7 +51,7 @@ def packed_bytes(params: Any, quant: QuantConfig) -> int:
 
 
 def _deployed(params: Any) -> Any:
-    return {name: part for name, part in params.items() if name != "embedding"}
+    return {name: part for name, part in params.items() if name not in GUIDES}
 
 
 def _leaf_bytes(path: Any, leaf: Any, quant: QuantConfig) -> int:

@@ -15,12 +15,13 @@ from qkd_jax.models.resnet import ResNet
 Model: TypeAlias = nn.Module
 
 
-def build_model(config: Network, events: int, embedding: int = 0) -> Model:
+def build_model(config: Network, events: int, embedding: int = 0, classes: int = 0) -> Model:
     """The Flax module of `config`: log-mel energies [batch, frames, mels] to logits [batch, events].
 
     A head maps outputs of taggers, [batch, windows, size].  Heads, LSTMs and CRNNs also have the method
     `step_logits`, which returns `Logits`, with those of every step.
-    `embedding` is the size of a CRNN's embedding layer, 0 for none.
+    `embedding` is the size of a CRNN's embedding layer, and `classes` the number of a tagger's classes whose
+    logits an LSTM also gives; 0 for none.
 
     >>> build_model(LSTMConfig(), events=3).config.hidden_size
     256
@@ -30,5 +31,5 @@ def build_model(config: Network, events: int, embedding: int = 0) -> Model:
     if isinstance(config, HeadConfig):
         return Head(config, events)
     if isinstance(config, LSTMConfig):
-        return (IntegerLSTM if is_integer(config) else LSTM)(config, events)
+        return (IntegerLSTM if is_integer(config) else LSTM)(config, events, classes)
     return ResNet(config, events) if isinstance(config, ResNetConfig) else DenseNet(config, events)

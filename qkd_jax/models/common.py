@@ -9,16 +9,21 @@ from jaxtyping import Array, Float
 
 from qkd_jax.nn.matmul import quantized_matmul
 
+GUIDES = ("embedding", "classes")
+"""Layers that only guide training."""
 _NAME = "normalize"
 _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Logits(NamedTuple):
-    """Logits of clips and of each of their steps, and the embedding, if the model has one (see `CRNN`)."""
+    """Logits of clips and of each of their steps, and if the model has them, an embedding (see `CRNN`) or
+    logits of a tagger's classes (see `LSTM`).
+    """
 
     clip: Float[Array, "batch event"]
     steps: Float[Array, "batch step event"]
     embedding: Float[Array, "batch step size"] | None = None
+    classes: Float[Array, "batch class"] | None = None
 
 
 class Normalize(nn.Module):
@@ -73,6 +78,17 @@ class Linear(nn.Module):
         b = self.param("b", nn.initializers.zeros, self.outputs, jnp.float32)
         y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
         return y + jnp.broadcast_to(b, y.shape)
+
+
+class ClassLogits(nn.Module):
+    """Logits of a tagger's classes from x [batch, step, size], weighted by a softmax over time; float."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Float[Array, "batch class"]:
+        steps, attention = (nn.Dense(self.classes, name=name)(x) for name in ("output", "attention"))
+        return (jax.nn.softmax(attention, axis=-2) * steps).sum(axis=-2)
 
 
 def stem(features: jax.Array, channels: int, dtype: str, *, train: bool) -> jax.Array:

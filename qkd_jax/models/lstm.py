@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config import LSTMConfig
-from qkd_jax.models.common import Linear, Logits, batch_norm, normalize
+from qkd_jax.models.common import ClassLogits, Linear, Logits, batch_norm, normalize
 from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_init, lstm_scan
 
@@ -15,11 +15,13 @@ class LSTM(nn.Module):
     """Log-mel energies to logits by `qkd_jax.nn.lstm`; by default the paper's, with a hidden size of 256.
 
     The output layer reads the last hidden state, the mean over time, or every state; in the last case a
-    softmax over time, per event, weights the logits.  `step_logits` also returns the logits of every state.
+    softmax over time, per event, weights the logits.  `step_logits` also returns the logits of every state,
+    and with `classes`, those of that many classes of a tagger, which guide training.
     """
 
     config: LSTMConfig
     events: int
+    classes: int = 0
 
     def __call__(
         self, features: Float[Array, "batch time mel"], *, train: bool = False
@@ -38,10 +40,13 @@ class LSTM(nn.Module):
         outputs, state = lstm_scan(params, x, quant=config.quant)
         output = Linear(self.events, config.quant.output, name="output")
         logits = output(outputs)
+        classes = ClassLogits(self.classes, name="classes")(outputs) if self.classes else None
         if config.pooling == "attention":
             attention = Linear(self.events, config.quant.output, name="attention")
-            return Logits((jax.nn.softmax(attention(outputs), axis=-2) * logits).sum(axis=-2), logits)
-        return Logits(output(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2)), logits)
+            clip = (jax.nn.softmax(attention(outputs), axis=-2) * logits).sum(axis=-2)
+        else:
+            clip = output(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2))
+        return Logits(clip, logits, classes=classes)
 
 
 class _Front(nn.Module):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from qkd_jax.config import FeatureConfig, LSTMConfig, QuantConfig
 from qkd_jax.detector.codes import CELL_BITS
 from qkd_jax.detector.detector import Detector
-from qkd_jax.models.common import Logits, Normalize
+from qkd_jax.models.common import ClassLogits, Logits, Normalize
 from qkd_jax.models.lstm import LSTM
 from qkd_jax.nn.integer_only import (
     conv_codes,
@@ -41,9 +41,10 @@ class IntegerLSTM(nn.Module):
 
     config: LSTMConfig
     events: int
+    classes: int = 0
 
     def setup(self) -> None:
-        self.floats = LSTM(_in_float(self.config), self.events)
+        self.floats = LSTM(_in_float(self.config), self.events, self.classes)
         nn.share_scope(self, self.floats)
         self.variable("exponents", "input", jnp.zeros, (), jnp.int32)
         if self.config.convolutions:  # Orbax can't save empty arrays
@@ -58,14 +59,20 @@ class IntegerLSTM(nn.Module):
     def step_logits(self, features: Float[Array, "batch time mel"], *, train: bool = False) -> Logits:
         if self.is_initializing():
             return self.floats.step_logits(features)
-        return _logits(self.config, self.variables, features)
+        logits, outputs = _logits(self.config, self.variables, features)
+        if not self.classes:
+            return logits
+        params = {"params": self.variables["params"]["classes"]}
+        classes: Any = ClassLogits(self.classes, parent=None).apply(params, outputs)
+        return logits._replace(classes=classes)
 
 
 def _in_float(config: LSTMConfig) -> LSTMConfig:
     return dataclasses.replace(config, quant=QuantConfig())
 
 
-def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> Logits:
+def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> tuple[Logits, jax.Array]:
+    """The logits, and the output of the last layer that they are computed from."""
     params, exponents, quant = variables["params"], variables["exponents"], config.quant
     norm = variables["norm"]["normalize"]
     x = normalized(features, norm["mean"], norm["std"])
@@ -85,7 +92,7 @@ def _logits(config: LSTMConfig, variables: Any, features: jax.Array) -> Logits:
         clip = (jax.nn.softmax(linear("attention", outputs), axis=-2) * steps).sum(axis=-2)
     else:
         clip = linear("output", outputs[:, -1]) if config.pooling == "last" else steps.mean(axis=-2)
-    return Logits(clip, steps)
+    return Logits(clip, steps), outputs
 
 
 def _front(config: LSTMConfig, variables: Any) -> Iterable[tuple[Any, Any, Any, Any, Any]]:

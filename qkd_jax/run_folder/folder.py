@@ -88,6 +88,7 @@ def _begin(run: Run) -> Run:
         "norm.npz",
         "teachers/*.npy",
         "models/*/embeddings.npz",
+        "models/*/classes.npz",
         "models/*/inputs.npz",
     ):
         for path in run.folder.glob(pattern):

@@ -11,6 +11,7 @@ RUN/models/NAME/damaged-STEP       a checkpoint that could not be read, set asid
 RUN/models/NAME/log.jsonl          losses and validation figures, and the same for TensorBoard
 RUN/models/NAME/teaching.npz       logits that other models learn from
 RUN/models/NAME/embeddings.npz     embeddings that guide this model
+RUN/models/NAME/classes.npz        posteriors of taggers' classes that this model also learns
 RUN/models/NAME/inputs.npz         what a head reads of its taggers' outputs
 RUN/models/NAME/logits-SPLIT.npz   logits keyed by clip
 RUN/NAME.safetensors               an exported detector (.onnx, .tflite, .h)
@@ -34,8 +35,10 @@ import numpy as np
 import optax
 
 from qkd_jax.config import (
+    ClipRecipe,
     EventObjective,
     HeadConfig,
+    LSTMConfig,
     ModelConfig,
     RunConfig,
     is_float,
@@ -118,6 +121,8 @@ class Run:
     def model(self, name: str) -> Model:
         """The Flax module of model `name` in training."""
         network, events = self.config.models[name].network, len(self.config.data.events)
+        if classes := self.classes(name):
+            return build_model(network, events, classes=classes)
         if self.objective(name).embeddings is None:
             return build_model(network, events)
         path = self.embeddings_file(name)
@@ -129,6 +134,32 @@ class Run:
     def objective(self, name: str) -> EventObjective:
         """For timed events, the objective of model `name`; for clips, the default one, without embeddings."""
         return self.config.models[name].objective or EventObjective()
+
+    def learns_classes(self, name: str) -> bool:
+        """Whether model `name` also learns the classes of a tagger."""
+        model, recipe = self.config.models[name], self.config.recipe
+        weight = recipe.class_weight if isinstance(recipe, ClipRecipe) else 0
+        return weight > 0 and isinstance(model.network, LSTMConfig) and bool(self.heads_that_teach(name))
+
+    def classes(self, name: str) -> int:
+        """The number of a tagger's classes that model `name` also learns."""
+        if not self.learns_classes(name):
+            return 0
+        path = self.classes_file(name)
+        (size,) = read_npz(path, "posteriors of classes", size=("iu", 0))
+        if not 0 <= size <= _MAX_EMBEDDING:
+            raise InputError(f"{path}: expected at most {_MAX_EMBEDDING} classes, found {size}")
+        return int(size)
+
+    def heads_that_teach(self, name: str) -> list[HeadConfig]:
+        """The networks of the heads among the teachers of model `name`."""
+        models = self.config.models
+        networks = [models[each].network for each in models[name].teachers if each in models]
+        return [network for network in networks if isinstance(network, HeadConfig)]
+
+    def classes_file(self, name: str) -> Path:
+        """Where the posteriors of taggers' classes are kept that model `name` also learns."""
+        return self.model_folder(name) / "classes.npz"
 
     def inputs_file(self, name: str) -> Path:
         """Where the projections of a head's inputs are kept."""

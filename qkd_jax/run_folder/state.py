@@ -12,7 +12,7 @@ import optax
 from qkd_jax.config import ClipRecipe, EventRecipe
 from qkd_jax.distill.objectives import ramp_up
 from qkd_jax.models.build import Model
-from qkd_jax.models.common import with_norm
+from qkd_jax.models.common import GUIDES, with_norm
 
 _NOT_TRAINED = ("norm", "exponents")
 
@@ -97,13 +97,13 @@ def init_state(
 def started_from(state: TrainState, model: dict[str, Any]) -> TrainState:
     """`state` with the parameters and statistics of `model`, also as its average if it has one.
 
-    The normalization of features stays, since it belongs to the data; so does the layer `embedding` if
-    `model` has none of its shape.
+    The normalization of features stays, since it belongs to the data; so does a layer that
+    only guides training if `model` has none of its shape.
     """
     shapes = partial(jax.tree.map, jnp.shape)
     theirs = model["params"]
-    stays = shapes(state.params.get("embedding")) != shapes(theirs.get("embedding"))
-    params = {key: own if stays and key == "embedding" else theirs[key] for key, own in state.params.items()}
+    stay = [key for key in GUIDES if shapes(state.params.get(key)) != shapes(theirs.get(key))]
+    params = {key: own if key in stay else theirs[key] for key, own in state.params.items()}
     model = {**model, "params": params}
     average = None if state.average is None else _averaged(model)
     statistics = {key: value for key, value in model.items() if key not in ("params", *_NOT_TRAINED)}

@@ -12,15 +12,18 @@ from qkd_jax.config import AugmentConfig, ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.dataset import Dataset, load_split
-from qkd_jax.distill.objectives import distillation_loss, positive_weights, weighted_bce
+from qkd_jax.distill.objectives import class_loss, distillation_loss, positive_weights, weighted_bce
 from qkd_jax.evaluation.metrics import evaluate
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
+from qkd_jax.models.common import Logits
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import make_optimizer
 from qkd_jax.system.devices import spread
+from qkd_jax.training.classes import read_classes, write_classes
 from qkd_jax.training.heads import load_heads
 from qkd_jax.training.step import Loss, TrainStep, make_train_step
 from qkd_jax.training.teachers import cache_file_logits, covered_events, teacher_logits
+from qkd_jax.training.views import views_of
 
 _LEAST = 1e-4  # of a posterior: at 0, its logit would be minus infinity
 
@@ -36,7 +39,13 @@ def load(run: Run) -> dict[str, Dataset]:
         for split in SPLITS
     }
     load_heads(run, data)
+    if run.config.makes_views:
+        clips = [*clips, *views_of(run, data["train"])]
+        data["train"] = load_split(run.config, clips, "train", run.cache, unlabelled=True)
+        load_heads(run, data)
     cache_file_logits(run, data["train"])
+    for name in run.config.models:
+        write_classes(run, name, data["train"])
     return data
 
 
@@ -60,6 +69,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         unlabelled=has_teachers,
+        classes=read_classes(run, name, len(train.names)) if run.classes(name) else None,
     )
 
     @jax.jit
@@ -86,12 +96,16 @@ def augment_clips(
     targets = {"labels": batch["labels"]}
     if "teacher_logits" in batch:
         targets["teacher"] = jax.nn.sigmoid(batch["teacher_logits"])
+    if "classes" in batch:
+        targets["classes"] = batch["classes"]
     if "labelled" in batch:
         targets["unlabelled"] = 1 - batch["labelled"]
     features, targets = augment(key, batch["features"], targets, config, floor)
     result = {"features": features, "labels": targets["labels"]}
     if "teacher" in targets:
         result["teacher_logits"] = jax.scipy.special.logit(jnp.clip(targets["teacher"], _LEAST, 1 - _LEAST))
+    if "classes" in targets:
+        result["classes"] = targets["classes"]
     if "unlabelled" in targets:
         result["labelled"] = (targets["unlabelled"] < _LEAST).astype(features.dtype)
     return result
@@ -103,12 +117,12 @@ def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> T
     assert config.learning_rate is not None and config.ema_decay is not None
     weight = jnp.asarray(positive_weights(train.targets[train.labelled], recipe.positive_weight))
     known = covered_events(run, name, train) if config.teachers else None
-    return make_train_step(
-        run.model(name),
-        make_optimizer(recipe, config.learning_rate, updates),
-        make_loss(recipe, weight, known),
-        ema_decay=config.ema_decay,
-    )
+    loss, method = make_loss(recipe, weight, known), "__call__"
+    if run.classes(name):
+        prior = read_classes(run, name, len(train.names)).mean(axis=0, dtype=np.float32)
+        loss, method = with_classes(loss, recipe.class_weight, jnp.asarray(prior)), "step_logits"
+    optimizer = make_optimizer(recipe, config.learning_rate, updates)
+    return make_train_step(run.model(name), optimizer, loss, ema_decay=config.ema_decay, method=method)
 
 
 def validate(run: Run, name: str, data: dict[str, Dataset]) -> Callable[[Any], dict[str, float]]:
@@ -139,6 +153,20 @@ def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None)
         form=recipe.form,
         labelled=batch.get("labelled"),
     )
+
+
+def with_classes(loss: Loss, weight: float, prior: jax.Array) -> Loss:
+    """`loss`, plus `weight` times the loss of a tagger's classes; `prior` are their mean posteriors.
+
+    The student's logits of classes are relative to the prior: most classes are rare.
+    """
+    offset = jax.scipy.special.logit(prior)
+
+    def both(logits: Logits, batch: Mapping[str, Any]) -> jax.Array:
+        assert logits.classes is not None
+        return loss(logits.clip, batch) + weight * class_loss(logits.classes + offset, batch["classes"])
+
+    return both
 
 
 def _count(run: Run, name: str, train: Dataset) -> int:

@@ -8,7 +8,7 @@ window posteriors p, the clip holds an event with probability 1 - ∏(1 - p) ("n
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ import numpy as np
 import optax
 
 from qkd_jax.config import HeadConfig, StepNetwork, step_clock
-from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.distill.head_inputs import HeadInputs, fit_projections, read_projections, write_projections
 from qkd_jax.distill.tagger import files_of, read_tagger, run_tagger
@@ -66,7 +65,7 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
     """Run the taggers of all heads over all clips and cache their outputs.  Raises InputError for a fault."""
     for name in heads_of(run):
         for split, dataset in data.items():
-            inputs, path = _inputs(run, name, dataset, run.clips), run.inputs_file(name)
+            inputs, path = _inputs(run, name, dataset), run.inputs_file(name)
             if split == "train" and lacking(path):
                 network, clips = _network(run, name), [int(clip) for clip in dataset.labelled]
                 # Without a fit, any projection will do.
@@ -74,14 +73,11 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
                 write_projections(path, fit_projections(inputs, some, components), inputs.identity)
 
 
-def read_by(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> Dataset:
-    """`dataset` as model `name` reads it: for a head, the features are `HeadInputs`.
-
-    `clips` has the clips of the dataset, by name, among others.
-    """
+def read_by(run: Run, name: str, dataset: Dataset) -> Dataset:
+    """`dataset` as model `name` reads it: for a head, the features are `HeadInputs`."""
     if name not in heads_of(run):
         return dataset
-    inputs = _inputs(run, name, dataset, clips)
+    inputs = _inputs(run, name, dataset)
     projections = read_projections(run.inputs_file(name), inputs.identity)
     return dataclasses.replace(dataset, features=HeadInputs(inputs.taggers, inputs.events, projections))
 
@@ -98,7 +94,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     say more than a tagger's own classes.
     """
     network, model = _network(run, name), run.model(name)
-    train, valid = (read_by(run, name, data[split], run.clips) for split in ("train", "valid"))
+    train, valid = (read_by(run, name, data[split]) for split in ("train", "valid"))
     fitted = _fitted(network, train)
     rows = _rows(run, train) if fitted.any() else None
     first = run.new_state(name)
@@ -133,16 +129,21 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
 def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
     """What head `name` teaches: logits of the windows of each training clip, float32 [windows, events].
 
-    Those of a labelled clip are from a head that was fitted without its fold of groups: its own would repeat
-    its labels.  Where all positives of an event are in one fold, they are from the head itself.  Penalties
-    and maxima over windows distort posteriors, so logits get a slope and an offset per event, by logistic
-    regression of the labels on the maxima.
+    Those of a labelled clip, or of a view of it, are from a head that was fitted without its fold of groups:
+    its own would repeat its labels.  Where all positives of an event are in one fold, they are from the head
+    itself.  Penalties and maxima over windows distort posteriors, so logits get a slope and an offset per
+    event, by logistic regression of the labels on the maxima.
     """
-    train, model = read_by(run, name, train, run.clips), run.model(name)
+    train, model = read_by(run, name, train), run.model(name)
     variables, apply = run.best_variables(name), jax.jit(partial(model.apply, method="step_logits"))
     logits = [_window_logits(apply, variables, features) for features in train.features]
     if variables["fitted"]["events"].any():
-        folds, rows, start = _folds(run, train), _rows(run, train), run.new_state(name).params
+        folds, rows, start = (
+            folds_of(train, run.config.recipe.seed),
+            _rows(run, train),
+            run.new_state(name).params,
+        )
+        fold_of = {train.clips[clip].group: fold for clip, fold in zip(train.labelled, folds)}
         positive = train.targets[train.labelled] == 1
         spread = np.array([len(set(folds[column])) > 1 for column in positive.T])
         of_rows = folds[np.searchsorted(train.labelled, _fitted_on(train))]
@@ -150,9 +151,10 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
         for fold in track(different, len(different), f"{name}: cross-fitting"):
             weights = rows.weights * (of_rows != fold)
             params, _ = _fit(model, start, {"fitted": variables["fitted"]}, rows._replace(weights=weights))
-            for clip in train.labelled[folds == fold]:
-                others = _window_logits(apply, variables | {"params": params}, train.features[int(clip)])
-                logits[clip] = np.where(spread, others, logits[clip])
+            for place, clip in enumerate(train.clips):
+                if fold_of.get(clip.group) == fold:
+                    others = _window_logits(apply, variables | {"params": params}, train.features[place])
+                    logits[place] = np.where(spread, others, logits[place])
     clips = np.stack([each.max(axis=0) for each in logits])
     slope, offset = calibration(clips[train.labelled], train.targets[train.labelled])
     return [slope * each + offset for each in logits]
@@ -202,11 +204,10 @@ def bytes_of_taggers(network: HeadConfig) -> int:
     return sum(file.stat().st_size for files in models for file in files)
 
 
-def _inputs(run: Run, name: str, dataset: Dataset, clips: Sequence[Clip]) -> HeadInputs:
+def _inputs(run: Run, name: str, dataset: Dataset) -> HeadInputs:
     """The outputs of head `name`'s taggers on the clips of `dataset`, not yet projected."""
-    by_name = {clip.name: clip for clip in clips}
-    chosen, channel = [by_name[each] for each in dataset.names], run.config.data.channel
-    taggers = [run_tagger(Path(each), chosen, run.cache, channel) for each in _network(run, name).taggers]
+    channel, paths = run.config.data.channel, map(Path, _network(run, name).taggers)
+    taggers = [run_tagger(path, dataset.clips, run.cache, channel) for path in paths]
     return HeadInputs(taggers, dataset.events)
 
 
@@ -231,13 +232,13 @@ def _fitted_on(train: Dataset) -> np.ndarray:
 def _rows(run: Run, train: Dataset) -> Rows:
     """The windows of the clips to fit on."""
     assert isinstance(train.features, HeadInputs)
-    clock, by_name = train.features.clock, {clip.name: clip for clip in run.clips}
+    clock = train.features.clock
     chosen = [int(clip) for clip in _fitted_on(train)]
     inputs = [train.features[clip] for clip in chosen]
     counts = [len(each) for each in inputs]
     positive, negative, strong = [], [], []
     for clip, count in zip(chosen, counts):
-        annotations = by_name[train.names[clip]].annotations
+        annotations = train.clips[clip].annotations
         strong.append(annotations is not None and bool(clock.hop))
         overlap = np.zeros((count, len(train.events)), np.float32)
         enough = np.zeros_like(overlap)
@@ -262,19 +263,18 @@ def _rows(run: Run, train: Dataset) -> Rows:
     )
 
 
-def _folds(run: Run, train: Dataset) -> np.ndarray:
+def folds_of(train: Dataset, seed: int) -> np.ndarray:
     """The fold of each labelled training clip: groups stay together, and positives are spread evenly."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    group = {clip.name: clip.group for clip in run.clips}
-    groups = [group[train.names[clip]] for clip in train.labelled]
+    groups = [train.clips[clip].group for clip in train.labelled]
     kinds = [str(row) for row in train.targets[train.labelled].astype(int).tolist()]
     count = min(_FOLDS, len(set(groups)))
     if max(Counter(kinds).values()) < count:  # no kind has a clip for each fold
         kinds = [""] * len(kinds)
     folds = np.zeros(len(groups), int)
     if count > 1:
-        split = StratifiedGroupKFold(count, shuffle=True, random_state=run.config.recipe.seed)
+        split = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
         with warnings.catch_warnings():  # of kinds with fewer members than folds
             warnings.simplefilter("ignore", UserWarning)
             for fold, (_, held_out) in enumerate(split.split(groups, kinds, groups)):

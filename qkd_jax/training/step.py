@@ -13,24 +13,34 @@ from qkd_jax.models.build import Model
 from qkd_jax.run_folder.state import TrainState, make_optimizer, ramp_factor
 
 Batch = Mapping[str, Any]
-Loss = Callable[[jax.Array, Batch], jax.Array]
+Loss = Callable[[Any, Batch], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, loss: Loss, *, ema_decay: float = 0.0
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    ema_decay: float = 0.0,
+    method: str = "__call__",
 ) -> TrainStep:
     """The jitted update (state, batch) -> (state, metrics) of a clip model; the state's buffers are donated.
 
-    `loss(logits, batch)` is a scalar; `batch` holds `features` [batch, frames, mels] and the inputs of
-    the loss.  Metrics: `loss`, and `grad_norm` before clipping.  If the state has a moving average, it decays
-    by `ema_decay`, in update t at most by (1 + t) / (10 + t), so that initial values fade quickly.
+    `loss(logits, batch)` is a scalar of what the model's `method` gives; `batch` holds `features` [batch,
+    frames, mels] and the inputs of the loss.  Metrics: `loss`, and `grad_norm` before clipping.  If the state
+    has a moving average, it decays by `ema_decay`, in update t at most by (1 + t) / (10 + t), so that initial
+    values fade quickly.
     """
 
     def train_step(state, batch):
         def objective(params):
             logits, updated = model.apply(
-                {"params": params, **state.variables}, batch["features"], train=True, mutable=["batch_stats"]
+                {"params": params, **state.variables},
+                batch["features"],
+                train=True,
+                mutable=["batch_stats"],
+                method=method,
             )
             return loss(logits, batch), updated
 

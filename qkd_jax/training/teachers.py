@@ -11,7 +11,7 @@ from qkd_jax.data.arrays import read_npy, read_npz
 from qkd_jax.data.batches import EmbeddingTargets, StepTargets, tiled
 from qkd_jax.data.cache import read_entry
 from qkd_jax.data.clips import Clip
-from qkd_jax.data.dataset import Dataset, clips_of
+from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.features import mean_and_std
 from qkd_jax.data.logits import StepLogits, read_logits, read_step_logits, write_logits, write_step_logits
 from qkd_jax.distill.embeddings import tagger_embeddings
@@ -69,8 +69,7 @@ def _file_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     path, file = run.teacher_file(teacher), Path(teacher)
     if lacking(path):
         if file.suffix == ".toml":
-            clips = clips_of(run.config, run.clips, "train", unlabelled=True)
-            logits = tagger_logits(file, clips, train.events, run.cache, run.config.data.channel)
+            logits = tagger_logits(file, train.clips, train.events, run.cache, run.config.data.channel)
         else:
             logits = read_logits(file, train.names, train.events)
         unknown = [event for event, column in zip(train.events, logits.T) if np.isnan(column).any()]
@@ -176,7 +175,7 @@ def _network_step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> St
 def _head_step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepLogits:
     """Those of a head, cross-fitted; the steps of clips shorter than the others are repeated."""
     network = _network(run, teacher)
-    valid, train = (read_by(run, teacher, data[split], run.clips) for split in ("valid", "train"))
+    valid, train = (read_by(run, teacher, data[split]) for split in ("valid", "train"))
     precision = average_precision(
         valid.targets, head_logits(run, teacher, valid, run.best_variables(teacher))
     )
@@ -224,9 +223,8 @@ def write_embeddings(run: Run, name: str, train: Dataset) -> None:
     network: Any = run.config.models[name].network
     steps = np.arange(network.steps(run.config.frames))
     if is_file(source):
-        clips = [clip for clip in run.clips if clip.split == "train"]
-        entries, hop = tagger_embeddings(Path(source), clips, run.cache, run.config.data.channel)
-        embeddings = [_of_part(clip, read_entry(entry), hop) for clip, entry in zip(clips, entries)]
+        entries, hop = tagger_embeddings(Path(source), train.clips, run.cache, run.config.data.channel)
+        embeddings = [_of_part(clip, read_entry(entry), hop) for clip, entry in zip(train.clips, entries)]
         most = max(map(len, embeddings))
         rows = np.stack([np.resize(each, (most, each.shape[1])) for each in embeddings])
         first, step = step_clock(run.config.features, network)

@@ -1,0 +1,134 @@
+"""Views: what is drawn, how they sound, and the files that hold them."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from qkd_jax.config import ViewConfig
+from qkd_jax.data.views import View, draw, make_views, samples_of_view
+from qkd_jax.errors import InputError
+from tests.recordings import clip, noise, record
+
+RATE = 16_000
+PLAIN = ViewConfig(count=1, speed=0.0, filters=0.0, gain=0.0, mixtures=0.0)
+CLIPS = [clip(f"{index}.wav", group=f"g{index // 2}") for index in range(12)]
+
+
+def tone(frequency, seconds=1.0, level=0.1):
+    return level * np.sin(2 * np.pi * frequency / RATE * np.arange(round(seconds * RATE))).astype(np.float32)
+
+
+def spectrum(samples):
+    return np.abs(np.fft.rfft(samples)) / len(samples)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 4), st.lists(st.integers(0, 3), min_size=12, max_size=12))
+def test_each_clip_has_its_views_mixed_with_others_of_its_fold(seed, count, folds):
+    views = draw(CLIPS, folds, count, 0.7, seed)
+    assert [view.sources[0] for view in views] == CLIPS * count
+    assert len({view.seed for view in views}) == len(views)
+    for view in views:
+        assert len({folds[CLIPS.index(each)] for each in view.sources}) == 1
+        assert len(set(view.sources)) == len(view.sources) <= 2
+    assert draw(CLIPS, folds, count, 0.7, seed) == views != draw(CLIPS, folds, count, 0.7, seed + 1)
+
+
+def test_the_share_of_mixtures_is_as_set():
+    clips = [clip(str(index)) for index in range(500)]
+    views = draw(clips, [0] * 500, 2, 0.3, 0)
+    assert 0.26 < np.mean([len(view.sources) == 2 for view in views]) < 0.34
+
+
+def test_without_changes_a_view_is_its_recording_rolled(tmp_path):
+    samples = noise(4000)
+    own = record(tmp_path, "x.wav", samples)
+    view = samples_of_view(View((own,), (0, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    start = int(np.abs(view - samples[0]).argmin())
+    assert start
+    assert_allclose(np.roll(view, -start), samples, atol=1e-5)
+
+
+def test_a_mixture_is_the_sum_of_both_and_the_shorter_is_repeated(tmp_path):
+    first, second = record(tmp_path, "a.wav", tone(500, 2.0)), record(tmp_path, "b.wav", tone(2000, 0.5))
+    view = samples_of_view(View((first, second), (3, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    assert len(view) == 2 * RATE
+    assert_allclose(spectrum(view)[[1000, 4000]], [0.05, 0.05], rtol=1e-3)
+
+
+def test_a_loud_mixture_is_scaled_to_full_scale(tmp_path):
+    both = tuple(record(tmp_path, name, np.full(1600, 0.8, np.float32)) for name in ("a.wav", "b.wav"))
+    view = samples_of_view(View(both, (0, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    assert_allclose(view, 1, atol=1e-5)
+
+
+def test_speeds_gains_and_filters_are_within_their_bounds(tmp_path):
+    config = replace(PLAIN, speed=0.2, gain=3.0, filters=4.0)
+    own, found = record(tmp_path, "x.wav", tone(1000, 2.0)), []
+    for seed in range(60):
+        view = samples_of_view(View((own,), (seed, 0, 0)), config, seconds=1.0, rate=RATE)
+        assert len(view) == RATE
+        # Within the view: where a shift joins its ends, a tone has a click.
+        peak = np.abs(np.fft.rfft(view * np.hanning(RATE))).argmax()
+        found.append((peak / 1000, 10 * np.log10(np.mean(np.square(view)) / (0.1**2 / 2))))
+    speed, decibels = np.transpose(found)
+    assert 1 / 1.21 < speed.min() < 0.87 and 1.15 < speed.max() < 1.21
+    assert 4 < np.abs(decibels).max() < 7.2
+
+
+def test_views_are_made_once_and_are_clips_without_labels(tmp_path):
+    clips = [record(tmp_path, f"{index}.wav", noise(8000, index), group="g") for index in range(4)]
+    config = ViewConfig(count=2)
+    views = draw(clips, [0, 0, 1, 1], 2, 0.7, 5)
+
+    def made(views=views, config=config, **changed):
+        settings = {"seconds": 0.4, "rate": RATE} | changed
+        return make_views(views, config, tmp_path / "views", **settings)
+
+    first = made()
+    assert [each.name for each in first] == [f"view:{n}:{i}.wav" for n in (1, 2) for i in range(4)]
+    assert {(each.group, each.labelled, each.split, each.labels) for each in first} == {
+        ("g", False, "train", frozenset())
+    }
+    for view, each in zip(views, first):
+        samples, rate = soundfile.read(each.path)
+        assert rate == RATE
+        expected = samples_of_view(view, config, seconds=0.4, rate=RATE)
+        assert_allclose(samples, expected, atol=1.1 / 2**15)
+    times = [each.path.stat().st_mtime_ns for each in first]
+    assert made() == first and [each.path.stat().st_mtime_ns for each in first] == times
+    # Fewer views are the same ones; other settings or recordings give others.
+    assert made(views[:4], replace(config, count=1)) == first[:4]
+    for other in (made(config=replace(config, gain=1.0)), made(seconds=0.3), made(rate=8000)):
+        assert not {each.path for each in other} & {each.path for each in first}
+    os.utime(clips[0].path, ns=(0, 0))
+    same = [a.path == b.path for a, b in zip(first, made())]
+    assert same == [clips[0] not in view.sources for view in views]
+
+
+def test_a_view_of_a_part_holds_nothing_else_of_the_recording(tmp_path):
+    samples = np.concatenate([noise(8000), tone(1000, 0.5), noise(8000, 1)])
+    part = replace(record(tmp_path, "x.wav", samples), part=(0.5, 1.0))
+    view = samples_of_view(View((part,), (1, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    assert_allclose(np.sort(view), np.sort(samples[8000:16000]), atol=1e-5)
+
+
+def test_a_recording_that_has_gone_is_named(tmp_path):
+    views = [View((clip("gone.wav", root=tmp_path),), (0, 0, 0))]
+    with pytest.raises(InputError, match=r"gone\.wav: expected a recording"):
+        make_views(views, PLAIN, tmp_path / "views", seconds=1.0, rate=RATE)
+    assert not list((tmp_path / "views").rglob("*.flac"))
+
+
+def test_equal_seeds_give_equal_samples(tmp_path):
+    clips = tuple(record(tmp_path, f"{index}.wav", noise(8000, index)) for index in range(2))
+    first, second = (
+        samples_of_view(View(clips, (1, 2, 3)), ViewConfig(), seconds=0.3, rate=RATE) for _ in range(2)
+    )
+    assert_array_equal(first, second)
