@@ -160,7 +160,7 @@ def with_classes(loss: Loss, weight: float, prior: jax.Array) -> Loss:
 
     The student's logits of classes are relative to the prior: most classes are rare.
     """
-    offset = jax.scipy.special.logit(prior)
+    offset = jax.scipy.special.logit(prior)[None]
 
     def both(logits: Logits, batch: Mapping[str, Any]) -> jax.Array:
         assert logits.classes is not None

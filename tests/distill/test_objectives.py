@@ -5,11 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.special import expit, rel_entr
 from sklearn.metrics import log_loss
 
 from qkd_jax.config import CRNNConfig, LSTMConfig
 from qkd_jax.distill import objectives
-from qkd_jax.distill.objectives import distillation_loss, fuse, fusion_weights, positive_weights, weighted_bce
+from qkd_jax.distill.objectives import (
+    class_loss,
+    distillation_loss,
+    fuse,
+    fusion_weights,
+    positive_weights,
+    weighted_bce,
+)
 from qkd_jax.models.common import Logits
 from tests.networks import timed_batch
 
@@ -113,6 +121,16 @@ def test_extreme_logits_give_finite_losses_and_gradients(form):
     assert loss == pytest.approx((0.5 * soft + 0.5 * 1e4) / 2)
     assert np.isfinite(gradient).all()
     assert (np.sign(gradient) == [[1, -1, 0, 0]]).all()
+
+
+def test_the_class_loss_is_the_divergence_of_each_class_summed():
+    rng = np.random.default_rng(0)
+    p, z = rng.uniform(0.001, 0.999, (4, 50)).astype(np.float32), rng.normal(0, 3, (4, 50)).astype(np.float32)
+    own = expit(z.astype(np.float64))
+    expected = (rel_entr(p, own) + rel_entr(1 - p.astype(np.float64), 1 - own)).sum(axis=1).mean()
+    assert_allclose(class_loss(jnp.asarray(z), jnp.asarray(p)), expected, rtol=1e-4)
+    same = jnp.asarray(np.log(p / (1 - p.astype(np.float64))), jnp.float32)
+    assert_allclose(class_loss(same, jnp.asarray(p)), 0, atol=1e-4)
 
 
 def test_unknown_forms_and_rules_are_refused():

@@ -158,11 +158,12 @@ def test_bytes_and_multiply_adds_of_crnns(trunk, ranges):
     assert row["bytes"] == packed + READ * quant.output // 8 + 4 * (floats + BIASES + numbers)
 
 
-def test_an_embedding_layer_costs_nothing():
+def test_a_layer_that_only_guides_training_costs_nothing():
     quant = QuantConfig.paper(4)
     for config in (SMALL, dataclasses.replace(SMALL, quant=quant)):
         assert crnn_cost(config, embedding=50) == crnn_cost(config)
-    assert packed_bytes({"gru": {}, "embedding": {"kernel": jnp.zeros(7)}}, quant) == 0
+    for guide in ("embedding", "classes"):
+        assert packed_bytes({"gru": {}, guide: {"kernel": jnp.zeros(7)}}, quant) == 0
 
 
 def test_a_densenet_is_not_packed():

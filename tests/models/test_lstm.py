@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -75,6 +76,30 @@ def test_logits_of_clips_and_steps_are_those_of_the_scan_by_hand(pooling, layers
     np.testing.assert_allclose(logits.steps, steps, atol=1e-5)
     np.testing.assert_allclose(logits.clip, apply(variables, FEATURES), atol=1e-6)
     assert logits.embedding is None
+
+
+@pytest.mark.parametrize("quant", [FLOAT, PAPER8, QuantConfig.integer(8)], ids=["float", "paper", "integer"])
+def test_logits_of_classes_are_the_states_weighted_by_a_softmax_over_time(quant):
+    """The states are those of the events' logits, read in float; events and steps don't depend on classes."""
+    config = LSTMConfig(hidden_size=8, pooling="attention", quant=quant)
+    model, plain = build_model(config, events=3, classes=5), build_model(config, events=3)
+    variables = jax.jit(model.init)(jax.random.key(1), FEATURES) | {"norm": NORM}
+    logits, own = (jax.jit(functools.partial(m.apply, method="step_logits")) for m in (model, plain))
+    found, without = logits(variables, FEATURES), own(variables, FEATURES)
+    np.testing.assert_array_equal(found.clip, without.clip)
+    np.testing.assert_array_equal(found.steps, without.steps)
+    assert without.classes is None
+    # An output layer that is the identity gives the states themselves.
+    params, identity = variables["params"], {"w": jnp.eye(8), "b": jnp.zeros(8)}
+    read = quant if quant.scheme == "integer" else dataclasses.replace(quant, output=32)
+    wide = build_model(dataclasses.replace(config, pooling="last", quant=read), events=8)
+    step_logits = jax.jit(functools.partial(wide.apply, method="step_logits"))
+    states = step_logits(variables | {"params": params | {"output": identity}}, FEATURES).steps
+    layer, states = jax.tree.map(np.float64, params["classes"]), np.float64(states)
+    steps, scores = (states @ layer[n]["kernel"] + layer[n]["bias"] for n in ("output", "attention"))
+    weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    tolerance = 0.03 if quant == QuantConfig.integer(8) else 1e-5  # there, an output layer is of 8 bits
+    np.testing.assert_allclose(found.classes, (weights * steps).sum(axis=1), atol=tolerance)
 
 
 def front(variables, quant, *, train):

@@ -362,12 +362,13 @@ def test_exponents_are_neither_averaged_nor_taken_over_and_it_learns():
         started = started_from(state, earlier)
         assert_equal(started.model, {**other, **constant(own)})
         assert_equal(started.average, moved(other))
-    # The embedding layer is taken over if its shape fits, and keeps its initial values otherwise.
-    with_embedding = dataclasses.replace(state, params=params | {"embedding": {"w": jnp.zeros((4, 2))}})
-    for theirs, expected in ((jnp.ones((4, 2)), 1), (jnp.ones((4, 3)), 0)):
-        before = {**other, "params": {**other["params"], "embedding": {"w": theirs}}}
-        np.testing.assert_array_equal(started_from(with_embedding, before).params["embedding"]["w"], expected)
-    assert not started_from(with_embedding, other).params["embedding"]["w"].any()
+    # A layer that only guides training is taken over if its shape fits, and keeps its own values otherwise.
+    for guide in ("embedding", "classes"):
+        guided = dataclasses.replace(state, params=params | {guide: {"w": jnp.zeros((4, 2))}})
+        for theirs, expected in ((jnp.ones((4, 2)), 1), (jnp.ones((4, 3)), 0)):
+            before = {**other, "params": {**other["params"], guide: {"w": theirs}}}
+            np.testing.assert_array_equal(started_from(guided, before).params[guide]["w"], expected)
+        assert not started_from(guided, other).params[guide]["w"].any()
 
     def loss(y, batch):
         return jnp.square(y - batch["y"]).mean()

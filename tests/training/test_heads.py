@@ -22,15 +22,18 @@ from qkd_jax.config import (
     ManifestData,
     ModelConfig,
     RunConfig,
+    ViewConfig,
 )
 from qkd_jax.data.clips import KINDS, Annotation, targets
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, read_step_logits
-from qkd_jax.distill.tagger import tagger_logits
-from qkd_jax.run_folder.log import read_log
+from qkd_jax.distill.tagger import run_tagger, tagger_logits
+from qkd_jax.errors import InputError
+from qkd_jax.run_folder.log import read_epochs, read_log
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system import isolation
 from qkd_jax.training import heads, loop
+from qkd_jax.training.classes import read_classes
 from qkd_jax.training.heads import (
     calibration,
     cross_fitted,
@@ -65,13 +68,15 @@ class Given:
         monkeypatch.setattr(heads, "run_tagger", run_tagger)
         kind = np.array([KINDS.index(each.kind) for each in clips], np.int8)
         names = [each.name for each in clips]
-        self.data = Dataset(names, [], targets(clips, events), events, kind, seconds=[3.0] * len(clips))
+        self.data = Dataset(
+            names, [], targets(clips, events), events, kind, seconds=[3.0] * len(clips), clips=clips
+        )
         splits = {"train": self.data, "valid": self.data}
         load_heads(self.run, splits)
         train_head(self.run, "head", splits)
         self.variables = self.run.best_variables("head")
         self.params = {name: np.asarray(leaf, np.float64) for name, leaf in self.variables["params"].items()}
-        self.inputs = read_by(self.run, "head", self.data, clips)
+        self.inputs = read_by(self.run, "head", self.data)
 
     @property
     def logits(self):
@@ -266,6 +271,19 @@ def test_clips_of_a_group_share_a_fold(tmp_path, monkeypatch):
     assert (auc(labels, made.taught()) < 0.7).all()
 
 
+def test_views_are_taught_by_heads_that_know_neither_source(tmp_path, monkeypatch):
+    """The inputs of a view name its group, which has labels of its own; a view has none."""
+    rng = np.random.default_rng(5)
+    group = np.r_[np.repeat(np.arange(30), 3), np.arange(30)]
+    labels, x = rng.integers(0, 2, (30, 3))[group], 10 * np.eye(30)[group][:, None]
+    x, labelled = x + rng.normal(0, 0.1, x.shape), np.arange(120) < 90
+    names = [f"g{each}" for each in group]
+    clips = clips_of(labels * labelled[:, None], group=names, labelled=labelled.tolist())
+    made = Given(tmp_path, monkeypatch, clips, x, penalties=(1e-4,))
+    assert (auc(labels[90:], made.logits[90:]) > 0.99).all()
+    assert (auc(labels[90:], made.taught()[90:]) < 0.7).all()
+
+
 def test_an_event_of_one_group_is_taught_by_the_head_itself(tmp_path, monkeypatch):
     """A head that is fitted without the only group that has an event would deny it."""
     rng = np.random.default_rng(9)
@@ -386,10 +404,9 @@ def heads_on_demo(tiny_config, tmp_path_factory, untried):
         "student": ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("head",)),
     }
     data = DemoData(clip_seconds=0.4, counts=(48, 16, 20))
-    recipe = ClipRecipe(batch_size=8, epochs=1)
-    return lambda runs: tiny_config(
-        runs, cache=str(folder / "cache"), models=models, data=data, recipe=recipe
-    )
+    recipe = ClipRecipe(batch_size=8, epochs=1, class_weight=0.1)
+    settings = {"models": models, "data": data, "recipe": recipe, "views": ViewConfig(count=1)}
+    return lambda runs: tiny_config(runs, cache=str(folder / "cache"), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -409,12 +426,30 @@ def test_heads_are_rows_of_the_results_with_the_bytes_of_their_taggers(whole):
     assert rows["student"]["multiply_adds"] > 0
     report = (whole.folder / "report.html").read_text()
     assert all(f">{name}<" in report for name in rows)
-    taught = read_logits(
-        whole.model_folder("head") / "teaching.npz",
-        [each.name for each in whole.clips if each.split == "train"],
-        whole.config.data.events,
-    )
-    assert np.isfinite(taught).all() and taught.std() > 0
+
+
+def test_a_head_teaches_the_recordings_and_a_view_of_each(whole):
+    clips = [each.name for each in whole.clips if each.split == "train"]
+    views, path = [f"view:1:{name}" for name in clips], whole.model_folder("head") / "teaching.npz"
+    taught = read_logits(path, [*clips, *views], whole.config.data.events)
+    assert len(taught) == 2 * len(clips) and np.isfinite(taught).all()
+    assert (np.abs(taught[: len(clips)] - taught[len(clips) :]) > 1e-3).any(axis=1).mean() > 0.9
+    # A pass is over both, in batches of 8.
+    assert read_epochs(whole.model_folder("student"))[-1]["step"] == 2 * len(clips) // 8
+
+
+def test_a_student_learns_the_classes_that_are_heard_and_is_deployed_without_them(whole):
+    clips = [each for each in whole.clips if each.split == "train"]
+    tagger = Path(whole.config.models["head"].network.taggers[0])
+    heard = run_tagger(tagger, clips, whole.cache)
+    posteriors = np.stack([heard.outputs(clip)[:, :4].max(axis=0) for clip in range(len(clips))])
+    learned = read_classes(whole, "student", 2 * len(clips))[: len(clips)]
+    expected = np.clip(posteriors, 1e-3, 1 - 1e-3)
+    assert learned.shape[1] == whole.classes("student") == 4
+    assert_allclose(learned, expected, atol=1e-3)
+    assert whole.best_variables("student")["params"]["classes"]["output"]["kernel"].shape == (4, 4)
+    with pytest.raises(InputError, match=r"classes\.npz: expected posteriors of 3 clips"):
+        read_classes(whole, "student", 3)
 
 
 def test_zero_shot_results_are_those_of_the_taggers_classes(whole):
