@@ -16,8 +16,8 @@ from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
 
 _LEAST = 1e-3  # of a posterior: at 0, its logit would be minus infinity
-_HEARD, _SHARE = 0.1, 0.005
-"""A class is learned if its posterior is above `_HEARD` in at least this share of the training clips."""
+_PRESENT, _SHARE = 0.1, 0.005
+"""A class is learned if its posterior is above `_PRESENT` in at least this share of the training clips."""
 
 
 def write_classes(run: Run, name: str, train: Dataset) -> None:
@@ -34,7 +34,7 @@ def write_classes(run: Run, name: str, train: Dataset) -> None:
         if tagger.config.classes is not None:
             logits = [tagger.logits(tagger.outputs(clip)).max(axis=0) for clip in range(len(train.names))]
             posteriors = np.clip(1 / (1 + np.exp(-np.stack(logits))), _LEAST, 1 - _LEAST)
-            columns.append(posteriors[:, (posteriors > _HEARD).mean(axis=0) >= _SHARE].astype(np.float16))
+            columns.append(posteriors[:, (posteriors > _PRESENT).mean(axis=0) >= _SHARE].astype(np.float16))
     classes = np.concatenate(columns, axis=1)
     with whole_file(path) as file:
         np.savez(file, classes=classes, size=classes.shape[1])

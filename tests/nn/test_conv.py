@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qkd_jax.nn.conv import conv_frames
 from tests.oracles import recovered
@@ -129,6 +131,26 @@ def test_the_path_for_single_channels_equals_xlas_convolution(channels, outputs,
     dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, w, x).shape), jnp.float32)
     for got, expected in zip(both(fast, w, x, dy), both(plain, w, x, dy), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    st.sampled_from([3, 5]),
+    st.booleans(),
+)
+def test_the_gradient_by_phase_equals_xlas(strides, shape, size, pad_time):
+    rng, half = np.random.default_rng(0), size // 2
+    w = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+    padding = [(half * pad_time, half * pad_time), (half, half)]
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
+    y, plain = jax.vjp(lambda x: jax.lax.conv_general_dilated(x, w, strides, padding, **layout), x)
+    found, by_phase = jax.vjp(lambda x: conv_frames(w, x, strides=strides, pad_time=pad_time), x)
+    np.testing.assert_allclose(found, y, atol=1e-4)
+    dy = jnp.asarray(rng.normal(size=y.shape), jnp.float32)
+    np.testing.assert_allclose(by_phase(dy)[0], plain(dy)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
