@@ -2,6 +2,7 @@
 
 All but the float student use the integer-only scheme (docs/integer.md).  Training clips are shifted, changed
 in level and mixed, and labels and the teachers' posteriors with them; the latter have most of the weight.
+With a head for a teacher, students also learn from views and all classes of its taggers (docs/teachers.md).
 Figures on real recordings: docs/results/own.md.
 
 qkd-jax train small --data.root DIR --teacher yamnet.toml

@@ -10,13 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from qkd_jax.config import AugmentConfig, FeatureConfig
 
-_FILTER, _GAIN, _MIXTURE, _MIXUP = (
-    6,
-    5,
-    4,
-    3,
-)  # folded into the key, apart from the keys that are split from it
-_CORNERS = 6
+_GAIN, _MIXTURE, _MIXUP = 5, 4, 3  # folded into the key, apart from the keys that are split from it
 
 
 def augment(
@@ -36,8 +30,6 @@ def augment(
         features = time_shift(shift_key, features, config.time_shift)
     if config.gain:
         features = change_levels(jax.random.fold_in(key, _GAIN), features, config.gain, floor)
-    if config.filters:
-        features = change_bands(jax.random.fold_in(key, _FILTER), features, config.filters, floor)
     if config.mixup:
         features, labels = mixup(mixup_key, features, labels, config.mixup, _is_mixed(key, config))
     if config.mixtures:
@@ -83,9 +75,6 @@ def augment_frames(
     if config.gain:
         key_of_gain = jax.random.fold_in(key, _GAIN)
         batch["features"] = change_levels(key_of_gain, batch["features"], config.gain, floor)
-    if config.filters:
-        key_of_filter = jax.random.fold_in(key, _FILTER)
-        batch["features"] = change_bands(key_of_filter, batch["features"], config.filters, floor)
     kinds = slice(strong), slice(strong, strong + weak)
 
     def mix_kinds(key: PRNGKeyArray, mix: Callable[..., Any]) -> dict[str, jax.Array]:
@@ -157,21 +146,6 @@ def change_levels(
     """
     power = _power(key, len(features), largest)
     return _logarithm(power * _energy(features, floor), floor)
-
-
-def change_bands(
-    key: PRNGKeyArray, features: Float[Array, "batch frames mel"], largest: float, floor: float
-) -> Float[Array, "batch frames mel"]:
-    """Filter each clip: FilterAugment (Nam et al. 2022), its linear kind, with fixed corners.
-
-    The gain is uniform in ±`largest` dB at six corners, equally far apart on the mel scale, and linear in dB
-    between them.
-    """
-    batch, _, mels = features.shape
-    decibels = jax.random.uniform(key, (batch, _CORNERS), minval=-largest, maxval=largest)
-    places, corners = jnp.linspace(0, 1, mels), jnp.linspace(0, 1, _CORNERS)
-    gains = jax.vmap(partial(jnp.interp, places, corners))(decibels)
-    return _logarithm(10 ** (gains[:, None] / 10) * _energy(features, floor), floor)
 
 
 def mixture(

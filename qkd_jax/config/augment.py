@@ -31,8 +31,6 @@ class AugmentConfig:
     """Probability of mixup per batch."""
     gain: Decibels = 0.0
     """Largest change of a clip's level, up or down, in dB."""
-    filters: Decibels = 0.0
-    """Largest change of a band's level, up or down, by a smooth filter (FilterAugment, Nam et al. 2022)."""
     mixtures: Share = 0.0
     """Share of clips that another is added to, as two sounds at once: energies are added."""
     mixture_gain: Decibels = 6.0
@@ -46,12 +44,12 @@ class AugmentConfig:
     def on(self) -> bool:
         """Whether any augmentation is on."""
         masks = self.time_masks or self.mel_masks
-        return bool(self.time_shift or masks or self.mixup or self.gain or self.filters or self.mixtures)
+        return bool(self.time_shift or masks or self.mixup or self.gain or self.mixtures)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ViewConfig:
-    """Views: new recordings made from those for training, which teachers label and students learn from.
+    """Views: new recordings made from those for training, which heads label and students learn from.
 
     A view is a recording at another speed and level, filtered and shifted, and mostly with another added.
     """

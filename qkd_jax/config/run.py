@@ -219,11 +219,10 @@ class RunConfig:
 
     @property
     def makes_views(self) -> bool:
-        """Whether there are views: for students of heads, unless a file of logits teaches, which has none."""
+        """Whether there are views: if heads are the only teachers, since other logits don't cover them."""
         teachers = {teacher for model in self.models.values() for teacher in model.teachers}
         heads = {name for name, model in self.models.items() if isinstance(model.network, HeadConfig)}
-        files = any(teacher.endswith(".npz") for teacher in teachers)
-        return self.views.count > 0 and bool(teachers & heads) and not files
+        return self.views.count > 0 and bool(teachers) and teachers <= heads
 
     def model(self, name: str) -> ModelConfig:
         """Model `name`, with the recipe's settings where it sets none."""

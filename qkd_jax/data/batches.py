@@ -54,9 +54,9 @@ def clip_batches(
 
     A batch holds `features` [batch, frames, mels], a random part of each longer clip, each shorter one
     `tiled`; `labels` [batch, events]; and, if given, `teacher_logits` [batch, events] and `classes`,
-    posteriors [batch, classes].  With `unlabelled`,
-    unlabelled clips are shuffled among the others, and `labelled` [batch] is 0 for them and 1 for others; it
-    is missing if there are none.  With several processes, each gets an equal share of a batch's rows.
+    posteriors [batch, classes].  With `unlabelled`, unlabelled clips are shuffled among the others, and
+    `labelled` [batch] is 0 for them and 1 for others; it is missing if there are none.  With several
+    processes, each gets an equal share of a batch's rows.
     """
 
     def crop(example: Batch, rng: np.random.Generator) -> Batch:

@@ -36,7 +36,7 @@ class Entries(Sequence[Path]):
 
     def __init__(self, cache: Path, digests: np.ndarray):
         self.cache, self.digests = cache, digests
-        self.spare = None if _is_writable(cache) else _temporary_folder()
+        self.spare = None if (folder := writable(cache)) == cache else folder
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -48,9 +48,10 @@ class Entries(Sequence[Path]):
         return in_cache if self.spare is None or os.path.exists(in_cache) else self.spare / name
 
 
-def _is_writable(folder: Path) -> bool:
-    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))
-    return os.access(existing, os.W_OK | os.X_OK)
+def writable(cache: Path) -> Path:
+    """`cache`, or if that is read-only, a temporary folder of this process."""
+    existing = next(each for each in (cache.absolute(), *cache.absolute().parents) if os.path.exists(each))
+    return cache if os.access(existing, os.W_OK | os.X_OK) else _temporary_folder()
 
 
 @functools.cache
@@ -120,7 +121,7 @@ def cached(
 
 
 def digest(recording: Path, settings: str) -> str:
-    """What identifies an entry: 32 hexadecimal digits, others for other `settings` or another recording."""
+    """32 hexadecimal digits for `settings` and a recording's path, size and modification time."""
     try:
         status = recording.stat()
         identity = f"{status.st_size} {status.st_mtime_ns}"

@@ -21,7 +21,7 @@ class Dataset:
 
     `targets` are 0 for unlabelled clips.  `kind` int8 [clips] is an index of `KINDS`: 0 strong, 1 weak,
     2 unlabelled.  For timed events alone, each clip has `annotations` of `events`, none unless it is strong,
-    and `seconds`, the length of its recording.  `clips` are as the run lists them.
+    and `seconds`, the length of its recording.  `clips` has the recordings.
     """
 
     names: list[str]
@@ -53,7 +53,12 @@ def load_split(
     used, if there are no labelled clips, if an event has no positive or no negative clip, or, for timed
     events, if a clip of another split than `train` has no annotations, or an event no length.
     """
-    chosen = clips_of(config, clips, split, unlabelled=unlabelled)
+    also: tuple[str, ...] = (UNLABELLED, VIEW) if unlabelled else ()
+    chosen = [
+        clip
+        for clip in clips
+        if clip.split == split and (config.timed or clip.labelled or clip.name.startswith(also))
+    ]
     entries, bad = cached_features(chosen, config.features, cache, config.data.channel)
     if bad:
         raise InputError(*list_bad(bad, len(chosen)))
@@ -78,16 +83,6 @@ def load_split(
         seconds=seconds,
         clips=chosen,
     )
-
-
-def clips_of(config: RunConfig, clips: Sequence[Clip], split: str, *, unlabelled: bool) -> list[Clip]:
-    """The clips of `load_split`, in the same order."""
-    return [
-        clip
-        for clip in clips
-        if clip.split == split
-        and (config.timed or clip.labelled or (unlabelled and clip.name.startswith((UNLABELLED, VIEW))))
-    ]
 
 
 def check_split(data: AnyData, clips: Sequence[Clip], split: str) -> None:

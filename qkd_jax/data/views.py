@@ -1,7 +1,10 @@
 """Views: new recordings made from those for training, in files that are kept in the cache."""
 
-import functools
 import hashlib
+import io
+import os
+import shutil
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.audio.reading import read_audio
 from qkd_jax.config import ViewConfig, to_json
-from qkd_jax.data.cache import Places, digest, in_parallel
+from qkd_jax.data.cache import Places, digest, in_parallel, writable
 from qkd_jax.data.clips import VIEW, Clip
+from qkd_jax.data.samples import clip_samples
+from qkd_jax.errors import InputError
 from qkd_jax.system.devices import shares, stop_all_if_asked
 from qkd_jax.system.files import whole_file
 from qkd_jax.system.interrupt import asked_to_stop
@@ -24,72 +28,77 @@ _LOWEST = 100.0  # Hz of the first corner
 
 
 class View(NamedTuple):
-    """A view of the first of `sources`, with the second added if there is one; `seed` draws the changes."""
+    """View `number` of the first of `sources`, with the second added, if any; `seed` draws its changes."""
 
     sources: tuple[Clip, ...]
+    number: int
     seed: tuple[int, ...]
 
 
 def draw(clips: Sequence[Clip], folds: Sequence[int], count: int, mixtures: float, seed: int) -> list[View]:
     """`count` views of each of `clips`; to a share `mixtures`, another clip of the same fold is added.
 
-    So a teacher that was fitted without a fold doesn't know either of a view's sources.
+    So both sources of a view are left out of the fit of a head without their fold.
     """
     members = {fold: np.flatnonzero(np.asarray(folds) == fold) for fold in set(folds)}
     views = []
-    for number in range(count):
-        for place, clip in enumerate(clips):
-            rng = np.random.default_rng((seed, number, place))
-            other = int(rng.choice(members[folds[place]]))
-            mixed = rng.random() < mixtures and other != place
-            views.append(View((clip, clips[other]) if mixed else (clip,), (seed, number, place)))
+    for number in range(1, count + 1):
+        for place, (clip, fold) in enumerate(zip(clips, folds)):
+            own = (seed, number, zlib.crc32(clip.name.encode("utf-8", "surrogateescape")))
+            rng, others = np.random.default_rng(own), members[fold][members[fold] != place]
+            mixed = len(others) > 0 and rng.random() < mixtures
+            sources = (clip, clips[int(rng.choice(others))]) if mixed else (clip,)
+            views.append(View(sources, number, own))
     return views
 
 
 def make_views(
     views: Sequence[View],
     config: ViewConfig,
-    folder: Path,
+    cache: Path,
     *,
     seconds: float,
     rate: int,
     channel: int | None = None,
+    each: float = 0.0,
 ) -> list[Clip]:
     """`views` as clips without labels, in the group of their first source; missing files are made.
 
-    The files, FLAC of `rate` Hz and at most `seconds`, are in `folder`, named by what they depend on.  Raises
-    InputError if a recording can't be read or a file can't be written.
+    The files, FLAC of `rate` Hz and at most `seconds`, are in `cache`/views, named by what they depend on.
+    `each` is about how many bytes a view takes, with all that is computed of it.  Raises InputError if the
+    disk lacks them, a recording can't be read, or a file can't be written.
     """
-    settings = (
-        f"views {_FORMAT} {to_json(replace(config, count=0, least=0, mixtures=0))} {seconds} {rate} {channel}"
-    )
-    names = [_file_name(view, settings) for view in views]
-    clips = [
-        Clip(
-            name=f"{VIEW}{view.seed[1] + 1}:{view.sources[0].name}",
-            root=folder,
-            labels=frozenset(),
-            group=view.sources[0].group,
-            split="train",
-            labelled=False,
-            file=name,
-        )
-        for view, name in zip(views, names)
-    ]
+    settings = replace(config, count=0, least=0, mixtures=0.0)
+    key = f"views {_FORMAT} {to_json(settings)} {seconds} {rate} {channel}"
+    files = [_file(view, key, cache) for view in views]
 
     def make(places: Places) -> list[None]:
         for place in places:
             if not asked_to_stop():
                 samples = samples_of_view(views[place], config, seconds=seconds, rate=rate, channel=channel)
-                _write(folder / names[place], samples, rate)
+                _write(files[place], samples, rate)
         return [None] * len(places)
 
+    missing = [place for place, file in enumerate(files) if not _is_whole(file)]
+    if missing:
+        _check_space(len(missing), each, cache)
     for share in shares():
-        missing = [place for place in range(len(views))[share] if not (folder / names[place]).is_file()]
-        for _ in track(in_parallel(make, missing, 1), len(missing), "views"):
+        some = [place for place in missing[share] if not _is_whole(files[place])]
+        for _ in track(in_parallel(make, some, 1), len(some), "views"):
             pass
         stop_all_if_asked()
-    return clips
+    return [
+        Clip(
+            name=f"{VIEW}{view.number}:{view.sources[0].name}",
+            root=file.parent,
+            labels=frozenset(),
+            group=view.sources[0].group,
+            split="train",
+            labelled=False,
+            file=file.name,
+        )
+        for view, file in zip(views, files)
+    ]
 
 
 def samples_of_view(
@@ -108,42 +117,51 @@ def _changed(
     """A clip at another speed and level, filtered and shifted, of its own length, but at most `seconds`."""
     import soxr
 
-    samples = _part(clip, rate, channel)
+    samples = clip_samples(clip, rate, channel)
     length = min(len(samples), round(seconds * rate))
     speed = np.exp(rng.uniform(-1, 1) * np.log1p(config.speed))
     samples = soxr.resample(samples, rate * speed, rate)
     start = rng.integers(max(len(samples) - length, 0) + 1)
     samples = np.roll(np.resize(samples[start : start + length], length), rng.integers(length))
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(length, 1 / rate), _LOWEST))
+    corners = np.linspace(np.log2(_LOWEST), np.log2(rate / 2), _CORNERS)
     decibels = rng.uniform(-config.gain, config.gain)
-    decibels = decibels + np.interp(
-        np.fft.rfftfreq(length, 1 / rate),
-        np.geomspace(_LOWEST, rate / 2, _CORNERS),
-        rng.uniform(-config.filters, config.filters, _CORNERS),
-    )
+    decibels = decibels + np.interp(octaves, corners, rng.uniform(-config.filters, config.filters, _CORNERS))
     return np.fft.irfft(np.fft.rfft(samples) * 10 ** (decibels / 20), length)
 
 
-def _part(clip: Clip, rate: int, channel: int | None) -> np.ndarray:
-    if clip.part is None:
-        return read_audio(clip.path, rate, channel=channel)
-    start, end = (round(seconds * rate) for seconds in clip.part)
-    return _recording(clip.path, rate, channel)[start:end]
-
-
-@functools.lru_cache(4)
-def _recording(path: Path, rate: int, channel: int | None) -> np.ndarray:
-    """A long recording: its parts come one after the other."""
-    return read_audio(path, rate, channel=channel)
-
-
-def _file_name(view: View, settings: str) -> str:
-    parts = [f"{digest(clip.path, settings)} {clip.part}" for clip in view.sources]
+def _file(view: View, key: str, cache: Path) -> Path:
+    parts = [f"{digest(clip.path, key)} {clip.part}" for clip in view.sources]
     name = hashlib.sha256("\n".join([*parts, str(view.seed)]).encode()).hexdigest()[:32]
-    return f"{name[:2]}/{name[2:]}.flac"
+    place = f"views/{name[:2]}/{name[2:]}.flac"
+    return cache / place if os.path.exists(cache / place) else writable(cache) / place
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a view is there; a crash of the machine may leave an empty file."""
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _check_space(count: int, each: float, cache: Path) -> None:
+    """Print what `count` views will take; raise InputError if the disk has less."""
+    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.is_dir())
+    needed, free = count * each, shutil.disk_usage(existing).free
+    print(
+        f"views: making {count}, about {needed / 1e6:,.0f} MB with features and taggers' outputs, in {cache}",
+        flush=True,
+    )
+    if needed > free:
+        raise InputError(
+            f"{cache}: expected {needed / 1e9:.1f} GB free for views, found {free / 1e9:.1f} GB; "
+            "--views.count 0 makes none, --cache DIR puts them elsewhere"
+        )
 
 
 def _write(path: Path, samples: np.ndarray, rate: int) -> None:
     import soundfile
 
+    # Not into the file itself: libsndfile doesn't say why it can't write.
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, format="FLAC", subtype="PCM_16")
     with whole_file(path) as file:
-        soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
+        file.write(content.getvalue())

@@ -23,8 +23,8 @@ def model_cost(
     """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
 
     Parameters are the trained values, so batch-norm statistics and the mean and std of the features don't
-    count, nor do layers that only guide training.  `bytes` is their size: with `quant`,
-    weights packed at its bits and the rest in float32, as in `packed_bytes`.
+    count, nor do layers that only guide training.  `bytes` is their size: with `quant`, weights packed at its
+    bits and the rest in float32, as in `packed_bytes`.
     """
     params = _deployed(variables["params"])
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)

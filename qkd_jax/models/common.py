@@ -16,9 +16,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 class Logits(NamedTuple):
-    """Logits of clips and of each of their steps, and if the model has them, an embedding (see `CRNN`) or
-    logits of a tagger's classes (see `LSTM`).
-    """
+    """Logits of clips and steps, and if there are any, an embedding (`CRNN`), logits of classes (`LSTM`)."""
 
     clip: Float[Array, "batch event"]
     steps: Float[Array, "batch step event"]

@@ -11,7 +11,7 @@ RUN/models/NAME/damaged-STEP       a checkpoint that could not be read, set asid
 RUN/models/NAME/log.jsonl          losses and validation figures, and the same for TensorBoard
 RUN/models/NAME/teaching.npz       logits that other models learn from
 RUN/models/NAME/embeddings.npz     embeddings that guide this model
-RUN/models/NAME/classes.npz        posteriors of taggers' classes that this model also learns
+RUN/models/NAME/classes.npz        posteriors of the classes of a head's taggers
 RUN/models/NAME/inputs.npz         what a head reads of its taggers' outputs
 RUN/models/NAME/logits-SPLIT.npz   logits keyed by clip
 RUN/NAME.safetensors               an exported detector (.onnx, .tflite, .h)
@@ -56,6 +56,7 @@ from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
 
 _MAX_EMBEDDING = 1 << 16
+_CLASSES = "posteriors of taggers' classes (`qkd-jax train` computes them again)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,31 +136,28 @@ class Run:
         """For timed events, the objective of model `name`; for clips, the default one, without embeddings."""
         return self.config.models[name].objective or EventObjective()
 
-    def learns_classes(self, name: str) -> bool:
-        """Whether model `name` also learns the classes of a tagger."""
-        model, recipe = self.config.models[name], self.config.recipe
-        weight = recipe.class_weight if isinstance(recipe, ClipRecipe) else 0
-        return weight > 0 and isinstance(model.network, LSTMConfig) and bool(self.heads_that_teach(name))
-
     def classes(self, name: str) -> int:
-        """The number of a tagger's classes that model `name` also learns."""
-        if not self.learns_classes(name):
-            return 0
-        path = self.classes_file(name)
-        (size,) = read_npz(path, "posteriors of classes", size=("iu", 0))
-        if not 0 <= size <= _MAX_EMBEDDING:
-            raise InputError(f"{path}: expected at most {_MAX_EMBEDDING} classes, found {size}")
-        return int(size)
+        """The number of taggers' classes that model `name` also learns, of the heads that teach it."""
+        total = 0
+        for head in self.heads_of_classes(name):
+            path = self.classes_file(head)
+            (size,) = read_npz(path, _CLASSES, size=("iu", 0))
+            if not 0 <= size <= _MAX_EMBEDDING:
+                raise InputError(f"{path}: expected at most {_MAX_EMBEDDING} classes, found {size}")
+            total += int(size)
+        return total
 
-    def heads_that_teach(self, name: str) -> list[HeadConfig]:
-        """The networks of the heads among the teachers of model `name`."""
-        models = self.config.models
-        networks = [models[each].network for each in models[name].teachers if each in models]
-        return [network for network in networks if isinstance(network, HeadConfig)]
+    def heads_of_classes(self, name: str) -> list[str]:
+        """The heads whose taggers' classes model `name` also learns."""
+        config, model = self.config, self.config.models[name]
+        if not isinstance(config.recipe, ClipRecipe) or not isinstance(model.network, LSTMConfig):
+            return []
+        heads = {each for each, other in config.models.items() if isinstance(other.network, HeadConfig)}
+        return [each for each in model.teachers if each in heads and config.recipe.class_weight > 0]
 
-    def classes_file(self, name: str) -> Path:
-        """Where the posteriors of taggers' classes are kept that model `name` also learns."""
-        return self.model_folder(name) / "classes.npz"
+    def classes_file(self, head: str) -> Path:
+        """Where the posteriors of the classes of a head's taggers are kept."""
+        return self.model_folder(head) / "classes.npz"
 
     def inputs_file(self, name: str) -> Path:
         """Where the projections of a head's inputs are kept."""

@@ -42,10 +42,9 @@ def load(run: Run) -> dict[str, Dataset]:
     if run.config.makes_views:
         clips = [*clips, *views_of(run, data["train"])]
         data["train"] = load_split(run.config, clips, "train", run.cache, unlabelled=True)
-        load_heads(run, data)
+        load_heads(run, {"train": data["train"]})
     cache_file_logits(run, data["train"])
-    for name in run.config.models:
-        write_classes(run, name, data["train"])
+    write_classes(run, data["train"])
     return data
 
 
@@ -69,7 +68,7 @@ def batches(run: Run, name: str, data: dict[str, Dataset]) -> tuple[int, Callabl
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         unlabelled=has_teachers,
-        classes=read_classes(run, name, len(train.names)) if run.classes(name) else None,
+        classes=read_classes(run, name, len(train.names)),
     )
 
     @jax.jit
@@ -118,8 +117,8 @@ def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> T
     weight = jnp.asarray(positive_weights(train.targets[train.labelled], recipe.positive_weight))
     known = covered_events(run, name, train) if config.teachers else None
     loss, method = make_loss(recipe, weight, known), "__call__"
-    if run.classes(name):
-        prior = read_classes(run, name, len(train.names)).mean(axis=0, dtype=np.float32)
+    if (classes := read_classes(run, name, len(train.names))) is not None:
+        prior = classes.mean(axis=0, dtype=np.float32)
         loss, method = with_classes(loss, recipe.class_weight, jnp.asarray(prior)), "step_logits"
     optimizer = make_optimizer(recipe, config.learning_rate, updates)
     return make_train_step(run.model(name), optimizer, loss, ema_decay=config.ema_decay, method=method)

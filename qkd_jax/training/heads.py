@@ -67,7 +67,7 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
         for split, dataset in data.items():
             inputs, path = _inputs(run, name, dataset), run.inputs_file(name)
             if split == "train" and lacking(path):
-                network, clips = _network(run, name), [int(clip) for clip in dataset.labelled]
+                network, clips = network_of(run, name), [int(clip) for clip in dataset.labelled]
                 # Without a fit, any projection will do.
                 some, components = (clips, network.components) if network.fit else (clips[:1], 1)
                 write_projections(path, fit_projections(inputs, some, components), inputs.identity)
@@ -93,7 +93,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     An event with n positive clips has the zero-shot logits with gain 100 / (100 + n): few recordings don't
     say more than a tagger's own classes.
     """
-    network, model = _network(run, name), run.model(name)
+    network, model = network_of(run, name), run.model(name)
     train, valid = (read_by(run, name, data[split]) for split in ("train", "valid"))
     fitted = _fitted(network, train)
     rows = _rows(run, train) if fitted.any() else None
@@ -138,11 +138,8 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
     variables, apply = run.best_variables(name), jax.jit(partial(model.apply, method="step_logits"))
     logits = [_window_logits(apply, variables, features) for features in train.features]
     if variables["fitted"]["events"].any():
-        folds, rows, start = (
-            folds_of(train, run.config.recipe.seed),
-            _rows(run, train),
-            run.new_state(name).params,
-        )
+        folds, rows = folds_of(train, run.config.recipe.seed), _rows(run, train)
+        start = run.new_state(name).params
         fold_of = {train.clips[clip].group: fold for clip, fold in zip(train.labelled, folds)}
         positive = train.targets[train.labelled] == 1
         spread = np.array([len(set(folds[column])) > 1 for column in positive.T])
@@ -188,7 +185,7 @@ def head_step_logits(
     run: Run, name: str, inputs: Dataset, variables: Any
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A head's logits as `step_logits` gives them, on clips that are `read_by` it."""
-    network = _network(run, name)
+    network = network_of(run, name)
     apply = jax.jit(partial(run.model(name).apply, method="step_logits"))
     windows = [_window_logits(apply, variables, features) for features in inputs.features]
     steps = []
@@ -206,12 +203,13 @@ def bytes_of_taggers(network: HeadConfig) -> int:
 
 def _inputs(run: Run, name: str, dataset: Dataset) -> HeadInputs:
     """The outputs of head `name`'s taggers on the clips of `dataset`, not yet projected."""
-    channel, paths = run.config.data.channel, map(Path, _network(run, name).taggers)
+    channel, paths = run.config.data.channel, map(Path, network_of(run, name).taggers)
     taggers = [run_tagger(path, dataset.clips, run.cache, channel) for path in paths]
     return HeadInputs(taggers, dataset.events)
 
 
-def _network(run: Run, name: str) -> HeadConfig:
+def network_of(run: Run, name: str) -> HeadConfig:
+    """The settings of head `name`."""
     network = run.config.models[name].network
     assert isinstance(network, HeadConfig)
     return network

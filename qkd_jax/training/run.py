@@ -46,9 +46,9 @@ def train_models(run: Run) -> None:
     Raises InputError, and KeyboardInterrupt when asked to stop.
     """
     recipe = recipe_of(run.config)
-    data = recipe.load(run)
     for name in run.names:
         start_of(run, name)  # raises now, rather than after hours of training
+    data = recipe.load(run)
     train = data["train"]
     # Clip models without teachers must not depend on unlabelled clips.
     clips_seen = range(len(train.names)) if run.config.timed else train.labelled

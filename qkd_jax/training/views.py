@@ -1,6 +1,7 @@
 """Views of a run's training recordings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,6 @@ from qkd_jax.config import HeadConfig
 from qkd_jax.data.clips import Clip
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.views import draw, make_views
-from qkd_jax.distill.head_inputs import HeadInputs
 from qkd_jax.distill.tagger import read_tagger
 from qkd_jax.run_folder.run import Run
 from qkd_jax.training.heads import folds_of, heads_of, read_by
@@ -18,29 +18,21 @@ _SAMPLED = 100  # clips
 
 
 def views_of(run: Run, train: Dataset) -> list[Clip]:
-    """Views of the labelled clips of `train`, at the highest rate that the features or a tagger need.
-
-    Says before how much of the disk they take, with all that is cached of them.
-    """
+    """Views of the labelled clips of `train`, at the highest rate that the features or a tagger need."""
     config, seed = run.config, run.config.recipe.seed
     networks = [model.network for model in config.models.values()]
     taggers = {path for network in networks if isinstance(network, HeadConfig) for path in network.taggers}
     rate = max([config.features.sample_rate, *(read_tagger(Path(path)).sample_rate for path in taggers)])
     clips = [train.clips[clip] for clip in train.labelled]
     count = max(config.views.count, -(-config.views.least // len(clips)))
-    megabytes = count * len(clips) * _bytes(run, train, rate) / 1e6
-    print(
-        f"views: {count} of each of {len(clips)} training recordings; with features and outputs of taggers "
-        f"about {megabytes:,.0f} MB in {run.cache}",
-        flush=True,
-    )
     return make_views(
         draw(clips, folds_of(train, seed).tolist(), count, config.views.mixtures, seed),
         config.views,
-        run.cache / "views",
+        run.cache,
         seconds=config.data.clip_seconds,
         rate=rate,
         channel=config.data.channel,
+        each=_bytes(run, train, rate),
     )
 
 
@@ -49,9 +41,7 @@ def _bytes(run: Run, train: Dataset, rate: int) -> float:
     config, clips = run.config, train.labelled[:_SAMPLED].tolist()
     frames = np.mean([min(len(train.features[clip]), config.frames) for clip in clips])
     seconds = frames * config.features.hop_length / config.features.sample_rate
-    result = _FLAC * 2 * rate * seconds + 4 * config.features.n_mels * frames
-    for name in heads_of(run):
-        inputs = read_by(run, name, train).features
-        assert isinstance(inputs, HeadInputs)
-        result += np.mean([sum(each.outputs(clip).nbytes for each in inputs.taggers) for clip in clips])
-    return float(result)
+    inputs: list[Any] = [read_by(run, name, train).features for name in heads_of(run)]
+    taggers = {tagger.identity: tagger for each in inputs for tagger in each.taggers}.values()
+    outputs = np.mean([sum(tagger.outputs(clip).nbytes for tagger in taggers) for clip in clips])
+    return float(_FLAC * 2 * rate * seconds + 4 * config.features.n_mels * frames + outputs)

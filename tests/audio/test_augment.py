@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from qkd_jax.audio.augment import (
     augment,
     augment_frames,
-    change_bands,
     change_levels,
     mixture,
     mixup,
@@ -198,25 +197,6 @@ def test_gains_are_uniform_in_decibels_and_per_clip():
     features = jnp.zeros((2048, 2, 2))
     changed = energies(change_levels(jax.random.key(20), features, 6.0, 1e-6), 1e-6)
     decibels = 10 * np.log10(changed[:, 0, 0])
-    assert scipy.stats.kstest(decibels, scipy.stats.uniform(-6, 12).cdf).pvalue > 1e-3
-
-
-@settings(deadline=None, max_examples=10)
-@given(keys)
-def test_filters_are_linear_in_decibels_between_six_corners(key):
-    # 11 bands: every other one is a corner.
-    energy = np.random.default_rng(1).uniform(0.1, 1, (16, 5, 11))
-    features = jnp.asarray(np.log(energy + 1e-6), jnp.float32)
-    gains = 10 * np.log10(energies(change_bands(key, features, 6.0, 1e-6), 1e-6) / energy)
-    np.testing.assert_allclose(gains, np.broadcast_to(gains[:, :1], gains.shape), atol=1e-3)
-    corners = gains[:, 0, ::2]
-    assert np.abs(corners).max() <= 6.001 and len(np.unique(corners.round(4))) > 0.9 * corners.size
-    np.testing.assert_allclose(gains[:, 0, 1::2], (corners[:, 1:] + corners[:, :-1]) / 2, atol=1e-3)
-
-
-def test_filters_are_uniform_in_decibels():
-    changed = energies(change_bands(jax.random.key(21), jnp.zeros((1024, 1, 6)), 6.0, 1e-6), 1e-6)
-    decibels = 10 * np.log10(changed).ravel()
     assert scipy.stats.kstest(decibels, scipy.stats.uniform(-6, 12).cdf).pvalue > 1e-3
 
 

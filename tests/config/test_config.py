@@ -76,6 +76,7 @@ CONFIGS = {
     **{data.source: run(CLIPS, data=data, name="a.b", cache="c", distributed=True) for data in DATA},
     "events": events(TIMED, augment=cfg.AugmentConfig(mixup=0.2, time_masks=1)),
     "augmented": run(CLIPS, augment=cfg.AugmentConfig(gain=6.0, mixtures=0.5, mel_masks=1)),
+    "views": run(CLIPS, views=cfg.ViewConfig(count=2, least=100, speed=0.1)),
     "recipe": run(recipe=RECIPE),
     "weights": run(recipe=cfg.ClipRecipe(positive_weight="positives/negatives")),
 }
@@ -90,6 +91,20 @@ def test_json_gives_an_equal_configuration_with_models_in_order(name):
     for model, other in zip(config.models.values(), again.models.values()):
         assert type(model.network) is type(other.network)
     assert type(again.data) is type(config.data) and type(again.recipe) is type(config.recipe)
+
+
+HEAD, STUDENT = CLIPS["head"], {"network": cfg.LSTMConfig()}
+
+
+@pytest.mark.parametrize(
+    ("teachers", "made"),
+    [("head", True), ("teacher", False), ("head teacher", False), ("head x.npz", False), ("", False)],
+)
+def test_views_are_made_if_heads_are_the_only_teachers(teachers, made):
+    models = {"head": HEAD, "teacher": ModelConfig(network=cfg.DenseNetConfig())}
+    models["student"] = ModelConfig(teachers=tuple(teachers.split()), **STUDENT)
+    assert run(models, views=cfg.ViewConfig(count=1)).makes_views == made
+    assert not run(models).makes_views
 
 
 TAGS = [
@@ -221,6 +236,10 @@ MISTAKES = [
     (lambda: cfg.HeadConfig(taggers=()), "taggers: expected at least 1 value, got ()"),
     (lambda: cfg.HeadConfig(taggers=("x.toml",), penalties=(0.0,)), "penalties.0: expected more than 0, got"),
     (lambda: cfg.AugmentConfig(gain=-1.0), "gain: expected at least 0, got -1"),
+    (
+        lambda: events(TIMED, views=cfg.ViewConfig(count=1)),
+        "views.count: expected 0 for timed",
+    ),
     # Objectives belong to timed events.
     (lambda: events(b(**learns(embeddings="x.toml"))), GUIDE),
     (lambda: events({"a": LSTM, "b": crnn(**learns(embeddings="a"))}), GUIDE),

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def spectrum(samples):
 def test_each_clip_has_its_views_mixed_with_others_of_its_fold(seed, count, folds):
     views = draw(CLIPS, folds, count, 0.7, seed)
     assert [view.sources[0] for view in views] == CLIPS * count
+    assert [view.number for view in views] == np.repeat(np.arange(1, count + 1), 12).tolist()
     assert len({view.seed for view in views}) == len(views)
     for view in views:
         assert len({folds[CLIPS.index(each)] for each in view.sources}) == 1
@@ -40,16 +42,22 @@ def test_each_clip_has_its_views_mixed_with_others_of_its_fold(seed, count, fold
     assert draw(CLIPS, folds, count, 0.7, seed) == views != draw(CLIPS, folds, count, 0.7, seed + 1)
 
 
-def test_the_share_of_mixtures_is_as_set():
-    clips = [clip(str(index)) for index in range(500)]
-    views = draw(clips, [0] * 500, 2, 0.3, 0)
-    assert 0.26 < np.mean([len(view.sources) == 2 for view in views]) < 0.34
+def test_the_share_of_mixtures_is_as_set_for_folds_of_any_size_but_one():
+    for size, share in ((500, 0.3), (2, 0.3), (1, 0.0)):
+        clips = [clip(str(index)) for index in range(500)]
+        views = draw(clips, [index // size for index in range(500)], 2, 0.3, 0)
+        assert np.mean([len(view.sources) == 2 for view in views]) == pytest.approx(share, abs=0.04)
+
+
+def test_another_recording_leaves_the_changes_of_the_others_as_they_are():
+    before, after = (draw(clips, [0] * len(clips), 1, 0.7, 0) for clips in (CLIPS[1:], CLIPS))
+    assert [view.seed for view in before] == [view.seed for view in after[1:]]
 
 
 def test_without_changes_a_view_is_its_recording_rolled(tmp_path):
     samples = noise(4000)
     own = record(tmp_path, "x.wav", samples)
-    view = samples_of_view(View((own,), (0, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    view = samples_of_view(View((own,), 1, (0, 0)), PLAIN, seconds=10.0, rate=RATE)
     start = int(np.abs(view - samples[0]).argmin())
     assert start
     assert_allclose(np.roll(view, -start), samples, atol=1e-5)
@@ -57,14 +65,14 @@ def test_without_changes_a_view_is_its_recording_rolled(tmp_path):
 
 def test_a_mixture_is_the_sum_of_both_and_the_shorter_is_repeated(tmp_path):
     first, second = record(tmp_path, "a.wav", tone(500, 2.0)), record(tmp_path, "b.wav", tone(2000, 0.5))
-    view = samples_of_view(View((first, second), (3, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    view = samples_of_view(View((first, second), 1, (3, 0)), PLAIN, seconds=10.0, rate=RATE)
     assert len(view) == 2 * RATE
     assert_allclose(spectrum(view)[[1000, 4000]], [0.05, 0.05], rtol=1e-3)
 
 
 def test_a_loud_mixture_is_scaled_to_full_scale(tmp_path):
     both = tuple(record(tmp_path, name, np.full(1600, 0.8, np.float32)) for name in ("a.wav", "b.wav"))
-    view = samples_of_view(View(both, (0, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    view = samples_of_view(View(both, 1, (0, 0)), PLAIN, seconds=10.0, rate=RATE)
     assert_allclose(view, 1, atol=1e-5)
 
 
@@ -72,7 +80,7 @@ def test_speeds_gains_and_filters_are_within_their_bounds(tmp_path):
     config = replace(PLAIN, speed=0.2, gain=3.0, filters=4.0)
     own, found = record(tmp_path, "x.wav", tone(1000, 2.0)), []
     for seed in range(60):
-        view = samples_of_view(View((own,), (seed, 0, 0)), config, seconds=1.0, rate=RATE)
+        view = samples_of_view(View((own,), 1, (seed, 0)), config, seconds=1.0, rate=RATE)
         assert len(view) == RATE
         # Within the view: where a shift joins its ends, a tone has a click.
         peak = np.abs(np.fft.rfft(view * np.hanning(RATE))).argmax()
@@ -89,7 +97,7 @@ def test_views_are_made_once_and_are_clips_without_labels(tmp_path):
 
     def made(views=views, config=config, **changed):
         settings = {"seconds": 0.4, "rate": RATE} | changed
-        return make_views(views, config, tmp_path / "views", **settings)
+        return make_views(views, config, tmp_path / "cache", **settings)
 
     first = made()
     assert [each.name for each in first] == [f"view:{n}:{i}.wav" for n in (1, 2) for i in range(4)]
@@ -115,20 +123,70 @@ def test_views_are_made_once_and_are_clips_without_labels(tmp_path):
 def test_a_view_of_a_part_holds_nothing_else_of_the_recording(tmp_path):
     samples = np.concatenate([noise(8000), tone(1000, 0.5), noise(8000, 1)])
     part = replace(record(tmp_path, "x.wav", samples), part=(0.5, 1.0))
-    view = samples_of_view(View((part,), (1, 0, 0)), PLAIN, seconds=10.0, rate=RATE)
+    view = samples_of_view(View((part,), 1, (1, 0)), PLAIN, seconds=10.0, rate=RATE)
     assert_allclose(np.sort(view), np.sort(samples[8000:16000]), atol=1e-5)
 
 
+def test_the_level_changes_linearly_between_corners_in_octaves(tmp_path):
+    """An impulse has a flat spectrum; of six corners from 100 to 8000 Hz, each is 1.264 octaves up."""
+    samples = np.zeros(RATE, np.float32)
+    samples[8000] = 0.01
+    own = record(tmp_path, "x.wav", samples)
+    view = samples_of_view(View((own,), 1, (0, 0)), replace(PLAIN, filters=6.0), seconds=1.0, rate=RATE)
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(view)) / 0.01)
+    corners = 100 * 80 ** (np.arange(6) / 5)
+    middle = np.sqrt(corners[1:] * corners[:-1])
+    at_corners, between = (np.interp(each, np.arange(RATE // 2 + 1), decibels) for each in (corners, middle))
+    assert_allclose(between, (at_corners[1:] + at_corners[:-1]) / 2, atol=0.05)
+    assert np.abs(at_corners).max() < 6.01 and np.ptp(at_corners) > 2
+    assert_allclose(decibels[:100], decibels[100], atol=0.02)
+
+
+def test_a_torn_file_is_made_again(tmp_path):
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0.0, 0)
+    (made,) = make_views(views, PLAIN, tmp_path / "cache", seconds=1.0, rate=RATE)
+    content = made.path.read_bytes()
+    made.path.write_bytes(b"")
+    make_views(views, PLAIN, tmp_path / "cache", seconds=1.0, rate=RATE)
+    assert made.path.read_bytes() == content
+
+
+def test_a_read_only_cache_is_read_and_not_written(tmp_path, monkeypatch):
+    clips = [record(tmp_path, f"{index}.wav", noise(8000, index)) for index in range(2)]
+    views, cache = draw(clips, [0, 1], 1, 0.0, 0), tmp_path / "cache"
+    (kept,) = make_views(views[:1], PLAIN, cache, seconds=1.0, rate=RATE)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    there, other = make_views(views, PLAIN, cache, seconds=1.0, rate=RATE)
+    assert there == kept and not other.path.is_relative_to(cache) and other.path.is_file()
+
+
+def test_a_disk_without_space_for_views_is_named_before_any_is_made(tmp_path):
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0.0, 0)
+    with pytest.raises(InputError, match=r"cache: expected 1000000\.0 GB free for views.*--views\.count 0"):
+        make_views(views, PLAIN, tmp_path / "cache", seconds=1.0, rate=RATE, each=1e15)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_prevents_writing_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0.0, 0)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(InputError, match=r"flac: could not be written: No space left"):
+        make_views(views, PLAIN, tmp_path / "cache", seconds=1.0, rate=RATE)
+
+
 def test_a_recording_that_has_gone_is_named(tmp_path):
-    views = [View((clip("gone.wav", root=tmp_path),), (0, 0, 0))]
+    views = [View((clip("gone.wav", root=tmp_path),), 1, (0, 0))]
     with pytest.raises(InputError, match=r"gone\.wav: expected a recording"):
-        make_views(views, PLAIN, tmp_path / "views", seconds=1.0, rate=RATE)
-    assert not list((tmp_path / "views").rglob("*.flac"))
+        make_views(views, PLAIN, tmp_path / "cache", seconds=1.0, rate=RATE)
+    assert not list((tmp_path / "cache").rglob("*.flac"))
 
 
 def test_equal_seeds_give_equal_samples(tmp_path):
     clips = tuple(record(tmp_path, f"{index}.wav", noise(8000, index)) for index in range(2))
     first, second = (
-        samples_of_view(View(clips, (1, 2, 3)), ViewConfig(), seconds=0.3, rate=RATE) for _ in range(2)
+        samples_of_view(View(clips, 1, (1, 2)), ViewConfig(), seconds=0.3, rate=RATE) for _ in range(2)
     )
     assert_array_equal(first, second)

@@ -4,6 +4,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import scipy.optimize
@@ -28,11 +29,12 @@ from qkd_jax.data.clips import KINDS, Annotation, targets
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, read_step_logits
 from qkd_jax.distill.tagger import run_tagger, tagger_logits
-from qkd_jax.errors import InputError
+from qkd_jax.evaluation.cost import packed_bytes
+from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.log import read_epochs, read_log
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system import isolation
-from qkd_jax.training import heads, loop
+from qkd_jax.training import classes, heads, loop
 from qkd_jax.training.classes import read_classes
 from qkd_jax.training.heads import (
     calibration,
@@ -51,6 +53,7 @@ from tests.training.runs import assert_same_end, log_of
 from tests.waveform_models import write_spectrum
 
 EVENTS = ("x", "y", "z")
+TEACHERS = {"one": ("x",), "two": ("x", "y"), "none": ("without",)}
 
 
 class Given:
@@ -438,18 +441,51 @@ def test_a_head_teaches_the_recordings_and_a_view_of_each(whole):
     assert read_epochs(whole.model_folder("student"))[-1]["step"] == 2 * len(clips) // 8
 
 
-def test_a_student_learns_the_classes_that_are_heard_and_is_deployed_without_them(whole):
+def test_a_student_learns_the_classes_that_are_present_and_is_deployed_without_them(whole):
     clips = [each for each in whole.clips if each.split == "train"]
-    tagger = Path(whole.config.models["head"].network.taggers[0])
-    heard = run_tagger(tagger, clips, whole.cache)
-    posteriors = np.stack([heard.outputs(clip)[:, :4].max(axis=0) for clip in range(len(clips))])
-    learned = read_classes(whole, "student", 2 * len(clips))[: len(clips)]
-    expected = np.clip(posteriors, 1e-3, 1 - 1e-3)
+    tagger = run_tagger(Path(whole.config.models["head"].network.taggers[0]), clips, whole.cache)
+    posteriors = np.stack([tagger.outputs(clip)[:, :4].max(axis=0) for clip in range(len(clips))])
+    learned = read_classes(whole, "student", 2 * len(clips))
     assert learned.shape[1] == whole.classes("student") == 4
-    assert_allclose(learned, expected, atol=1e-3)
-    assert whole.best_variables("student")["params"]["classes"]["output"]["kernel"].shape == (4, 4)
-    with pytest.raises(InputError, match=r"classes\.npz: expected posteriors of 3 clips"):
+    assert_allclose(learned[: len(clips)], np.clip(posteriors, 1e-3, 1 - 1e-3), atol=1e-3)
+    variables = whole.best_variables("student")
+    params = dict(variables["params"])
+    before, after = whole.new_state("student", whole.norm([])).params["classes"], params.pop("classes")
+    for layer in ("output", "attention"):
+        assert np.abs(after[layer]["kernel"] - before[layer]["kernel"]).max() > 1e-4
+    alone = {**variables, "params": params}
+    network, shape = whole.config.models["student"].network, whole.shape
+    features = jax.random.normal(jax.random.key(0), (2, *shape))
+    assert_array_equal(*(build_model(network, 3).apply(each, features) for each in (variables, alone)))
+    assert whole.results["models"]["student"]["bytes"] == packed_bytes(alone["params"], network.quant)
+    with refused(r"models/head/classes\.npz: expected posteriors of 3 clips"):
         read_classes(whole, "student", 3)
+
+
+def test_two_heads_give_their_classes_side_by_side_and_taggers_without_classes_none(tmp_path, monkeypatch):
+    """Logits beyond ±88, whose posteriors are 0 or 1 in float32, too."""
+    logits = np.array([[[-200.0, 0.0, -9.0]], [[200.0, 1.0, -9.0]]])
+    clips = [clip("a.wav"), clip("b.wav")]
+
+    def run_tagger(path, clips, cache, channel):
+        names = [] if path.stem == "without" else ["p", "q", "r"]
+        return tagger_of(tmp_path / "rows", clips, logits, classes=names)
+
+    monkeypatch.setattr(classes, "run_tagger", run_tagger)
+    models = {
+        name: ModelConfig(network=HeadConfig(taggers=(f"{name}.toml",))) for name in ("x", "y", "without")
+    }
+    for name, teachers in TEACHERS.items():
+        models[name] = ModelConfig(network=LSTMConfig(), teachers=teachers)
+    recipe = ClipRecipe(class_weight=0.1)
+    run = Run(tmp_path, RunConfig(recipe=recipe, data=ManifestData(events=EVENTS), models=models))
+    data = Dataset(["a.wav", "b.wav"], [], np.zeros((2, 3)), EVENTS, np.ones(2, np.int8), clips=clips)
+    classes.write_classes(run, data)
+    expected = np.array([[1e-3, 0.5], [1 - 1e-3, 1 / (1 + np.exp(-1))]])
+    for name, count in (("one", 1), ("two", 2)):
+        assert run.classes(name) == 2 * count
+        assert_allclose(read_classes(run, name, 2), np.tile(expected, count), atol=1e-3)
+    assert run.classes("none") == 0 and read_classes(run, "none", 2) is None
 
 
 def test_zero_shot_results_are_those_of_the_taggers_classes(whole):

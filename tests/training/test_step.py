@@ -13,7 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import distillation_loss, weighted_bce
 from qkd_jax.models.build import build_model
+from qkd_jax.models.common import Logits
 from qkd_jax.run_folder.state import init_state, make_optimizer
+from qkd_jax.training.clips import with_classes
 from qkd_jax.training.step import make_train_step
 
 EIGHT = QuantConfig(weights=8, activations=8, output=8)
@@ -43,6 +45,18 @@ def setup(name, recipe=CONSTANT, rate=1e-3, **options):
     }
     state = init_state(model, optimizer, (24, 8), NORM, 0, **options)
     return model, optimizer, state, jax.tree.map(jnp.asarray, batch)
+
+
+def test_the_loss_of_classes_is_added_by_its_weight_relative_to_the_prior():
+    rng = np.random.default_rng(0)
+    z, classes, p = rng.normal(size=(4, 2)), rng.normal(size=(4, 5)), rng.uniform(0.1, 0.9, (4, 5))
+    prior, batch = np.array([0.01, 0.1, 0.2, 0.5, 0.9]), {"classes": jnp.asarray(p, jnp.float32)}
+    clip, classes_ = (jnp.asarray(each, jnp.float32) for each in (z, classes))
+    logits = Logits(clip, jnp.zeros((4, 1, 2)), classes=classes_)
+    both = with_classes(lambda clip, batch: jnp.square(clip).sum(), 0.3, jnp.asarray(prior, jnp.float32))
+    own = 1 / (1 + (1 / prior - 1) * np.exp(-classes))
+    divergence = p * np.log(p / own) + (1 - p) * np.log((1 - p) / (1 - own))
+    assert_close(both(logits, batch), np.square(z).sum() + 0.3 * divergence.sum() / 4)
 
 
 @pytest.mark.parametrize(

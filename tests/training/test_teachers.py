@@ -209,6 +209,7 @@ def test_a_clip_mixed_with_an_unlabelled_one_is_not_labelled(changes):
         "labels": jnp.asarray(rng.integers(0, 2, (40, 2)) * labelled[:, None], jnp.float32),
         "teacher_logits": jnp.asarray(logits, jnp.float32),
         "labelled": jnp.asarray(labelled, jnp.float32),
+        "classes": jnp.asarray(rng.choice([1e-3, 0.5, 1 - 1e-3], (40, 30)), jnp.float32),
     }
     result = jax.tree.map(np.asarray, augment_clips(key, batch, config, 1e-6))
     _, shares = augment(key, features, jnp.eye(40), config, 1e-6)
@@ -224,6 +225,10 @@ def test_a_clip_mixed_with_an_unlabelled_one_is_not_labelled(changes):
     posteriors = sigmoid(result["teacher_logits"].astype(np.float64))
     assert_allclose(posteriors[moved], np.clip(expected, 1e-4, 1 - 1e-4)[moved], atol=1e-6)
     assert np.isfinite(result["teacher_logits"]).all()
+    p = np.float64(batch["classes"])
+    expected = shares @ p if "mixup" in changes else 1 - (1 - p) * (1 - p[partner])
+    assert_allclose(result["classes"][moved], expected[moved], atol=1e-6)
+    assert (result["classes"] > 0).all() and (result["classes"] < 1).all()
 
 
 @pytest.mark.parametrize("strides", [(2, 4), (4, 2), (4, 3), (3, 3)])
