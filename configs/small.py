@@ -17,7 +17,6 @@ from qkd_jax.config import (
     ModelConfig,
     QuantConfig,
     RunConfig,
-    ViewConfig,
 )
 
 _lstm = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=128, pooling="attention")
@@ -25,8 +24,7 @@ _lstm = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=12
 config = RunConfig(
     name="small",
     recipe=ClipRecipe(epochs=12, min_updates=1000, alpha=0.8, temperature=1.0, class_weight=0.02),
-    augment=AugmentConfig(time_shift=0.25, gain=6.0, mixtures=0.5),
-    views=ViewConfig(count=2, least=2000),
+    augment=AugmentConfig(time_shift=0.25, gain=6.0, mixtures=0.5, views=2, least_views=2000),
     models={
         "teacher": ModelConfig(network=DenseNetConfig(), learning_rate=1e-3),
         "distilled": ModelConfig(network=_lstm, teachers=("teacher",), epochs=16),

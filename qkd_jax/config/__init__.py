@@ -3,7 +3,7 @@
 A field's docstring is its help on the command line.
 """
 
-from qkd_jax.config.augment import AugmentConfig, ViewConfig
+from qkd_jax.config.augment import AugmentConfig
 from qkd_jax.config.clock import Clock, step_clock, step_samples
 from qkd_jax.config.data import (
     AnyData,

@@ -1,4 +1,4 @@
-"""Augmentation of features while models train, and views of recordings, made before."""
+"""Augmentation of features while models train, and of recordings before."""
 
 from typing import Annotated
 
@@ -35,6 +35,10 @@ class AugmentConfig:
     """Share of clips that another is added to, as two sounds at once: energies are added."""
     mixture_gain: Decibels = 6.0
     """Largest change of the other clip's level, up or down, in dB."""
+    views: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Views of each training recording: new recordings made from it, which heads label."""
+    least_views: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Least number of views in all: with few recordings, each has more of them."""
 
     def __post_init__(self) -> None:
         if 0 < self.mixup < (least := 0.001):  # Beta(0, 0) is NaN
@@ -42,27 +46,6 @@ class AugmentConfig:
 
     @property
     def on(self) -> bool:
-        """Whether any augmentation is on."""
+        """Whether any augmentation of features is on."""
         masks = self.time_masks or self.mel_masks
         return bool(self.time_shift or masks or self.mixup or self.gain or self.mixtures)
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ViewConfig:
-    """Views: new recordings made from those for training, which heads label and students learn from.
-
-    A view is a recording at another speed and level, filtered and shifted, and mostly with another added.
-    """
-
-    count: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Views of each training recording."""
-    least: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """Least number of views in all: with few recordings, each has more of them."""
-    speed: Share = 0.15
-    """Largest change of speed, and so of pitch, up or down, as a fraction."""
-    filters: Decibels = 6.0
-    """Largest change of level, up or down, at the corners of a filter, in dB."""
-    gain: Decibels = 6.0
-    """Largest change of level, up or down, in dB."""
-    mixtures: Share = 0.7
-    """Share of views to which another recording is added, itself changed in the same ways."""

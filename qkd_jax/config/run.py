@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Field
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config.augment import AugmentConfig, ViewConfig
+from qkd_jax.config.augment import AugmentConfig
 from qkd_jax.config.data import DataConfig, ManifestData
 from qkd_jax.config.features import FeatureConfig
 from qkd_jax.config.fields import (
@@ -180,7 +180,6 @@ class RunConfig:
     data: DataConfig = ManifestData()
     recipe: RecipeConfig = ClipRecipe()
     augment: AugmentConfig = AugmentConfig()
-    views: ViewConfig = ViewConfig()
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -195,8 +194,8 @@ class RunConfig:
                 f"recipe.{field}, data.clip_seconds: expected a batch of at most {_MAX_BATCH / 1e9:g} GB, "
                 f"got {clips} clips of {self.frames} frames, {size / 1e9:.0f} GB"
             )
-        if self.views.count and self.timed:
-            raise ValueError(f"views.count: expected 0 for timed events, got {self.views.count}")
+        if self.augment.views and self.timed:
+            raise ValueError(f"augment.views: expected 0 for timed events, got {self.augment.views}")
         earlier: dict[str, ModelConfig] = {}
         for name, model in self.models.items():
             where = f"models.{name}"
@@ -222,7 +221,7 @@ class RunConfig:
         """Whether there are views: if heads are the only teachers, since other logits don't cover them."""
         teachers = {teacher for model in self.models.values() for teacher in model.teachers}
         heads = {name for name, model in self.models.items() if isinstance(model.network, HeadConfig)}
-        return self.views.count > 0 and bool(teachers) and teachers <= heads
+        return self.augment.views > 0 and bool(teachers) and teachers <= heads
 
     def model(self, name: str) -> ModelConfig:
         """Model `name`, with the recipe's settings where it sets none."""

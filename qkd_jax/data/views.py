@@ -6,13 +6,11 @@ import os
 import shutil
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.config import ViewConfig, to_json
 from qkd_jax.data.cache import Places, digest, in_parallel, writable
 from qkd_jax.data.clips import VIEW, Clip
 from qkd_jax.data.samples import clip_samples
@@ -23,8 +21,20 @@ from qkd_jax.system.interrupt import asked_to_stop
 from qkd_jax.system.progress import track
 
 _FORMAT = 1  # raise when the same settings give other views
+_MIXTURES = 0.7
 _CORNERS = 6
 _LOWEST = 100.0  # Hz of the first corner
+
+
+class Changes(NamedTuple):
+    """The largest changes of a recording: of speed and pitch, as a fraction, and of levels in dB."""
+
+    speed: float = 0.15
+    filters: float = 6.0
+    gain: float = 6.0
+
+
+_CHANGES = Changes()  # our choice, by validation on the standard set
 
 
 class View(NamedTuple):
@@ -35,7 +45,9 @@ class View(NamedTuple):
     seed: tuple[int, ...]
 
 
-def draw(clips: Sequence[Clip], folds: Sequence[int], count: int, mixtures: float, seed: int) -> list[View]:
+def draw(
+    clips: Sequence[Clip], folds: Sequence[int], count: int, seed: int, mixtures: float = _MIXTURES
+) -> list[View]:
     """`count` views of each of `clips`; to a share `mixtures`, another clip of the same fold is added.
 
     So both sources of a view are left out of the fit of a head without their fold.
@@ -54,13 +66,13 @@ def draw(clips: Sequence[Clip], folds: Sequence[int], count: int, mixtures: floa
 
 def make_views(
     views: Sequence[View],
-    config: ViewConfig,
     cache: Path,
     *,
     seconds: float,
     rate: int,
     channel: int | None = None,
     each: float = 0.0,
+    changes: Changes = _CHANGES,
 ) -> list[Clip]:
     """`views` as clips without labels, in the group of their first source; missing files are made.
 
@@ -68,14 +80,13 @@ def make_views(
     `each` is about how many bytes a view takes, with all that is computed of it.  Raises InputError if the
     disk lacks them, a recording can't be read, or a file can't be written.
     """
-    settings = replace(config, count=0, least=0, mixtures=0.0)
-    key = f"views {_FORMAT} {to_json(settings)} {seconds} {rate} {channel}"
+    key = f"views {_FORMAT} {tuple(changes)} {seconds} {rate} {channel}"
     files = [_file(view, key, cache) for view in views]
 
     def make(places: Places) -> list[None]:
         for place in places:
             if not asked_to_stop():
-                samples = samples_of_view(views[place], config, seconds=seconds, rate=rate, channel=channel)
+                samples = samples_of_view(views[place], changes, seconds=seconds, rate=rate, channel=channel)
                 _write(files[place], samples, rate)
         return [None] * len(places)
 
@@ -102,31 +113,33 @@ def make_views(
 
 
 def samples_of_view(
-    view: View, config: ViewConfig, *, seconds: float, rate: int, channel: int | None = None
+    view: View, changes: Changes = _CHANGES, *, seconds: float, rate: int, channel: int | None = None
 ) -> np.ndarray:
     """The samples of a view at `rate` Hz, float32, within ±1."""
     rng = np.random.default_rng((*view.seed, 1))
-    first, *others = (_changed(clip, config, seconds, rate, channel, rng) for clip in view.sources)
+    first, *others = (_changed(clip, changes, seconds, rate, channel, rng) for clip in view.sources)
     samples = sum((np.resize(other, len(first)) for other in others), first)
     return (samples / max(np.abs(samples).max(initial=0), 1)).astype(np.float32)
 
 
 def _changed(
-    clip: Clip, config: ViewConfig, seconds: float, rate: int, channel: int | None, rng: np.random.Generator
+    clip: Clip, changes: Changes, seconds: float, rate: int, channel: int | None, rng: np.random.Generator
 ) -> np.ndarray:
     """A clip at another speed and level, filtered and shifted, of its own length, but at most `seconds`."""
     import soxr
 
     samples = clip_samples(clip, rate, channel)
     length = min(len(samples), round(seconds * rate))
-    speed = np.exp(rng.uniform(-1, 1) * np.log1p(config.speed))
+    speed = np.exp(rng.uniform(-1, 1) * np.log1p(changes.speed))
     samples = soxr.resample(samples, rate * speed, rate)
     start = rng.integers(max(len(samples) - length, 0) + 1)
     samples = np.roll(np.resize(samples[start : start + length], length), rng.integers(length))
     octaves = np.log2(np.maximum(np.fft.rfftfreq(length, 1 / rate), _LOWEST))
     corners = np.linspace(np.log2(_LOWEST), np.log2(rate / 2), _CORNERS)
-    decibels = rng.uniform(-config.gain, config.gain)
-    decibels = decibels + np.interp(octaves, corners, rng.uniform(-config.filters, config.filters, _CORNERS))
+    decibels = rng.uniform(-changes.gain, changes.gain)
+    decibels = decibels + np.interp(
+        octaves, corners, rng.uniform(-changes.filters, changes.filters, _CORNERS)
+    )
     return np.fft.irfft(np.fft.rfft(samples) * 10 ** (decibels / 20), length)
 
 
@@ -153,7 +166,7 @@ def _check_space(count: int, each: float, cache: Path) -> None:
     if needed > free:
         raise InputError(
             f"{cache}: expected {needed / 1e9:.1f} GB free for views, found {free / 1e9:.1f} GB; "
-            "--views.count 0 makes none, --cache DIR puts them elsewhere"
+            "--augment.views 0 makes none, --cache DIR puts them elsewhere"
         )
 
 

@@ -24,10 +24,9 @@ def views_of(run: Run, train: Dataset) -> list[Clip]:
     taggers = {path for network in networks if isinstance(network, HeadConfig) for path in network.taggers}
     rate = max([config.features.sample_rate, *(read_tagger(Path(path)).sample_rate for path in taggers)])
     clips = [train.clips[clip] for clip in train.labelled]
-    count = max(config.views.count, -(-config.views.least // len(clips)))
+    count = max(config.augment.views, -(-config.augment.least_views // len(clips)))
     return make_views(
-        draw(clips, folds_of(train, seed).tolist(), count, config.views.mixtures, seed),
-        config.views,
+        draw(clips, folds_of(train, seed).tolist(), count, seed),
         run.cache,
         seconds=config.data.clip_seconds,
         rate=rate,

@@ -76,7 +76,7 @@ CONFIGS = {
     **{data.source: run(CLIPS, data=data, name="a.b", cache="c", distributed=True) for data in DATA},
     "events": events(TIMED, augment=cfg.AugmentConfig(mixup=0.2, time_masks=1)),
     "augmented": run(CLIPS, augment=cfg.AugmentConfig(gain=6.0, mixtures=0.5, mel_masks=1)),
-    "views": run(CLIPS, views=cfg.ViewConfig(count=2, least=100, speed=0.1)),
+    "views": run(CLIPS, augment=cfg.AugmentConfig(views=2, least_views=100)),
     "recipe": run(recipe=RECIPE),
     "weights": run(recipe=cfg.ClipRecipe(positive_weight="positives/negatives")),
 }
@@ -103,7 +103,7 @@ HEAD, STUDENT = CLIPS["head"], {"network": cfg.LSTMConfig()}
 def test_views_are_made_if_heads_are_the_only_teachers(teachers, made):
     models = {"head": HEAD, "teacher": ModelConfig(network=cfg.DenseNetConfig())}
     models["student"] = ModelConfig(teachers=tuple(teachers.split()), **STUDENT)
-    assert run(models, views=cfg.ViewConfig(count=1)).makes_views == made
+    assert run(models, augment=cfg.AugmentConfig(views=1)).makes_views == made
     assert not run(models).makes_views
 
 
@@ -237,8 +237,8 @@ MISTAKES = [
     (lambda: cfg.HeadConfig(taggers=("x.toml",), penalties=(0.0,)), "penalties.0: expected more than 0, got"),
     (lambda: cfg.AugmentConfig(gain=-1.0), "gain: expected at least 0, got -1"),
     (
-        lambda: events(TIMED, views=cfg.ViewConfig(count=1)),
-        "views.count: expected 0 for timed",
+        lambda: events(TIMED, augment=cfg.AugmentConfig(views=1)),
+        "augment.views: expected 0 for timed",
     ),
     # Objectives belong to timed events.
     (lambda: events(b(**learns(embeddings="x.toml"))), GUIDE),

@@ -218,7 +218,7 @@ def test_logits_are_those_of_a_float64_reference(case):
     config = CASES[case]
     apply, variables = model(config)
     reference = Reference(config, variables).step_logits(FEATURES)
-    for got, expected in zip(apply(variables, FEATURES), reference, strict=True):
+    for got, expected in zip(apply(variables, FEATURES)[:3], reference, strict=True):
         assert expected.std() > 0.05
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
@@ -265,7 +265,7 @@ def test_batch_mates_do_not_matter(config):
     apply, variables = model(config)
     together = apply(variables, FEATURES)
     for mate in (np.nan, 1e3):
-        for got, expected in zip(apply(variables, FEATURES.at[0].set(mate)), together, strict=True):
+        for got, expected in zip(apply(variables, FEATURES.at[0].set(mate))[:3], together[:3], strict=True):
             np.testing.assert_array_equal(got[1:], expected[1:])
             assert not np.array_equal(got[0], expected[0])
 
@@ -297,7 +297,7 @@ def training(config):
             state, settings = {**variables, "params": params}, {"train": True, "mutable": ["batch_stats"]}
             rngs = {"dropout": key}
             logits, updated = module.apply(state, features, **settings, rngs=rngs, method="step_logits")
-            return sum((z**2).sum() + (z**3).sum() for z in logits), (logits, updated["batch_stats"])
+            return sum((z**2).sum() + (z**3).sum() for z in logits[:3]), (logits, updated["batch_stats"])
 
         return jax.grad(loss, has_aux=True)(variables["params"])
 
@@ -363,7 +363,7 @@ def test_weights_are_a_softmax_over_events_of_at_least_1e_7():
 def test_16_bits_are_close_to_float_and_4_bits_are_not():
     bits = QuantConfig(weights=16, activations=16, gates=16, cell=16, output=16)
     exact, fine, coarse = (
-        model(config)[0](model(SE4)[1], FEATURES) for config in (tiny("se"), tiny("se", bits), SE4)
+        model(config)[0](model(SE4)[1], FEATURES)[:3] for config in (tiny("se"), tiny("se", bits), SE4)
     )
     for a, b, c in zip(exact, fine, coarse, strict=True):
         assert 0 < np.abs(a - b).max() < 2e-3

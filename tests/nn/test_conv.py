@@ -133,7 +133,7 @@ def test_the_path_for_single_channels_equals_xlas_convolution(channels, outputs,
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=8)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(5, 12), st.integers(5, 12)),

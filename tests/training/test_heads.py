@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from qkd_jax import train
 from qkd_jax.config import (
+    AugmentConfig,
     ClipRecipe,
     DemoData,
     HeadConfig,
@@ -23,7 +24,6 @@ from qkd_jax.config import (
     ManifestData,
     ModelConfig,
     RunConfig,
-    ViewConfig,
 )
 from qkd_jax.data.clips import KINDS, Annotation, targets
 from qkd_jax.data.dataset import Dataset
@@ -408,7 +408,7 @@ def heads_on_demo(tiny_config, tmp_path_factory, untried):
     }
     data = DemoData(clip_seconds=0.4, counts=(48, 16, 20))
     recipe = ClipRecipe(batch_size=8, epochs=1, class_weight=0.1)
-    settings = {"models": models, "data": data, "recipe": recipe, "views": ViewConfig(count=1)}
+    settings = {"models": models, "data": data, "recipe": recipe, "augment": AugmentConfig(views=1)}
     return lambda runs: tiny_config(runs, cache=str(folder / "cache"), **settings)
 
 
