@@ -24,6 +24,7 @@ def eval_(*arguments):
     command.main([str(argument) for argument in arguments], "qkd-jax eval")
 
 
+@pytest.mark.slow
 def test_eval_prints_the_figures_of_training_to_the_last_digit(finished, capsys):
     before = (finished / "results.json").read_text()
     assert score(finished) == score(load_run(finished)) == json.loads(before)

@@ -37,7 +37,9 @@ def is_placeholder(words):
     return not words or "…" in words or words[0] in ("INT", "NUMBER", "TEXT")
 
 
-@pytest.mark.parametrize("config", [CLIPS, EVENTS], ids=["clips", "events"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CLIPS, id="clips"), pytest.param(EVENTS, id="events", marks=pytest.mark.slow)]
+)
 def test_every_flag_that_is_shown_is_accepted_and_every_setting_is_shown(config, capsys):
     listed = shown(help_of(config, capsys))
     assert len(listed) > 50

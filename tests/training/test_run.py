@@ -80,6 +80,7 @@ def test_a_student_starts_from_the_best_state_of_another(config):
     assert read_log(run.model_folder("plain"))[0]["loss"] != pytest.approx(float(loss), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_student_with_convolutions_starts_from_the_statistics_of_another(finished, config):
     earlier = load_run(finished)
     # At this rate parameters don't change, so the statistics are the first ones, updated by each batch.
@@ -194,6 +195,7 @@ def test_settings_and_recordings_are_fixed_from_the_first_checkpoint_on(config, 
         train(config)
 
 
+@pytest.mark.slow
 def test_recordings_that_are_left_out_are_listed_in_the_folder(finished, config, tmp_path):
     root = tmp_path / "recordings"
     shutil.copytree(finished / "data", root)

@@ -120,6 +120,7 @@ def test_a_tagger_teaches_the_events_that_it_knows(data, files, tagger, with_new
     assert known.all()
 
 
+@pytest.mark.slow
 def test_events_that_no_teacher_knows_are_learned_from_labels_alone(data, tagger, config, monkeypatch):
     first = data.events[0]
     models = {"plain": ModelConfig(network=LSTMConfig(hidden_size=4), teachers=("tagger.toml",))}
