@@ -36,22 +36,30 @@ class Entries(Sequence[Path]):
 
     def __init__(self, cache: Path, digests: np.ndarray):
         self.cache, self.digests = cache, digests
-        self.spare = None if (folder := writable(cache)) == cache else folder
+        self.folder = writable(cache)
 
     def __len__(self) -> int:
         return len(self.digests)
 
     def __getitem__(self, index: Any) -> Any:
         digest = self.digests[index].decode()
-        name = f"{digest[:2]}/{digest[2:]}.npy"
-        in_cache = self.cache / name
-        return in_cache if self.spare is None or os.path.exists(in_cache) else self.spare / name
+        return place_in(self.cache, self.folder, f"{digest[:2]}/{digest[2:]}.npy")
+
+
+def place_in(cache: Path, folder: Path, name: str) -> Path:
+    """The path of `name`: in `cache` if it is there, else in `folder`, the writable one."""
+    in_cache = cache / name
+    return in_cache if folder == cache or os.path.exists(in_cache) else folder / name
 
 
 def writable(cache: Path) -> Path:
     """`cache`, or if that is read-only, a temporary folder of this process."""
-    existing = next(each for each in (cache.absolute(), *cache.absolute().parents) if os.path.exists(each))
-    return cache if os.access(existing, os.W_OK | os.X_OK) else _temporary_folder()
+    return cache if os.access(existing(cache), os.W_OK | os.X_OK) else _temporary_folder()
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))
 
 
 @functools.cache
@@ -104,7 +112,7 @@ def cached(
             print(
                 f"{title}: computing {len(some)} of {len(clips)} recordings (others are cached)", flush=True
             )
-            if entries.spare is not None:
+            if entries.folder != cache:
                 print(f"{title}: not kept after this command, since {cache} is read-only", flush=True)
         for reason, place in zip(track(in_parallel(make, some, 1), len(some), title), some):
             if reason:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qkd_jax.data.cache import Places, digest, in_parallel, writable
+from qkd_jax.data.cache import Places, digest, existing, in_parallel, place_in, writable
 from qkd_jax.data.clips import VIEW, Clip
 from qkd_jax.data.samples import clip_samples
 from qkd_jax.errors import InputError
@@ -34,7 +33,7 @@ class Changes(NamedTuple):
     gain: float = 6.0
 
 
-_CHANGES = Changes()  # our choice, by validation on the standard set
+_CHANGES = Changes()  # our choice; docs/results/own.md has what it comes to
 
 
 class View(NamedTuple):
@@ -53,14 +52,16 @@ def draw(
     So both sources of a view are left out of the fit of a head without their fold.
     """
     members = {fold: np.flatnonzero(np.asarray(folds) == fold) for fold in set(folds)}
+    ranks = {int(place): rank for some in members.values() for rank, place in enumerate(some)}
     views = []
     for number in range(1, count + 1):
         for place, (clip, fold) in enumerate(zip(clips, folds)):
             own = (seed, number, zlib.crc32(clip.name.encode("utf-8", "surrogateescape")))
-            rng, others = np.random.default_rng(own), members[fold][members[fold] != place]
-            mixed = len(others) > 0 and rng.random() < mixtures
-            sources = (clip, clips[int(rng.choice(others))]) if mixed else (clip,)
-            views.append(View(sources, number, own))
+            rng, some, sources = np.random.default_rng(own), members[fold], [clip]
+            if len(some) > 1 and rng.random() < mixtures:
+                other = rng.integers(len(some) - 1)  # of those without the clip itself
+                sources.append(clips[some[other + (other >= ranks[place])]])
+            views.append(View(tuple(sources), number, own))
     return views
 
 
@@ -81,7 +82,8 @@ def make_views(
     disk lacks them, a recording can't be read, or a file can't be written.
     """
     key = f"views {_FORMAT} {tuple(changes)} {seconds} {rate} {channel}"
-    files = [_file(view, key, cache) for view in views]
+    folder = writable(cache)
+    files = [place_in(cache, folder, _file_name(view, key)) for view in views]
 
     def make(places: Places) -> list[None]:
         for place in places:
@@ -92,7 +94,7 @@ def make_views(
 
     missing = [place for place, file in enumerate(files) if not _is_whole(file)]
     if missing:
-        _check_space(len(missing), each, cache)
+        _check_space(len(missing), each, folder)
     for share in shares():
         some = [place for place in missing[share] if not _is_whole(files[place])]
         for _ in track(in_parallel(make, some, 1), len(some), "views"):
@@ -136,18 +138,15 @@ def _changed(
     samples = np.roll(np.resize(samples[start : start + length], length), rng.integers(length))
     octaves = np.log2(np.maximum(np.fft.rfftfreq(length, 1 / rate), _LOWEST))
     corners = np.linspace(np.log2(_LOWEST), np.log2(rate / 2), _CORNERS)
-    decibels = rng.uniform(-changes.gain, changes.gain)
-    decibels = decibels + np.interp(
-        octaves, corners, rng.uniform(-changes.filters, changes.filters, _CORNERS)
-    )
+    level = rng.uniform(-changes.gain, changes.gain)
+    decibels = level + np.interp(octaves, corners, rng.uniform(-changes.filters, changes.filters, _CORNERS))
     return np.fft.irfft(np.fft.rfft(samples) * 10 ** (decibels / 20), length)
 
 
-def _file(view: View, key: str, cache: Path) -> Path:
+def _file_name(view: View, key: str) -> str:
     parts = [f"{digest(clip.path, key)} {clip.part}" for clip in view.sources]
     name = hashlib.sha256("\n".join([*parts, str(view.seed)]).encode()).hexdigest()[:32]
-    place = f"views/{name[:2]}/{name[2:]}.flac"
-    return cache / place if os.path.exists(cache / place) else writable(cache) / place
+    return f"views/{name[:2]}/{name[2:]}.flac"
 
 
 def _is_whole(file: Path) -> bool:
@@ -157,8 +156,7 @@ def _is_whole(file: Path) -> bool:
 
 def _check_space(count: int, each: float, cache: Path) -> None:
     """Print what `count` views will take; raise InputError if the disk has less."""
-    existing = next(folder for folder in (cache.absolute(), *cache.absolute().parents) if folder.is_dir())
-    needed, free = count * each, shutil.disk_usage(existing).free
+    needed, free = count * each, shutil.disk_usage(existing(cache)).free
     print(
         f"views: making {count}, about {needed / 1e6:,.0f} MB with features and taggers' outputs, in {cache}",
         flush=True,

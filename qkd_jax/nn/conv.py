@@ -75,16 +75,25 @@ def _by_channel_backward(padding, residuals, gradient):
     plain = partial(_convolved, strides=(1, 1), padding=padding, groups=residuals[1].shape[-1])
 
     def shifted(w, x, gradient):
-        (d_w,) = jax.vjp(lambda w: plain(w, x), w)[1](gradient)
         # The gradient in x is a convolution of dy with the flipped kernel, padded to the size of x.
         around = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
         moved = _shifted(around, w[::-1, ::-1], gradient)
-        return d_w, moved.reshape(*x.shape, w.shape[-1] // x.shape[-1]).sum(axis=-1)
+        return moved.reshape(*x.shape, w.shape[-1] // x.shape[-1]).sum(axis=-1)
 
-    def convolved(w, x, gradient):
+    return _backward(plain, shifted, residuals, gradient)
+
+
+def _backward(plain, in_x, residuals, gradient):
+    """The gradients of `plain` in w and x; on CPUs, `in_x` computes the latter."""
+
+    def on_cpu(w, x, gradient):
+        (d_w,) = jax.vjp(lambda w: plain(w, x), w)[1](gradient)
+        return d_w, in_x(w, x, gradient)
+
+    def elsewhere(w, x, gradient):
         return jax.vjp(plain, w, x)[1](gradient)
 
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=shifted, default=convolved)
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=on_cpu, default=elsewhere)
 
 
 _by_channel.defvjp(_by_channel_forward, _by_channel_backward)
@@ -104,17 +113,11 @@ def _strided_forward(strides, padding, w, x):
 
 
 def _strided_backward(strides, padding, residuals, gradient):
-    def plain(w, x):
-        return _convolved(w, x, strides, padding, 1)
-
     def by_phase(w, x, gradient):
-        (d_w,) = jax.vjp(lambda w: plain(w, x), w)[1](gradient)
-        return d_w, _gradient_by_phase(strides, padding, w, x.shape, gradient)
+        return _gradient_by_phase(strides, padding, w, x.shape, gradient)
 
-    def convolved(w, x, gradient):
-        return jax.vjp(plain, w, x)[1](gradient)
-
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_phase, default=convolved)
+    plain = partial(_convolved, strides=strides, padding=padding, groups=1)
+    return _backward(plain, by_phase, residuals, gradient)
 
 
 _strided.defvjp(_strided_forward, _strided_backward)

@@ -1,6 +1,6 @@
 """The classes of the taggers behind a head, which students learn besides the events, while they train.
 
-A few events tell sounds apart less than some hundred classes do.
+Hundreds of classes distinguish many more sounds than a few events do.
 """
 
 from pathlib import Path

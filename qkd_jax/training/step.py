@@ -27,10 +27,10 @@ def make_train_step(
 ) -> TrainStep:
     """The jitted update (state, batch) -> (state, metrics) of a clip model; the state's buffers are donated.
 
-    `loss(logits, batch)` is a scalar of what the model's `method` gives; `batch` holds `features` [batch,
-    frames, mels] and the inputs of the loss.  Metrics: `loss`, and `grad_norm` before clipping.  If the state
-    has a moving average, it decays by `ema_decay`, in update t at most by (1 + t) / (10 + t), so that initial
-    values fade quickly.
+    `loss(outputs, batch)` is the scalar loss of the outputs of the model's `method`; `batch` holds `features`
+    [batch, frames, mels] and the inputs of the loss.  Metrics: `loss`, and `grad_norm` before clipping.  If
+    the state has a moving average, it decays by `ema_decay`, in update t at most by (1 + t) / (10 + t), so
+    that initial values fade quickly.
     """
 
     def train_step(state, batch):
