@@ -11,12 +11,16 @@ from qkd_jax.config import RunConfig, with_data
 
 SEEDS = (0, 1, 2)
 TAGGER = "yamnet.toml"
+CONTROL = "control"
+"""The float student trained on for as long as those of 8 and 4 bits, to tell quantizing from training on."""
 _NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
 
 
 def cells(seed: int) -> list[Cell]:
-    """The run of one seed."""
-    return [Cell("own", config(f"own-seed{seed}", seed), f"seed{seed}")]
+    """The run of one seed, with the control."""
+    run = config(f"own-seed{seed}", seed)
+    control = dataclasses.replace(run.models["distilled-8"], network=run.models["distilled"].network)
+    return [Cell("own", dataclasses.replace(run, models=run.models | {CONTROL: control}), f"seed{seed}")]
 
 
 def config(name: str, seed: int) -> RunConfig:
