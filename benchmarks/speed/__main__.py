@@ -4,10 +4,10 @@
     python -m benchmarks.speed --quick
     python -m benchmarks.speed --page
 
-Each question is answered in a process of its own.  Its rows are kept in OUT/cpu or OUT/gpu, depending on the
-device that JAX uses, and fill the marked parts of OUT.md.  Peers that aren't installed (extra `peers`) are
-left out.  `--quick` answers the questions about train steps within six minutes, in fewer rounds: on a
-machine with a GPU it fills the rows that a CPU can't.
+Each question is answered in a process of its own.  Its rows are kept in a folder of OUT that is named after
+the device that JAX uses, and fill the marked parts of OUT.md, which shows each device.  Peers that aren't
+installed (extra `peers`) are left out.  `--quick` answers the questions about train steps within six minutes,
+in fewer rounds: on a machine with a GPU it fills the rows that a CPU can't.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,11 +100,21 @@ def answer(name: str, rounds: int, out: Path) -> None:
         "versions": f"Python {sys.version.split()[0]}, {versions('jax', *question.packages)}",
         "rows": [],
     }
-    path = out / jax.default_backend() / f"{name}.json"
+    path = out / _folder(result["machine"], result["device"]) / f"{name}.json"
     for row in getattr(module, question.function)(rounds):
         result["rows"].append(dataclasses.asdict(row))
         write_json(path, result)
         print(f"{name}: {row}", flush=True)
+
+
+def _folder(machine: str, device: str) -> str:
+    """A name for the folder of a device's answers: that of the GPU, or else of the processor.
+
+    >>> _folder("Intel(R) Xeon(R) Processor, 2 cores", "cpu"), _folder("AMD EPYC, 1 core", "NVIDIA H200")
+    ('intel-xeon-processor', 'nvidia-h200')
+    """
+    name = machine.partition(",")[0] if device == "cpu" else device
+    return "-".join(re.findall(r"\w+", name.lower().replace("(r)", "")))
 
 
 def parts(folder: Path) -> dict[str, str]:
@@ -112,15 +123,14 @@ def parts(folder: Path) -> dict[str, str]:
 
 
 def _answers(folder: Path, name: str) -> str:
-    """The tables of a question, one for each kind of device that has answered it."""
-    paths = sorted(folder.glob(f"*/{name}.json"))
-    answers = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    """The tables of a question, one for each device that has answered it."""
+    answers = [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{name}.json"))]
     texts = [
         f"{each['device']}: {each['machine']}; {each['versions']}.\n\n"
         + markdown(COLUMNS, [table_row(Row(**row)) for row in each["rows"]])
-        for each in answers.values()
+        for each in answers
     ]
-    if "gpu" not in answers:
+    if all(each["device"] == "cpu" for each in answers):
         texts.append("On a GPU: not measured." if answers else "Not measured yet.")
     return "\n\n".join(texts)
 
