@@ -8,7 +8,6 @@ docs/results/EXPERIMENT/cells, to be committed.  Cells whose results are there a
 interrupted one resumes.  The page is made from the results alone.
 """
 
-import itertools
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS, ROOT, argument_parser, fill
-from experiments import demo, few, own, paper, past, readings, sed
+from experiments import curve, demo, few, own, paper, past, readings, sed
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
@@ -41,11 +40,12 @@ EXPERIMENTS = {
     "sed": Experiment(sed.cells, sed.parts, measured={"fusion": sed.score_fusion}),
     "own": Experiment(own.cells, own.parts, own.SEEDS),
     "few": Experiment(few.cells, few.parts, few.DRAWS, prepared=few.prepared),
+    "curve": Experiment(curve.cells, curve.parts, prepared=curve.prepared),
     "readings": Experiment(readings.cells, readings.parts),
 }
 
 IN_README = ("demo", "own")
-"""Experiments whose tables stand in the README too."""
+"""Experiments of which the part of their own name stands in the README too."""
 
 
 def run(name: str, place: Place, names: list[str], seeds: list[int]) -> None:
@@ -68,8 +68,9 @@ def write_page(name: str, results: Path = RESULTS) -> None:
     """Fill the marked parts of RESULTS/NAME.md from the results in RESULTS/NAME/cells, and of the README."""
     pages = {results / f"{name}.md": EXPERIMENTS[name].parts(results / name)}
     if name in IN_README and results == RESULTS:
-        parts = [EXPERIMENTS[each].parts(results / each) for each in IN_README]
-        pages[ROOT / "README.md"] = dict(itertools.chain.from_iterable(part.items() for part in parts))
+        pages[ROOT / "README.md"] = {
+            each: EXPERIMENTS[each].parts(results / each)[each] for each in IN_README
+        }
     for page, parts_of_page in pages.items():
         fill(page, parts_of_page)
         print(f"{page} has the tables")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from qkd_jax.config import LSTMConfig, RunConfig, from_json, to_json
+from qkd_jax.config import LSTMConfig, ModelConfig, RunConfig, from_json, to_json
 from qkd_jax.config.fields import STRICT
 from qkd_jax.data.logits import write_logits
 from qkd_jax.errors import InputError
@@ -23,8 +23,9 @@ _FILE = re.compile(r"(?P<name>.+)-(?P<part>(?:seed|fold)\d+)")
 class Cell:
     """One seed or fold of a float model, with everything that starts from it: one run of at most 75 minutes.
 
-    In `config`, paths are relative: `data.root` is left out, and of teachers and embeddings a .toml lies
-    in the folder of taggers, and NAME-PART.npz holds the logits of a cell that `teaches`.
+    In `config`, paths are relative: `data.root` is left out, `data.unlabelled` lies in it, and of teachers
+    and embeddings a .toml lies in the folder of taggers, and NAME-PART.npz holds the logits of a cell that
+    `teaches`.
     """
 
     name: str
@@ -44,6 +45,21 @@ class Cell:
     def results(self) -> tuple[str, ...]:
         """The names of its results: its models, and what they become by quantization."""
         return (*(name for name in self.config.models if name not in self.unkept), *self.quantized)
+
+
+def renamed(config: RunConfig, prefix: str) -> RunConfig:
+    """`config` with `prefix` before the names of its models, so that results of several cells differ."""
+
+    def prefixed(name: str) -> str:
+        return prefix + name if name in config.models else name
+
+    models: dict[str, ModelConfig] = {
+        prefixed(name): dataclasses.replace(
+            model, teachers=tuple(map(prefixed, model.teachers)), start=model.start and prefixed(model.start)
+        )
+        for name, model in config.models.items()
+    }
+    return dataclasses.replace(config, models=models)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

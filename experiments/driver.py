@@ -58,7 +58,10 @@ def resolved(cell: Cell, results: Sequence[str], place: Place, cells: Sequence[C
             needed[name] = _with_paths(model, place, cells)
     models = dict(reversed(needed.items()))
     config = dataclasses.replace(cell.config, runs=str(place.runs), models=models)
-    return with_data(config, root=str(place.data.absolute())) if place.data else config
+    if place.data is None:
+        return config
+    root, further = place.data.absolute(), config.data.unlabelled
+    return with_data(config, root=str(root), unlabelled=further and str(root / further))
 
 
 def _with_paths(model: ModelConfig, place: Place, cells: Sequence[Cell]) -> ModelConfig:

@@ -3,7 +3,7 @@
 DATA is the folder of the standard clips.  All clips are cut to the same law of lengths (0.8 to 2 s), since
 raw lengths give classes away.  A draw has a quarter each of dogs, crying babies, gunshots and other sounds;
 a fifth of its recordings, or a little more, by group, is its validation split.  Test clips are those of the
-standard test split.
+standard test split.  A draw of 20 is trained again with 1,000 of the other training clips, without labels.
 """
 
 import csv
@@ -16,47 +16,40 @@ import soundfile
 
 from benchmarks.common import DASH, EVENTS, markdown, spread
 from experiments import own
-from experiments.cells import Cell, Place, Results, read_results
-from qkd_jax.config import ModelConfig, RunConfig, with_data
+from experiments.cells import Cell, Place, Results, read_results, renamed
+from qkd_jax.config import with_data
 
-SIZES, DRAWS = (20, 60, 150), (0, 1, 2, 3, 4)
+SIZES, DRAWS, FURTHER = (20, 60, 150), (0, 1, 2, 3, 4), 1000
+KINDS = {
+    "20": "20 recordings",
+    f"20-and-{FURTHER}": f"and {FURTHER:,} without labels",
+    "60": "60 recordings",
+    "150": "150 recordings",
+}
 _NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
 
 
 def cells(draw: int) -> list[Cell]:
     """The runs of one draw of each size."""
-    return [_cell(size, draw) for size in SIZES]
+    return [_cell(kind, draw) for kind in KINDS]
 
 
-def _cell(size: int, draw: int) -> Cell:
-    config = own.config(f"few-{size}-draw{draw}", draw)
-    config = with_data(config, clip_seconds=2.0, manifest=f"{size}-draw{draw}.csv")
-    return Cell(f"few-{size}", _renamed(config, f"{size}-"), f"seed{draw}")
-
-
-def _renamed(config: RunConfig, prefix: str) -> RunConfig:
-    """`config` with `prefix` before the names of its models, so that results of several sizes differ."""
-
-    def renamed(name: str) -> str:
-        return prefix + name if name in config.models else name
-
-    models: dict[str, ModelConfig] = {
-        renamed(name): dataclasses.replace(
-            model, teachers=tuple(map(renamed, model.teachers)), start=model.start and renamed(model.start)
-        )
-        for name, model in config.models.items()
-    }
-    return dataclasses.replace(config, models=models)
+def _cell(kind: str, draw: int) -> Cell:
+    size, *further = kind.split("-and-")
+    config = own.config(f"few-{kind}-draw{draw}", draw)
+    unlabelled = f"further-{size}-draw{draw}" if further else None
+    data = {"clip_seconds": 2.0, "manifest": f"{size}-draw{draw}.csv", "unlabelled": unlabelled}
+    return Cell(f"few-{kind}", renamed(with_data(config, **data), f"{kind}-"), f"seed{draw}")
 
 
 def prepared(place: Place) -> Place:
-    """`place` with a folder of crops and a table for each draw as its data; it is written if need be."""
+    """`place` with a folder of crops as its data, with a table of each draw and a folder of further clips."""
     folder = place.runs / "crops"
     assert place.data is not None
     with open(place.data / "metadata.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        path = folder / f"{Path(row['filename']).stem}.flac"
+        path = folder / _file(row)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             samples, rate = soundfile.read(place.data / row["filename"], dtype="float32")
@@ -64,7 +57,13 @@ def prepared(place: Place) -> Place:
             soundfile.write(path, samples[start : start + round(float(row["eq_dur_s"]) * rate)], rate)
     for size in SIZES:
         for draw in DRAWS:
-            _write_table(folder / f"{size}-draw{draw}.csv", draw_of(rows, size, draw))
+            drawn = draw_of(rows, size, draw)
+            _write_table(folder / f"{size}-draw{draw}.csv", drawn)
+            links = folder / f"further-{size}-draw{draw}"
+            links.mkdir(exist_ok=True)
+            for row in further(rows, drawn, draw):
+                if not (links / _file(row)).is_symlink():
+                    (links / _file(row)).symlink_to(folder / _file(row))
     return dataclasses.replace(place, data=folder)
 
 
@@ -85,45 +84,52 @@ def draw_of(rows: list[dict[str, str]], size: int, draw: int) -> list[dict[str, 
     return chosen
 
 
+def further(rows: list[dict[str, str]], drawn: list[dict[str, str]], draw: int) -> list[dict[str, str]]:
+    """Training clips of `rows` that aren't `drawn`, nor of a group of its validation split."""
+    names = {row["filename"] for row in drawn}
+    valid = {row["source_id"] for row in drawn if row["split"] == "valid"}
+    others = [
+        row
+        for row in rows
+        if row["split"] == "train" and row["filename"] not in names and row["source_id"] not in valid
+    ]
+    return random.Random(f"further {draw}").sample(others, min(FURTHER, len(others)))
+
+
+def _file(row: dict[str, str]) -> str:
+    return f"{Path(row['filename']).stem}.flac"
+
+
 def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["filename", "labels", "split", "group"])
         for row in rows:
-            name = f"{Path(row['filename']).stem}.flac"
-            writer.writerow([name, row["labels"], row["split"], f"{row['split']} {row['source_id']}"])
+            writer.writerow([_file(row), row["labels"], row["split"], f"{row['split']} {row['source_id']}"])
 
 
 def table(results: Results) -> str:
     """EER by model and number of recordings."""
     rows = []
     for name in own.config("own", 0).models:
-        cells_of = [list(results.get(f"{size}-{name}", {}).values()) for size in SIZES]
-        if any(cells_of):
-            rows.append(
-                [
-                    _NAMES.get(name, name),
-                    *(
-                        spread([each.metrics["average"]["eer"] for each in some]) if some else DASH
-                        for some in cells_of
-                    ),
-                ]
-            )
-    return markdown(["model", *(f"{size} recordings" for size in SIZES)], rows)
+        of_kinds = [list(results.get(f"{kind}-{name}", {}).values()) for kind in KINDS]
+        if any(of_kinds):
+            eers = [[each.metrics["average"]["eer"] for each in some] for some in of_kinds]
+            rows.append([_NAMES.get(name, name), *(spread(some) if some else DASH for some in eers)])
+    return markdown(["model", *KINDS.values()], rows)
 
 
 def parts(folder: Path) -> dict[str, str]:
     """The marked part of the page, from the results in `folder`/cells."""
     results = read_results(folder / "cells")
-    runs = {size: list(results.get(f"{size}-distilled-4", {}).values()) for size in SIZES}
+    runs = {kind: list(results.get(f"{kind}-distilled-4", {}).values()) for kind in KINDS}
     if not any(runs.values()):
         return {"few": "Not measured yet."}
-    draws = ", ".join(f"{len(runs[size])} of {size}" for size in SIZES)
+    draws = ", ".join(str(len(some)) for some in runs.values())
     note = "EER on 550 test clips, in percent, average over three events; mean ± half the range of the draws "
     note += f"({draws})."
-    minutes = [run.seconds / 60 for run in runs[SIZES[-1]] if run.seconds]
+    most = runs[str(SIZES[-1])]
+    minutes = [run.seconds / 60 for run in most if run.seconds]
     if minutes:
-        note += (
-            f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({runs[SIZES[-1]][0].machine})."
-        )
+        note += f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({most[0].machine})."
     return {"few": f"{note}\n\n{table(results)}"}

@@ -50,7 +50,7 @@ def table(results: Results) -> str:
 
 
 def parts(folder: Path) -> dict[str, str]:
-    """The marked part of the page, from the results in `folder`/cells."""
+    """The marked parts of the page, from the results in `folder`/cells; `own` is also in the README."""
     results = read_results(folder / "cells")
     runs = list(results.get("distilled-4", {}).values())
     minutes = [run.seconds / 60 for run in runs if run.seconds]
@@ -59,4 +59,16 @@ def parts(folder: Path) -> dict[str, str]:
         f"AUC and EER on 3,000 test scenes, in percent; {among(len(runs))}. "
         f"A run took {spread(minutes) if minutes else DASH} minutes ({machines})."
     )
-    return {"own": f"{note}\n\n{table(results)}"}
+    return {"own": f"{note}\n\n{table(results)}", "control": quantizing(results)}
+
+
+def quantizing(results: Results) -> str:
+    """AUC and EER on validation of the students that start from the float one, and of the control."""
+    seeds = results.get(CONTROL, {}).keys()
+    if not seeds:
+        return "Not measured yet."
+    rows = []
+    for name, bits in ((CONTROL, "float"), ("distilled-8", "8 bits"), ("distilled-4", "4 bits")):
+        of_seeds = [results[name][seed].valid or {} for seed in sorted(seeds)]
+        rows.append([bits, *(spread([valid[key] for valid in of_seeds]) for key in ("auc", "eer"))])
+    return f"On validation; {among(len(seeds))}.\n\n{markdown(['trained on', 'AUC', 'EER'], rows)}"

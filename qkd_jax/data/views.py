@@ -45,11 +45,16 @@ class View(NamedTuple):
 
 
 def draw(
-    clips: Sequence[Clip], folds: Sequence[int], count: int, seed: int, mixtures: float = _MIXTURES
+    clips: Sequence[Clip],
+    folds: Sequence[int],
+    count: int,
+    seed: int,
+    unlabelled: Sequence[Clip] = (),
+    mixtures: float = _MIXTURES,
 ) -> list[View]:
-    """`count` views of each of `clips`; to a share `mixtures`, another clip of the same fold is added.
+    """`count` views of each of `clips`; to a share `mixtures`, another clip is added.
 
-    So both sources of a view are left out of the fit of a head without their fold.
+    It is of the same fold or one of `unlabelled`, so a head without this fold was fitted to neither source.
     """
     members = {fold: np.flatnonzero(np.asarray(folds) == fold) for fold in set(folds)}
     ranks = {int(place): rank for some in members.values() for rank, place in enumerate(some)}
@@ -58,9 +63,13 @@ def draw(
         for place, (clip, fold) in enumerate(zip(clips, folds)):
             own = (seed, number, zlib.crc32(clip.name.encode("utf-8", "surrogateescape")))
             rng, some, sources = np.random.default_rng(own), members[fold], [clip]
-            if len(some) > 1 and rng.random() < mixtures:
-                other = rng.integers(len(some) - 1)  # of those without the clip itself
-                sources.append(clips[some[other + (other >= ranks[place])]])
+            of_fold = len(some) - 1  # without the clip itself
+            if of_fold + len(unlabelled) and rng.random() < mixtures:
+                other = int(rng.integers(of_fold + len(unlabelled)))
+                if other < of_fold:
+                    sources.append(clips[some[other + (other >= ranks[place])]])
+                else:
+                    sources.append(unlabelled[other - of_fold])
             views.append(View(tuple(sources), number, own))
     return views
 

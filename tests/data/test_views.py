@@ -41,10 +41,25 @@ def test_each_clip_has_its_views_mixed_with_others_of_its_fold(seed, count, fold
     assert draw(CLIPS, folds, count, seed) == views != draw(CLIPS, folds, count, seed + 1)
 
 
+def test_recordings_without_labels_are_added_as_often_as_those_of_the_fold():
+    own = [clip(f"{index}.wav") for index in range(150)]
+    further = [clip(f"further{index}.wav") for index in range(50)]
+    views = draw(own, [index % 3 for index in range(150)], 4, 0, further)
+    added = [view.sources[1] for view in views if len(view.sources) == 2]
+    assert {view.sources[0] for view in views} == set(own) and len(views) == 600
+    assert set(added) > set(further)
+    assert np.mean([each in further for each in added]) == pytest.approx(50 / 99, abs=0.08)
+
+
+def test_one_recording_is_mixed_with_those_without_labels():
+    views = draw(CLIPS[:1], [0], 100, 0, CLIPS[1:])
+    assert len({view.sources[1] for view in views if len(view.sources) == 2}) == 11
+
+
 def test_the_share_of_mixtures_is_as_set_for_folds_of_any_size_but_one():
     for size, share in ((500, 0.3), (2, 0.3), (1, 0.0)):
         clips = [clip(str(index)) for index in range(500)]
-        views = draw(clips, [index // size for index in range(500)], 2, 0, 0.3)
+        views = draw(clips, [index // size for index in range(500)], 2, 0, mixtures=0.3)
         assert np.mean([len(view.sources) == 2 for view in views]) == pytest.approx(share, abs=0.04)
 
 
@@ -141,7 +156,7 @@ def test_the_level_changes_linearly_between_corners_in_octaves(tmp_path):
 
 
 def test_a_torn_file_is_made_again(tmp_path):
-    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, 0.0)
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, mixtures=0.0)
     (made,) = make_views(views, tmp_path / "cache", seconds=1.0, rate=RATE)
     content = made.path.read_bytes()
     made.path.write_bytes(b"")
@@ -151,7 +166,7 @@ def test_a_torn_file_is_made_again(tmp_path):
 
 def test_a_read_only_cache_is_read_and_not_written(tmp_path, monkeypatch):
     clips = [record(tmp_path, f"{index}.wav", noise(8000, index)) for index in range(2)]
-    views, cache = draw(clips, [0, 1], 1, 0, 0.0), tmp_path / "cache"
+    views, cache = draw(clips, [0, 1], 1, 0, mixtures=0.0), tmp_path / "cache"
     (kept,) = make_views(views[:1], cache, seconds=1.0, rate=RATE)
     monkeypatch.setattr(os, "access", lambda *_: False)
     there, other = make_views(views, cache, seconds=1.0, rate=RATE)
@@ -159,7 +174,7 @@ def test_a_read_only_cache_is_read_and_not_written(tmp_path, monkeypatch):
 
 
 def test_a_disk_without_space_for_views_is_named_before_any_is_made(tmp_path):
-    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, 0.0)
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, mixtures=0.0)
     with pytest.raises(InputError, match=r"cache: expected 1000000\.0 GB free for views.*--augment\.views 0"):
         make_views(views, tmp_path / "cache", seconds=1.0, rate=RATE, each=1e15)
     assert not (tmp_path / "cache").exists()
@@ -169,7 +184,7 @@ def test_what_prevents_writing_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, 0.0)
+    views = draw([record(tmp_path, "x.wav", noise(8000))], [0], 1, 0, mixtures=0.0)
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(InputError, match=r"flac: could not be written: No space left"):
         make_views(views, tmp_path / "cache", seconds=1.0, rate=RATE)
