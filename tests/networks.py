@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qkd_jax.models.build import build_model
+from qkd_jax.run_folder.state import COMPILED_QUICKLY
 
 
 @functools.cache
@@ -19,7 +20,7 @@ def jitted(config):
         logits, after = model.apply(variables, features, train=train, mutable=["batch_stats"])
         return logits, after["batch_stats"]
 
-    return jax.jit(model.init), apply
+    return jax.jit(model.init, compiler_options=COMPILED_QUICKLY), apply
 
 
 def shaken(variables):

@@ -66,6 +66,10 @@ def ramp_factor(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Arr
     return ramp_up((update.astype(jnp.float32) + 1) / max(recipe.ramp * updates, 1))
 
 
+COMPILED_QUICKLY = {"xla_backend_optimization_level": 0}
+"""For initialization: it runs once, and takes less than a second also if it isn't optimized."""
+
+
 def init_state(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -81,7 +85,10 @@ def init_state(
 
     With `average` it carries a moving average.
     """
-    variables = dict(jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape), jnp.float32)))
+    key, features = jax.random.key(seed), jnp.zeros((1, *shape), jnp.float32)
+    in_eval_shape = isinstance(features, jax.core.Tracer)  # where options of the compiler are refused
+    init = jax.jit(model.init, compiler_options=None if in_eval_shape else COMPILED_QUICKLY)
+    variables = dict(init(key, features))
     params = variables.pop("params")
     if norm is not None:
         variables = with_norm(variables, *(jnp.asarray(array, jnp.float32) for array in norm))
