@@ -217,11 +217,16 @@ class RunConfig:
         return isinstance(self.recipe, EventRecipe)
 
     @property
+    def heads(self) -> dict[str, HeadConfig]:
+        """The networks of those models that are heads."""
+        networks = {name: model.network for name, model in self.models.items()}
+        return {name: network for name, network in networks.items() if isinstance(network, HeadConfig)}
+
+    @property
     def makes_views(self) -> bool:
         """Whether there are views: if heads are the only teachers, since other logits don't cover them."""
         teachers = {teacher for model in self.models.values() for teacher in model.teachers}
-        heads = {name for name, model in self.models.items() if isinstance(model.network, HeadConfig)}
-        return self.augment.views > 0 and bool(teachers) and teachers <= heads
+        return self.augment.views > 0 and bool(teachers) and teachers <= self.heads.keys()
 
     def model(self, name: str) -> ModelConfig:
         """Model `name`, with the recipe's settings where it sets none."""

@@ -152,8 +152,7 @@ class Run:
         config, model = self.config, self.config.models[name]
         if not isinstance(config.recipe, ClipRecipe) or not isinstance(model.network, LSTMConfig):
             return []
-        heads = {each for each, other in config.models.items() if isinstance(other.network, HeadConfig)}
-        return [each for each in model.teachers if each in heads and config.recipe.class_weight > 0]
+        return [each for each in model.teachers if each in config.heads and config.recipe.class_weight > 0]
 
     def classes_file(self, head: str) -> Path:
         """Where the posteriors of the classes of a head's taggers are kept."""

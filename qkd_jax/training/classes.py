@@ -15,7 +15,6 @@ from qkd_jax.errors import InputError
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
-from qkd_jax.training.heads import network_of
 
 _LEAST = 1e-3  # of a posterior: at 0, its logit would be minus infinity
 _PRESENT, _SHARE = 0.1, 0.005
@@ -31,7 +30,7 @@ def write_classes(run: Run, train: Dataset) -> None:
         if not lacking(path := run.classes_file(head)):
             continue
         columns = [np.zeros((len(train.names), 0), np.float16)]
-        for tagger_path in network_of(run, head).taggers:
+        for tagger_path in run.config.heads[head].taggers:
             tagger = run_tagger(Path(tagger_path), train.clips, run.cache, run.config.data.channel)
             if tagger.config.classes is not None:
                 logits = (tagger.logits(tagger.outputs(clip)).max(axis=0) for clip in range(len(train.names)))

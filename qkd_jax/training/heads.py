@@ -56,18 +56,13 @@ class Rows(NamedTuple):
     negative: Any
 
 
-def heads_of(run: Run) -> list[str]:
-    """The models of `run` that are heads."""
-    return [name for name, model in run.config.models.items() if isinstance(model.network, HeadConfig)]
-
-
 def load_heads(run: Run, data: dict[str, Dataset]) -> None:
     """Run the taggers of all heads over all clips and cache their outputs.  Raises InputError for a fault."""
-    for name in heads_of(run):
+    for name in run.config.heads:
         for split, dataset in data.items():
             inputs, path = _inputs(run, name, dataset), run.inputs_file(name)
             if split == "train" and lacking(path):
-                network, clips = network_of(run, name), [int(clip) for clip in dataset.labelled]
+                network, clips = run.config.heads[name], [int(clip) for clip in dataset.labelled]
                 # Without a fit, any projection will do.
                 some, components = (clips, network.components) if network.fit else (clips[:1], 1)
                 write_projections(path, fit_projections(inputs, some, components), inputs.identity)
@@ -75,7 +70,7 @@ def load_heads(run: Run, data: dict[str, Dataset]) -> None:
 
 def read_by(run: Run, name: str, dataset: Dataset) -> Dataset:
     """`dataset` as model `name` reads it: for a head, the features are `HeadInputs`."""
-    if name not in heads_of(run):
+    if name not in run.config.heads:
         return dataset
     inputs = _inputs(run, name, dataset)
     projections = read_projections(run.inputs_file(name), inputs.identity)
@@ -93,7 +88,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     An event with n positive clips has the zero-shot logits with gain 100 / (100 + n): few recordings don't
     say more than a tagger's own classes.
     """
-    network, model = network_of(run, name), run.model(name)
+    network, model = run.config.heads[name], run.model(name)
     train, valid = (read_by(run, name, data[split]) for split in ("train", "valid"))
     fitted = _fitted(network, train)
     rows = _rows(run, train) if fitted.any() else None
@@ -185,7 +180,7 @@ def head_step_logits(
     run: Run, name: str, inputs: Dataset, variables: Any
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A head's logits as `step_logits` gives them, on clips that are `read_by` it."""
-    network = network_of(run, name)
+    network = run.config.heads[name]
     apply = jax.jit(partial(run.model(name).apply, method="step_logits"))
     windows = [_window_logits(apply, variables, features) for features in inputs.features]
     steps = []
@@ -203,16 +198,9 @@ def bytes_of_taggers(network: HeadConfig) -> int:
 
 def _inputs(run: Run, name: str, dataset: Dataset) -> HeadInputs:
     """The outputs of head `name`'s taggers on the clips of `dataset`, not yet projected."""
-    channel, paths = run.config.data.channel, map(Path, network_of(run, name).taggers)
+    channel, paths = run.config.data.channel, map(Path, run.config.heads[name].taggers)
     taggers = [run_tagger(path, dataset.clips, run.cache, channel) for path in paths]
     return HeadInputs(taggers, dataset.events)
-
-
-def network_of(run: Run, name: str) -> HeadConfig:
-    """The settings of head `name`."""
-    network = run.config.models[name].network
-    assert isinstance(network, HeadConfig)
-    return network
 
 
 def _fitted(network: HeadConfig, train: Dataset) -> np.ndarray:

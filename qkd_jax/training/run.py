@@ -18,7 +18,7 @@ from qkd_jax.run_folder.state import TrainState, started_from
 from qkd_jax.system.devices import check_batch, stop_all_if_asked
 from qkd_jax.system.progress import duration
 from qkd_jax.training import clips, events
-from qkd_jax.training.heads import heads_of, train_head
+from qkd_jax.training.heads import train_head
 from qkd_jax.training.loop import fit
 
 _CALIBRATION_BATCHES = 8
@@ -55,7 +55,7 @@ def train_models(run: Run) -> None:
     norm = run.norm(train.features[clip] for clip in clips_seen)
     for name in run.names:
         stop_all_if_asked()
-        if name in heads_of(run):
+        if name in run.config.heads:
             train_head(run, name, data)
         else:
             _train_model(run, name, recipe, data, norm)

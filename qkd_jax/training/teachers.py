@@ -24,7 +24,7 @@ from qkd_jax.run_folder.run import Run
 from qkd_jax.system.devices import lacking
 from qkd_jax.system.files import whole_file
 from qkd_jax.system.progress import track
-from qkd_jax.training.heads import cross_fitted, head_logits, heads_of, on_steps, read_by
+from qkd_jax.training.heads import cross_fitted, head_logits, on_steps, read_by
 
 _BATCH = 16
 _MIN_STD = 0.01  # relative to the largest standard deviation
@@ -89,7 +89,7 @@ def _model_logits(run: Run, teacher: str, train: Dataset) -> np.ndarray:
     # Not logits-train.npz, which the eval command may write during training.
     path = run.model_folder(teacher) / "teaching.npz"
     if lacking(path):
-        if teacher in heads_of(run):
+        if teacher in run.config.heads:
             logits = np.stack([each.max(axis=0) for each in cross_fitted(run, teacher, train)])
         else:
             predict, variables = make_predict(run.model(teacher)), run.best_variables(teacher)
