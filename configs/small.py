@@ -1,7 +1,7 @@
 """Small, accurate students: convolutions in front of a smaller LSTM, weights of 8 and 4 bits.
 
-All but the float student use the integer-only scheme (docs/integer.md).  Training clips are shifted, changed
-in level and mixed, and labels and the teachers' posteriors with them; the latter have most of the weight.
+All but the float student use the integer-only scheme (docs/integer.md).  Training clips are shifted in time,
+changed in level and mixed, and so are labels and teachers' posteriors, which have most of the weight.
 With a head for a teacher, students also learn from views and all classes of its taggers (docs/teachers.md).
 Figures on real recordings: docs/results/own.md.
 

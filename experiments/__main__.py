@@ -3,7 +3,7 @@
     python -m experiments EXPERIMENT [DATA] [--cells NAME …] [--seeds 0 …] [--taggers DIR] [--runs DIR]
     python -m experiments EXPERIMENT --page
 
-A cell takes 75 minutes at most on one core of a server, and leaves figures and float16 logits in
+A cell takes 75 minutes at most on two cores of a server, and leaves figures and float16 logits in
 docs/results/EXPERIMENT/cells, to be committed.  Cells whose results are there are skipped, and an
 interrupted one resumes.  The page is made from the results alone.
 """

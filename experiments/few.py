@@ -2,7 +2,7 @@
 
 DATA is the folder of the standard clips.  All clips are cut to the same law of lengths (0.8 to 2 s), since
 raw lengths give classes away.  A draw has a quarter each of dogs, crying babies, gunshots and other sounds;
-a fifth of its recordings, or a little more, by group, is its validation split.  Test clips are those of the
+a fifth of each, or a little more, by group, is its validation split.  Test clips are those of the
 standard test split.  A draw of 20 is trained again with 1,000 of the other training clips, without labels.
 """
 
@@ -18,6 +18,7 @@ from benchmarks.common import DASH, EVENTS, markdown, spread
 from experiments import own
 from experiments.cells import Cell, Place, Results, read_results, renamed
 from qkd_jax.config import with_data
+from qkd_jax.system.files import whole_file
 
 SIZES, DRAWS, FURTHER = (20, 60, 150), (0, 1, 2, 3, 4), 1000
 KINDS = {
@@ -26,7 +27,6 @@ KINDS = {
     "60": "60 recordings",
     "150": "150 recordings",
 }
-_NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
 
 
 def cells(draw: int) -> list[Cell]:
@@ -54,7 +54,9 @@ def prepared(place: Place) -> Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             samples, rate = soundfile.read(place.data / row["filename"], dtype="float32")
             start = round(float(row["eq_start_s"]) * rate)
-            soundfile.write(path, samples[start : start + round(float(row["eq_dur_s"]) * rate)], rate)
+            some = samples[start : start + round(float(row["eq_dur_s"]) * rate)]
+            with whole_file(path) as file:
+                soundfile.write(file, some, rate, format="FLAC")
     for size in SIZES:
         for draw in DRAWS:
             drawn = draw_of(rows, size, draw)
@@ -77,7 +79,7 @@ def draw_of(rows: list[dict[str, str]], size: int, draw: int) -> list[dict[str, 
         for row in drawn:
             groups[row["source_id"]].append(row)
         valid = 0
-        for of_group in groups.values():
+        for of_group in sorted(groups.values(), key=len):
             split = "valid" if valid < len(drawn) / 5 and len(groups) > 1 else "train"
             valid += len(of_group) if split == "valid" else 0
             chosen += [row | {"split": split} for row in of_group]
@@ -115,7 +117,7 @@ def table(results: Results) -> str:
         of_kinds = [list(results.get(f"{kind}-{name}", {}).values()) for kind in KINDS]
         if any(of_kinds):
             eers = [[each.metrics["average"]["eer"] for each in some] for some in of_kinds]
-            rows.append([_NAMES.get(name, name), *(spread(some) if some else DASH for some in eers)])
+            rows.append([own.NAMES.get(name, name), *(spread(some) if some else DASH for some in eers)])
     return markdown(["model", *KINDS.values()], rows)
 
 
@@ -126,8 +128,8 @@ def parts(folder: Path) -> dict[str, str]:
     if not any(runs.values()):
         return {"few": "Not measured yet."}
     draws = ", ".join(str(len(some)) for some in runs.values())
-    note = "EER on 550 test clips, in percent, average over three events; mean ± half the range of the draws "
-    note += f"({draws})."
+    note = "EER on 550 test clips, in percent, average over three events; mean ± half the range over draws. "
+    note += f"Draws per column: {draws}."
     most = runs[str(SIZES[-1])]
     minutes = [run.seconds / 60 for run in most if run.seconds]
     if minutes:

@@ -3,17 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-from benchmarks.common import DASH, EVENTS, markdown, spread
+from benchmarks.common import EVENTS, markdown, spread
 from experiments.cells import Cell, Results, read_results
 from qkd_jax.commands.cli import load_preset
 from qkd_jax.commands.override import heads_on, with_teachers
 from qkd_jax.config import RunConfig, with_data
 
 SEEDS = (0, 1, 2)
-TAGGER = "yamnet.toml"
+TAGGER = "yamnet_head.toml"
 CONTROL = "control"
 """The float student trained on for as long as those of 8 and 4 bits, to tell quantizing from training on."""
-_NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
+NAMES = {"zero-shot": "YAMNet, zero-shot", "head": "head on YAMNet"}
 
 
 def cells(seed: int) -> list[Cell]:
@@ -45,7 +45,7 @@ def table(results: Results) -> str:
         seeds = list(results[name].values())
         columns = ("average", "auc"), ("average", "eer"), *((event, "eer") for event in EVENTS)
         figures = [spread([each.columns[column][key] for each in seeds]) for column, key in columns]
-        rows.append([_NAMES.get(name, name), f"{seeds[0].bytes:,}", *figures])
+        rows.append([NAMES.get(name, name), f"{seeds[0].bytes:,}", *figures])
     return markdown(["model", "bytes", "AUC", "EER", *(f"EER {event}" for event in EVENTS)], rows)
 
 
@@ -53,13 +53,20 @@ def parts(folder: Path) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells; `own` is also in the README."""
     results = read_results(folder / "cells")
     runs = list(results.get("distilled-4", {}).values())
-    minutes = [run.seconds / 60 for run in runs if run.seconds]
-    machines = ", ".join(sorted({run.machine or DASH for run in runs}))
     note = (
-        f"AUC and EER on 3,000 test scenes, in percent; {among(len(runs))}. "
-        f"A run took {spread(minutes) if minutes else DASH} minutes ({machines})."
+        f"AUC and EER on 3,000 test scenes, in percent; {among(len(runs))}. Time of a run: {times(results)}."
     )
     return {"own": f"{note}\n\n{table(results)}", "control": quantizing(results)}
+
+
+def times(results: Results) -> str:
+    """Minutes of each run, by machine; those with the control, which the command doesn't train, say so."""
+    texts = []
+    for seed, run in results.get("distilled-4", {}).items():
+        more = ", with the control" if seed in results.get(CONTROL, {}) else ""
+        minutes = f"{run.seconds / 60:.0f} minutes" if run.seconds else "unknown"
+        texts.append(f"{minutes} ({run.machine}{more})")
+    return "; ".join(texts)
 
 
 def quantizing(results: Results) -> str:

@@ -211,7 +211,7 @@ def opened(root: Path, clips: int) -> Any:
     from qkd_jax.data.features import CachedFeatures
     from qkd_jax.data.sources.manifest import read_manifest
 
-    def compute(_: Path) -> np.ndarray:
+    def compute(_: Any) -> np.ndarray:
         return np.ones((8, 8), np.float32)
 
     listed = read_manifest(ManifestData(root=str(root), manifest=f"{clips}.csv"))

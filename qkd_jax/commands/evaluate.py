@@ -146,18 +146,21 @@ def score(
 
 
 def _behind(config: RunConfig, models: dict[str, Any]) -> str:
-    """A line that says by how much the best student is behind the best head, if it is by a point or more."""
+    """A line that names students with a higher EER than a zero-shot head, or a point more than another."""
     errors = {name: row["metrics"]["average"]["eer"] for name, row in models.items()}
-    heads = [name for name in models if isinstance(config.models[name].network, HeadConfig)]
+    limits = {
+        name: errors[name] + _BEHIND * head.fit for name, head in config.heads.items() if name in errors
+    }
     students = [name for name in models if config.models[name].teachers]
-    if not heads or not students:
+    if not limits or not students:
         return ""
-    head, student = (min(names, key=errors.__getitem__) for names in (heads, students))
-    if errors[student] < errors[head] + _BEHIND:
+    head = min(limits, key=limits.__getitem__)
+    behind = [f"{name} (EER {errors[name]:.1f})" for name in students if errors[name] > limits[head]]
+    if not behind:
         return ""
     return (
-        f"{student} (EER {errors[student]:.1f}) is behind {head} (EER {errors[head]:.1f}): more training "
-        "recordings would help, also without labels (--data.unlabelled DIR)"
+        f"{', '.join(behind)} {'are' if len(behind) > 1 else 'is'} behind {head} (EER {errors[head]:.1f}): "
+        "more training recordings would help, also without labels (--data.unlabelled DIR)"
     )
 
 

@@ -120,7 +120,7 @@ class HeadConfig:
     hidden_size: Annotated[int, Field(ge=0, le=4096)] = 0
     """Width of the hidden layer; 0 for logistic regression."""
     penalties: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.03, 0.1, 0.3, 1.0, 3.0)
-    """Weights of the squared parameters in the loss, of which validation chooses one; if equal, the last."""
+    """Weights of the squared parameters in the loss, to choose from on validation; the last among ties."""
 
     @property
     def stride(self) -> int:

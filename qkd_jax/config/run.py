@@ -110,7 +110,7 @@ class ClipRecipe:
     temperature: Temperature = 2.0
     """Temperature T of the teachers' logits; in Hinton's form also of the student's."""
     class_weight: Weight = 0.0
-    """Weight of the loss on all classes of a head's taggers, which students learn only while they train."""
+    """Weight of a loss on the classes of a head's taggers that occur, for LSTM students; not exported."""
     form: Literal["hinton", "paper"] = "hinton"
     """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"

@@ -72,7 +72,7 @@ def _temporary_folder() -> Path:
 
 def cached(
     clips: Sequence[Clip],
-    compute: Callable[[Path], np.ndarray],
+    compute: Callable[[Clip], np.ndarray],
     cache: Path,
     *,
     settings: str,
@@ -81,8 +81,8 @@ def cached(
 ) -> tuple[Entries, dict[str, str]]:
     """The cache entries of `clips`; missing ones are computed, on all cores.
 
-    `compute` maps a recording's path to float32 [rows, width], at least one row, and raises InputError or
-    OSError for a recording that can't be used.  Returns the entries, .npy files, and by clip
+    `compute` maps the whole recording of a clip to float32 [rows, width], at least one row, and raises
+    InputError or OSError if it can't be used.  Returns the entries, .npy files, and by clip
     name the reasons why others can't be used and have none.  An entry is identified by `settings`, which must
     name everything that the result depends on, and by the recording's path, size and modification time; it is
     written whole or not at all.
@@ -102,7 +102,7 @@ def cached(
         ]
 
     def make(places: Places) -> list[str]:
-        return [_make(clips[place].path, compute, entries[place]) for place in places]
+        return [_make(clips[place], compute, entries[place]) for place in places]
 
     for share in shares():
         places = range(len(clips))[share]
@@ -187,10 +187,10 @@ def count_rows(entry: Path, width: int) -> int:
     return (os.stat(entry).st_size - _HEADER) // (4 * width)
 
 
-def _make(recording: Path, compute: Callable[[Path], np.ndarray], entry: Path) -> str:
+def _make(clip: Clip, compute: Callable[[Clip], np.ndarray], entry: Path) -> str:
     """Compute and write the entry of one recording; returns why it can't be used, or the empty string."""
     try:
-        result = compute(recording)
+        result = compute(clip)
     except (InputError, OSError) as error:
         return str(error)
     # Not np.save(file): writing directly to a file, NumPy does not notice a full disk.

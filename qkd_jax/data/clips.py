@@ -65,6 +65,10 @@ class Clip:
         """Path of the recording."""
         return self.root / (self.file or self.name)
 
+    def channel(self, channel: int | None) -> int | None:
+        """The channel to read, None for the mean of all: a view has only that of its recordings."""
+        return None if self.name.startswith(VIEW) else channel
+
     @property
     def kind(self) -> str:
         """Its kind of labels, one of `KINDS`."""

@@ -26,7 +26,7 @@ def cached_features(
     """
     return cached(
         clips,
-        lambda path: recording_features(path, config, channel),
+        lambda clip: recording_features(clip.path, config, clip.channel(channel)),
         cache,
         settings=f"{_FORMAT} {to_json(config)}" + (f" channel {channel}" if channel else ""),
         width=config.n_mels,

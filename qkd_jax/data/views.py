@@ -54,7 +54,7 @@ def draw(
 ) -> list[View]:
     """`count` views of each of `clips`; to a share `mixtures`, another clip is added.
 
-    It is of the same fold or one of `unlabelled`, so a head without this fold was fitted to neither source.
+    It is of the same fold or one of `unlabelled`, so a head fitted without that fold has seen neither source.
     """
     members = {fold: np.flatnonzero(np.asarray(folds) == fold) for fold in set(folds)}
     ranks = {int(place): rank for some in members.values() for rank, place in enumerate(some)}

@@ -47,10 +47,11 @@ def tagger_embeddings(
     def run(window: np.ndarray) -> np.ndarray:
         return outputs(window)[-1].astype(np.float32).ravel()
 
+    embed = _embedder(run, samples, hop, config.sample_rate, channel, model)
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     entries, bad = cached(
         clips,
-        _embedder(run, samples, hop, config.sample_rate, channel, model),
+        lambda clip: embed(clip.path),
         cache,
         settings=f"embeddings {_FORMAT} {digest} {config.layer} {config.sample_rate} {samples} "
         f"{hop} {channel}",

@@ -12,7 +12,7 @@ from qkd_jax.errors import InputError
 from qkd_jax.system.files import whole_file
 
 _MOST_ROWS, _MOST_PROJECTIONS = 20_000, 100
-_SHRINKAGE = 3000  # rows; our choice, by the standard set's validation and draws of 20 to 600 recordings
+_SHRINKAGE = 3000  # rows; our choice, by the standard set's validation and draws (docs/results/few.md)
 
 
 class Projection(NamedTuple):
@@ -22,17 +22,17 @@ class Projection(NamedTuple):
     matrix: np.ndarray
 
 
-def fit_projection(rows: np.ndarray, components: int | None) -> Projection:
+def fit_projection(rows: np.ndarray, components: int | None, sampled_from: int = 0) -> Projection:
     """The first `components` principal components of `rows` [rows, size]; with None, the values themselves.
 
     Each is divided by its standard deviation, to whose square the mean variance of a value is added
-    1 + 3000 / rows times: few recordings say nothing about components that hardly vary.
+    1 + 3000 / rows times: few recordings say nothing about components that hardly vary.  `sampled_from` is
+    the number of rows that count here, if `rows` are a sample of them.
 
     >>> fit_projection(np.tile([[1.0, 5.0], [3.0, 5.0]], (750, 1)), 1).matrix.round(3).ravel()
     array([0.632, 0.   ], dtype=float32)
     """
-    shrinkage = 1 + _SHRINKAGE / len(rows)
-    rows = rows[:: -(-len(rows) // _MOST_ROWS)].astype(np.float64)
+    shrinkage, rows = 1 + _SHRINKAGE / max(sampled_from, len(rows)), rows.astype(np.float64)
     mean = rows.mean(axis=0)
     if components is None:
         variance = rows.var(axis=0)
@@ -105,10 +105,17 @@ class HeadInputs(Sequence[np.ndarray]):
 
 
 def fit_projections(inputs: HeadInputs, clips: Sequence[int], components: int | None) -> list[Projection]:
-    """The projections of taggers' outputs on `clips`, at most 20,000 windows of them."""
-    sampled = clips[:: -(-len(clips) // _MOST_ROWS)]
-    parts = [np.concatenate(each) for each in zip(*(inputs.outputs(clip)[1:] for clip in sampled))]
-    return [fit_projection(part, components) for part in parts]
+    """The projections of taggers' outputs on `clips`: on at most 20,000 of their windows, drawn at random."""
+    ends = np.cumsum([len(inputs.clock.outputs(clip)) for clip in clips])
+    total = int(ends[-1])
+    drawn = np.random.default_rng(0).choice(total, min(total, _MOST_ROWS), replace=False)
+    by_clip = np.split(np.sort(drawn), np.searchsorted(np.sort(drawn), ends[:-1]))
+    rows: list[list[np.ndarray]] = []
+    for clip, end, chosen in zip(clips, ends, by_clip):
+        if len(chosen):
+            outputs = inputs.outputs(clip)[1:]
+            rows.append([part[chosen - end] for part in outputs])  # counted from the last window
+    return [fit_projection(np.concatenate(part), components, total) for part in zip(*rows)]
 
 
 def write_projections(path: Path, projections: Sequence[Projection], identity: str) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -164,7 +163,7 @@ def run_tagger(path: Path, clips: Sequence[Clip], cache: Path, channel: int | No
         )
     entries, bad = cached(
         clips,
-        partial(model.outputs, channel=channel),
+        lambda clip: model.outputs(clip.path, clip.channel(channel)),
         cache,
         settings=f"tagger {_FORMAT} {model.identity} {channel}",
         width=model.classes + model.layer_size,

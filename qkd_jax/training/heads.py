@@ -23,7 +23,6 @@ from qkd_jax.data.dataset import Dataset
 from qkd_jax.distill.head_inputs import HeadInputs, fit_projections, read_projections, write_projections
 from qkd_jax.distill.tagger import files_of, read_tagger, run_tagger
 from qkd_jax.evaluation.metrics import evaluate
-from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import Model
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import TrainState
@@ -32,12 +31,11 @@ from qkd_jax.system.progress import track
 from qkd_jax.training.loop import fit
 
 _WINDOWS = 32  # that a head reads at once; any number gives the same logits
-_BATCH = 64
 _ITERATIONS = 60
 _FOLDS = 5
 _MOST_CLIPS = 20_000
 _OVERLAP = 0.3  # seconds of an event, or half of it, that make a window positive
-_PRIOR = 100  # our choice, by validation on the standard set and on draws of 20 to 600 recordings
+_PRIOR = 100  # our choice, by the standard set's validation and draws (docs/results/few.md)
 
 
 class Rows(NamedTuple):
@@ -78,22 +76,23 @@ def read_by(run: Run, name: str, dataset: Dataset) -> Dataset:
 
 
 def head_logits(run: Run, name: str, inputs: Dataset, variables: Any) -> np.ndarray:
-    """A head's logits on clips that are `read_by` it, float32 [clips, events]."""
-    return clip_logits(make_predict(run.model(name)), variables, inputs, _WINDOWS, _BATCH)
+    """A head's logits on clips that are `read_by` it, float32 [clips, events]: maxima over windows."""
+    model = run.model(name)
+    return np.stack([_window_logits(model, variables, each).max(axis=0) for each in inputs.features])
 
 
 def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     """Fit head `name`, or resume: an epoch of its log is one penalty, of which validation chooses the best.
 
-    An event with n positive clips has the zero-shot logits with gain 100 / (100 + n): few recordings don't
-    say more than a tagger's own classes.
+    An event with n positive clips has the zero-shot logits with gain 100 / (100 + n), so that with few
+    recordings the tagger's own classes dominate.
     """
     network, model = run.config.heads[name], run.model(name)
     train, valid = (read_by(run, name, data[split]) for split in ("train", "valid"))
     fitted = _fitted(network, train)
     rows = _rows(run, train) if fitted.any() else None
     first = run.new_state(name)
-    gain = _PRIOR / (_PRIOR + train.targets[train.labelled].sum(axis=0))
+    gain = _PRIOR / (_PRIOR + train.targets[_fitted_on(train)].sum(axis=0))
     chosen = {"events": jnp.asarray(fitted), "gain": jnp.asarray(gain, jnp.float32), "penalty": jnp.zeros(())}
     penalties = network.penalties if network.fit else (np.inf,)
 
@@ -107,6 +106,9 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     def validate(variables: Any) -> dict[str, float]:
         return evaluate(valid.targets, head_logits(run, name, valid, variables), valid.events)["average"]
 
+    def announce(_: int) -> None:
+        print(f"{name}: {_origins(train, fitted)}", flush=True)
+
     def penalties_from(step: int) -> Iterator[float]:
         return iter(penalties[step:])
 
@@ -118,6 +120,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
         folder=run.model_folder(name),
         epochs=len(penalties),
         epoch_steps=1,
+        announce=announce,
     )
 
 
@@ -130,8 +133,8 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
     event, by logistic regression of the labels on the maxima.
     """
     train, model = read_by(run, name, train), run.model(name)
-    variables, apply = run.best_variables(name), jax.jit(partial(model.apply, method="step_logits"))
-    logits = [_window_logits(apply, variables, features) for features in train.features]
+    variables = run.best_variables(name)
+    logits = [_window_logits(model, variables, features) for features in train.features]
     if variables["fitted"]["events"].any():
         folds, rows = folds_of(train, run.config.recipe.seed), _rows(run, train)
         start = run.new_state(name).params
@@ -145,7 +148,7 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
             params, _ = _fit(model, start, {"fitted": variables["fitted"]}, rows._replace(weights=weights))
             for place, clip in enumerate(train.clips):
                 if fold_of.get(clip.group) == fold:
-                    others = _window_logits(apply, variables | {"params": params}, train.features[place])
+                    others = _window_logits(model, variables | {"params": params}, train.features[place])
                     logits[place] = np.where(spread, others, logits[place])
     clips = np.stack([each.max(axis=0) for each in logits])
     slope, offset = calibration(clips[train.labelled], train.targets[train.labelled])
@@ -165,14 +168,22 @@ def calibration(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np
     return pairs[:, 0], pairs[:, 1]
 
 
-def on_steps(run: Run, network: StepNetwork, inputs: Dataset, clip: int, logits: np.ndarray) -> np.ndarray:
-    """The logits [windows, events] of a clip at its steps, [steps, events]: those of the nearest window."""
+def on_steps(
+    run: Run, network: StepNetwork, inputs: Dataset, clip: int, logits: np.ndarray, frames: int | None = None
+) -> np.ndarray:
+    """The logits [windows, events] of a clip at its steps, [steps, events]: those of the nearest window.
+
+    With `frames`, the steps are those of the clip's features repeated to so many frames.
+    """
     assert isinstance(inputs.features, HeadInputs)
     centres = inputs.features.clock.centres(clip, len(logits))
-    first, step = step_clock(run.config.features, network)
-    seconds = inputs.seconds[clip]
-    frames = run.config.features.frames(round(seconds * run.config.features.sample_rate))
-    times = first + step * np.arange(max(network.steps(frames), 1))
+    config = run.config.features
+    first, step = step_clock(config, network)
+    own = config.frames(round(inputs.seconds[clip] * config.sample_rate))
+    times = first + step * np.arange(max(network.steps(frames or own), 1))
+    # Features of shorter clips are repeated, frame by frame.
+    half, period = config.win_length / 2 / config.sample_rate, own * config.hop_length / config.sample_rate
+    times = half + (times - half) % period
     return logits[np.abs(times[:, None] - centres).argmin(axis=1)]
 
 
@@ -180,9 +191,8 @@ def head_step_logits(
     run: Run, name: str, inputs: Dataset, variables: Any
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A head's logits as `step_logits` gives them, on clips that are `read_by` it."""
-    network = run.config.heads[name]
-    apply = jax.jit(partial(run.model(name).apply, method="step_logits"))
-    windows = [_window_logits(apply, variables, features) for features in inputs.features]
+    network, model = run.config.heads[name], run.model(name)
+    windows = [_window_logits(model, variables, features) for features in inputs.features]
     steps = []
     if run.config.timed:
         steps = [on_steps(run, network, inputs, clip, each) for clip, each in enumerate(windows)]
@@ -206,8 +216,21 @@ def _inputs(run: Run, name: str, dataset: Dataset) -> HeadInputs:
 def _fitted(network: HeadConfig, train: Dataset) -> np.ndarray:
     """The events to fit, bool [events]: those with enough positive clips, or without classes of a tagger."""
     assert isinstance(train.features, HeadInputs)
-    enough = train.targets[train.labelled].sum(axis=0) >= network.fewest
+    enough = train.targets[_fitted_on(train)].sum(axis=0) >= network.fewest
     return (enough | ~train.features.known()) & network.fit
+
+
+def _origins(train: Dataset, fitted: np.ndarray) -> str:
+    """What the logits of which events come from."""
+    assert isinstance(train.features, HeadInputs)
+    known = train.features.known()
+    origins = {
+        "fitted to labels": fitted,
+        "only the tagger's own classes": ~fitted & known,
+        "nothing, since the tagger has no classes for it": ~fitted & ~known,
+    }
+    events = np.array(train.events)
+    return "; ".join(f"{', '.join(events[some])}: {what}" for what, some in origins.items() if some.any())
 
 
 def _fitted_on(train: Dataset) -> np.ndarray:
@@ -268,10 +291,16 @@ def folds_of(train: Dataset, seed: int) -> np.ndarray:
     return folds
 
 
-def _window_logits(apply: Any, variables: Any, inputs: np.ndarray) -> np.ndarray:
+def _window_logits(model: Model, variables: Any, inputs: np.ndarray) -> np.ndarray:
     """A head's logits of a clip's windows, [windows, events]."""
     padded = np.pad(inputs, ((0, -len(inputs) % _WINDOWS), (0, 0)))  # so that few shapes are compiled
-    return np.asarray(apply(variables, padded[None]).steps[0, : len(inputs)])
+    return np.asarray(_step_logits(model, variables, padded[None])[0, : len(inputs)])
+
+
+@partial(jax.jit, static_argnames="model")
+def _step_logits(model: Model, variables: Any, inputs: jax.Array) -> jax.Array:
+    logits: Any = model.apply(variables, inputs, method="step_logits")
+    return logits.steps
 
 
 @partial(jax.jit, static_argnames="model")
@@ -295,7 +324,7 @@ def _loss(model: Model, variables: Any, rows: Rows, params: Any) -> jax.Array:
     logits = result.steps[0]
     by_clip = partial(jax.ops.segment_sum, segment_ids=rows.clip, num_segments=len(rows.labels))
     absent = by_clip(jax.nn.softplus(logits))  # -log ∏(1 - p)
-    present = -jnp.log(-jnp.expm1(-jnp.maximum(absent, 1e-6)))
+    present = -jnp.log(-jnp.expm1(-jnp.maximum(absent, 1e-30)))
     weak = jnp.where(rows.labels == 1, present, absent)
     strong = by_clip(rows.positive * jax.nn.softplus(-logits) + rows.negative * jax.nn.softplus(logits))
     of_clips = jnp.where(jnp.broadcast_to(rows.strong[:, None], weak.shape) == 1, strong, weak)

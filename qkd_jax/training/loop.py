@@ -33,14 +33,16 @@ def fit(
     epochs: int,
     epoch_steps: int,
     patience: int | None = None,
+    announce: Callable[[int], None] = lambda updates: None,
 ) -> None:
     """Train to `epochs` epochs, resuming from the last checkpoint in `folder` if there is one.
 
     `batches_from(step)` gives the batches from that step on.  After each epoch, `validate(variables)` gives
     figures (`auc` and `eer`, or `psds` and more), one line goes to the log and the terminal, and the newest
     and the best state are kept.  After `patience` epochs without a new best, training ends.  When asked to
-    stop, it finishes the step, saves the state and raises KeyboardInterrupt.  Raises InputError for a
-    non-finite loss or gradient; saved states stay.
+    stop, it finishes the step, saves the state and raises KeyboardInterrupt.  If anything is left to train,
+    `announce(updates)` is called before, with the number left.  Raises InputError for a non-finite loss or
+    gradient; saved states stay.
     """
     name, last_step = folder.name, epochs * epoch_steps
     with stop_requests(), checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
@@ -57,6 +59,7 @@ def fit(
         if first_step:
             at = f"epoch {first_step // epoch_steps} of {epochs}"
             print(f"{name}: resuming from step {first_step}, {at}", flush=True)
+        announce(last_step - first_step)
 
         begun = first_step - first_step % epoch_steps
         # Losses of this epoch; a run that was stopped within it has recorded the first ones.

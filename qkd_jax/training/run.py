@@ -65,7 +65,7 @@ def train_models(run: Run) -> None:
 def _train_model(
     run: Run, name: str, recipe: Any, data: dict[str, Dataset], norm: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    epochs = run.config.model(name).epochs
+    epochs, network = run.config.model(name).epochs, run.config.models[name].network
     assert epochs is not None
     epoch_steps, batches_from = recipe.batches(run, name, data)
     if epochs * epoch_steps > (most := np.iinfo(np.int32).max):
@@ -74,19 +74,17 @@ def _train_model(
             f"{epoch_steps} updates, got {epochs}"
         )
     state = first_state(run, name, norm, batches_from)
-    if isinstance(run.config.models[name].network, DenseNetConfig | ResNetConfig):
-        clips = epochs * epoch_steps * run.config.recipe.batch_size
-        work = (
-            3
-            * clips
-            * multiply_adds(run.model(name).apply, state.model, np.zeros((1, *run.shape), np.float32))
-        )
+    size, slow = run.config.recipe.batch_size, isinstance(network, DenseNetConfig | ResNetConfig)
+
+    def announce(updates: int) -> None:
+        macs = multiply_adds(run.model(name).apply, state.model, np.zeros((1, *run.shape), np.float32))
+        time = duration(3 * updates * size * macs / training_rate())
         print(
-            f"{name}: {epochs * epoch_steps} updates of {run.config.recipe.batch_size} clips, about "
-            f"{duration(work / training_rate())} here, with a minute to compile; a head on a pretrained "
-            "tagger takes seconds instead (--teacher FILE.toml)",
+            f"{name}: {updates} updates of {size} clips, about {time} here, with a minute to compile; a head "
+            "on a pretrained tagger takes seconds instead (--teacher FILE.toml)",
             flush=True,
         )
+
     fit(
         recipe.train_step(run, name, data, epochs * epoch_steps),
         state,
@@ -96,6 +94,7 @@ def _train_model(
         epochs=epochs,
         epoch_steps=epoch_steps,
         patience=run.config.recipe.patience,
+        **({"announce": announce} if slow else {}),
     )
 
 

@@ -180,9 +180,8 @@ def _head_step_logits(run: Run, teacher: str, data: dict[str, Dataset]) -> StepL
         valid.targets, head_logits(run, teacher, valid, run.best_variables(teacher))
     )
     windows = cross_fitted(run, teacher, data["train"])
-    by_clip = [on_steps(run, network, train, clip, each) for clip, each in enumerate(windows)]
-    shape = network.steps(run.config.frames), len(train.events)
-    steps = np.stack([np.resize(each, shape) for each in by_clip])
+    frames = run.config.frames
+    steps = np.stack([on_steps(run, network, train, clip, each, frames) for clip, each in enumerate(windows)])
     clip = np.stack([each.max(axis=0) for each in windows])
     return StepLogits(clip, steps, precision, network.receptive_field, network.stride)
 

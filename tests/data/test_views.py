@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from qkd_jax.config import FeatureConfig
+from qkd_jax.data.cache import read_entry
+from qkd_jax.data.features import cached_features
 from qkd_jax.data.views import Changes, View, draw, make_views, samples_of_view
 from qkd_jax.errors import InputError
 from tests.recordings import clip, noise, record
@@ -49,6 +52,17 @@ def test_recordings_without_labels_are_added_as_often_as_those_of_the_fold():
     assert {view.sources[0] for view in views} == set(own) and len(views) == 600
     assert set(added) > set(further)
     assert np.mean([each in further for each in added]) == pytest.approx(50 / 99, abs=0.08)
+
+
+def test_views_of_another_channel_are_read_by_the_only_one_that_they_have(tmp_path):
+    left, right = tone(500, 0.5), tone(2000, 0.5)
+    own = record(tmp_path, "x.wav", np.stack([left, right], axis=1))
+    config = FeatureConfig()
+    [made] = make_views(draw([own], [0], 1, 0), tmp_path, seconds=10.0, rate=RATE, channel=2)
+    entries, bad = cached_features([own, made], config, tmp_path, channel=2)
+    assert not bad
+    bands = [read_entry(entry).mean(axis=0).argmax() for entry in entries]
+    assert abs(int(bands[0]) - int(bands[1])) <= 4 and bands[1] > 20
 
 
 def test_one_recording_is_mixed_with_those_without_labels():

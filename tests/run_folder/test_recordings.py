@@ -251,8 +251,8 @@ def test_entries_of_a_read_only_cache_are_read_and_others_are_made_elsewhere(tmp
     clips = [record(tmp_path, f"{index}.wav", noise(100)) for index in range(3)]
     computed = []
 
-    def compute(path):
-        computed.append(path.name)
+    def compute(clip):
+        computed.append(clip.name)
         return np.full((2, 4), len(computed), np.float32)
 
     def entries(clips):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -28,17 +29,19 @@ from qkd_jax.config import (
 from qkd_jax.data.clips import KINDS, Annotation, targets
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.data.logits import read_logits, read_step_logits
-from qkd_jax.distill.tagger import run_tagger, tagger_logits
+from qkd_jax.distill.tagger import TaggerConfig, run_tagger, tagger_logits
 from qkd_jax.evaluation.cost import packed_bytes
 from qkd_jax.models.build import build_model
+from qkd_jax.models.head import Head
 from qkd_jax.run_folder.log import read_epochs, read_log
 from qkd_jax.run_folder.run import Run
 from qkd_jax.system import isolation
-from qkd_jax.training import classes, heads, loop
+from qkd_jax.training import classes, heads, loop, views
 from qkd_jax.training.classes import read_classes
 from qkd_jax.training.heads import (
     calibration,
     cross_fitted,
+    folds_of,
     head_logits,
     load_heads,
     on_steps,
@@ -287,6 +290,27 @@ def test_views_are_taught_by_heads_that_know_neither_source(tmp_path, monkeypatc
     assert (auc(labels[90:], made.taught()[90:]) < 0.7).all()
 
 
+def test_both_sources_of_a_view_are_in_the_fold_that_the_head_which_labels_it_has_not_seen(
+    tmp_path, monkeypatch
+):
+    rng, drawn, folds = np.random.default_rng(5), [], []
+    group = np.repeat(np.arange(20), 3)
+    clips = clips_of(rng.integers(0, 2, (60, 3)), group=[f"g{each}" for each in group])
+    made = Given(tmp_path, monkeypatch, clips, rng.normal(size=(60, 2, 3)))
+    config = replace(made.run.config, recipe=ClipRecipe(seed=3), augment=AugmentConfig(views=3))
+    made.run = replace(made.run, config=config)
+    monkeypatch.setattr(heads, "folds_of", lambda *given: folds.append(folds_of(*given)) or folds[-1])
+    made.taught()
+    monkeypatch.setattr(views, "read_tagger", lambda path: TaggerConfig(file="x.onnx"))
+    monkeypatch.setattr(views, "_bytes", lambda *given: 0.0)
+    monkeypatch.setattr(views, "make_views", lambda views, *given, **more: drawn.extend(views) or [])
+    views.views_of(made.run, made.data)
+    assert len(drawn) == 180 and len(folds) == 1
+    fold_of = dict(zip(clips, folds[0]))
+    both = [view.sources for view in drawn if len(view.sources) == 2]
+    assert len(both) > 100 and all(fold_of[one] == fold_of[other] for one, other in both)
+
+
 def test_an_event_of_one_group_is_taught_by_the_head_itself(tmp_path, monkeypatch):
     """A head that is fitted without the only group that has an event would deny it."""
     rng = np.random.default_rng(9)
@@ -368,6 +392,41 @@ def test_a_step_has_the_logits_of_the_window_nearest_to_its_centre(tmp_path_fact
         first, last = 4 * step * 160, (4 * step + 3) * 160 + 400
         apart = np.abs(centres - (first + last) / 2 / 16_000)
         assert apart[centres == time].min() <= apart.min() + 1e-9
+
+
+def test_the_steps_of_a_shorter_clip_are_those_of_its_features_repeated_frame_by_frame(tmp_path):
+    """A clip of 1 s has 98 frames of 10 ms, so the 25th step of 4 frames begins at its third frame."""
+    item, centres = clip("a.wav"), np.arange(100) / 100 + 0.005
+    tagger = tagger_of(tmp_path, [item], [np.zeros((100, 2))], hop=0.01, window=0.01)
+    inputs = heads.HeadInputs([tagger], EVENTS)
+    data = Dataset(
+        ["a.wav"], inputs, np.zeros((1, 3), np.float32), EVENTS, np.zeros(1, np.int8), seconds=[1.0]
+    )
+    network = HeadConfig(taggers=("x.toml",))
+    run = Run(tmp_path, RunConfig(models={"head": ModelConfig(network=network)}))
+    steps = on_steps(run, network, data, 0, centres[:, None], 998)[:, 0]
+    begins = (4 * np.arange(998 // 4)) % 98
+    assert_allclose(steps, begins * 0.01 + (3 * 0.01 + 0.025) / 2, atol=0.011)
+
+
+@pytest.mark.parametrize("level", [-8.0, -20.0, -60.0])
+def test_a_positive_clip_pulls_however_little_the_tagger_believes_in_it(level):
+    """The derivative of the log-odds of a clip by those of its only window is the sigmoid of minus them."""
+    head = Head(HeadConfig(taggers=("x.toml",)), 1)
+    inputs = jnp.full((1, 2), level).at[0, 1].set(1.0)
+    rows = heads.Rows(
+        inputs,
+        jnp.zeros(1, int),
+        jnp.ones((1, 1)),
+        jnp.ones(1),
+        jnp.zeros(1),
+        jnp.zeros((1, 1)),
+        jnp.zeros((1, 1)),
+    )
+    fitted = {"events": jnp.ones(1, bool), "gain": jnp.ones(1), "penalty": jnp.zeros(())}
+    params = {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
+    slope = jax.grad(lambda params: heads._loss(head, {"fitted": fitted}, rows, params))(params)
+    assert_allclose(slope["b"], [-1 / (1 + np.exp(level))], rtol=1e-3)
 
 
 # Whole runs.

@@ -268,18 +268,36 @@ def test_a_densenet_says_before_it_begins_how_long_it_takes(config, capsys, monk
     expected = f"teacher: 6 updates of 8 clips, about {duration(work * macs / rate)} here, with a minute"
     out = capsys.readouterr().out
     assert expected in out and out.index(expected) < out.index("teacher: epoch 1/2")
+    train(run.config)
+    assert "updates of" not in capsys.readouterr().out  # nothing is left
 
 
-@pytest.mark.parametrize(("student", "said"), [(5.9, ""), (6.0, "four (EER 6.0) is behind head (EER 5.0)")])
-def test_students_behind_the_head_are_told(student, said):
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"zero-shot": 9.0, "head": 5.0, "float": 5.5, "four": 6.0}, ""),
+        (
+            {"zero-shot": 9.0, "head": 5.0, "float": 5.5, "four": 6.1},
+            "four (EER 6.1) is behind head (EER 5.0): ",
+        ),
+        (
+            {"zero-shot": 9.0, "head": 5.0, "float": 8.0, "four": 7.0},
+            "float (EER 8.0), four (EER 7.0) are behind head (EER 5.0): ",
+        ),
+        (
+            {"zero-shot": 5.2, "head": 5.0, "float": 5.2, "four": 5.3},
+            "four (EER 5.3) is behind zero-shot (EER 5.2): ",
+        ),
+        ({"head": 5.0, "four": 6.0}, ""),
+        ({"four": 6.0}, ""),
+    ],
+)
+def test_students_behind_a_head_are_told(errors, said):
     models = {
         "zero-shot": ModelConfig(network=HeadConfig(taggers=("x.toml",), fit=False)),
         "head": ModelConfig(network=HeadConfig(taggers=("x.toml",))),
         **{name: ModelConfig(network=LSTMConfig(), teachers=("head",)) for name in ("float", "four")},
     }
-    errors = {"zero-shot": 9.0, "head": 5.0, "float": 8.0, "four": student}
     rows = {name: {"metrics": {"average": {"eer": eer}}} for name, eer in errors.items()}
     line = behind(cfg.RunConfig(models=models), rows)
     assert line.startswith(said) and bool(line) == bool(said)
-    alone = cfg.RunConfig(models={"float": ModelConfig(network=LSTMConfig())})
-    assert not behind(alone, {"float": rows["float"]})
