@@ -83,7 +83,7 @@ class Result:
     teachers: list[str] = dataclasses.field(default_factory=list)
     """Names of its teachers' files or models."""
     seconds: float | None = None
-    """Wall-clock time of the whole cell, if nothing interrupted it."""
+    """Wall-clock time of the whole cell; None if something interrupted it or shared the machine."""
     command: str | None = None
     seed: int | None = None
     machine: str | None = None

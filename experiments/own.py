@@ -60,13 +60,13 @@ def parts(folder: Path) -> dict[str, str]:
 
 
 def times(results: Results) -> str:
-    """Minutes of each run, by machine; those with the control, which the command doesn't train, say so."""
+    """Minutes of the runs that had the machine to themselves; the command doesn't train the control."""
     texts = []
     for seed, run in results.get("distilled-4", {}).items():
-        more = ", with the control" if seed in results.get(CONTROL, {}) else ""
-        minutes = f"{run.seconds / 60:.0f} minutes" if run.seconds else "unknown"
-        texts.append(f"{minutes} ({run.machine}{more})")
-    return "; ".join(texts)
+        if run.seconds:
+            more = ", with the control" if seed in results.get(CONTROL, {}) else ""
+            texts.append(f"{run.seconds / 60:.0f} minutes ({run.machine}{more})")
+    return "; ".join(texts) or "not measured"
 
 
 def quantizing(results: Results) -> str:
