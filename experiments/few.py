@@ -2,7 +2,7 @@
 
 DATA is the folder of the standard clips.  All clips are cut to the same law of lengths (0.8 to 2 s), since
 raw lengths give classes away.  A draw has a quarter each of dogs, crying babies, gunshots and other sounds;
-a fifth of each, or a little more, by group, is its validation split.  Test clips are those of the
+a fifth of each or more, by group in random order, is its validation split.  Test clips are those of the
 standard test split.  A draw of 20 is trained again with 1,000 of the other training clips, without labels.
 """
 
@@ -79,7 +79,7 @@ def draw_of(rows: list[dict[str, str]], size: int, draw: int) -> list[dict[str, 
         for row in drawn:
             groups[row["source_id"]].append(row)
         valid = 0
-        for of_group in sorted(groups.values(), key=len):
+        for of_group in groups.values():
             split = "valid" if valid < len(drawn) / 5 and len(groups) > 1 else "train"
             valid += len(of_group) if split == "valid" else 0
             chosen += [row | {"split": split} for row in of_group]
