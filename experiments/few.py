@@ -133,5 +133,5 @@ def parts(folder: Path) -> dict[str, str]:
     most = runs[str(SIZES[-1])]
     minutes = [run.seconds / 60 for run in most if run.seconds]
     if minutes:
-        note += f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({most[0].machine})."
+        note += f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({', '.join(sorted({run.machine or DASH for run in most if run.seconds}))})."
     return {"few": f"{note}\n\n{table(results)}"}
