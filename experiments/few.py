@@ -130,8 +130,9 @@ def parts(folder: Path) -> dict[str, str]:
     draws = ", ".join(str(len(some)) for some in runs.values())
     note = "EER on 550 test clips, in percent, average over three events; mean ± half the range over draws. "
     note += f"Draws per column: {draws}."
-    most = runs[str(SIZES[-1])]
-    minutes = [run.seconds / 60 for run in most if run.seconds]
-    if minutes:
-        note += f" A run on {SIZES[-1]} recordings took {spread(minutes)} minutes ({', '.join(sorted({run.machine or DASH for run in most if run.seconds}))})."
+    timed = [run for run in runs[str(SIZES[-1])] if run.seconds]
+    if timed:
+        minutes = spread([run.seconds / 60 for run in timed if run.seconds])
+        machines = ", ".join(sorted({run.machine or DASH for run in timed}))
+        note += f" A run on {SIZES[-1]} recordings took {minutes} minutes ({machines})."
     return {"few": f"{note}\n\n{table(results)}"}
