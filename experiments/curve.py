@@ -98,7 +98,7 @@ def _row(point: Point, results: Results, prefix: str) -> list[str]:
 
     config = _config("row", point, 0)
     augment, epochs = config.augment, config.models["row-distilled"].epochs
-    views = max(augment.views, -(-augment.least_views // point.scenes)) * point.scenes if point.views else 0
+    views = augment.views_per_clip(point.scenes) * point.scenes if point.views else 0
     seconds = result(STUDENT).seconds
     eers = [result(name).metrics["average"]["eer"] for name in ("head", "distilled", STUDENT)]
     minutes = f"{seconds / 60:.0f}" if seconds else DASH

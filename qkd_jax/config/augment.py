@@ -44,6 +44,14 @@ class AugmentConfig:
         if 0 < self.mixup < (least := 0.001):  # Beta(0, 0) is NaN
             raise ValueError(f"mixup: expected 0, or {least} to 100, got {self.mixup:g}")
 
+    def views_per_clip(self, clips: int) -> int:
+        """Views of each of so many labelled training clips.
+
+        >>> AugmentConfig(views=2, least_views=2000).views_per_clip(150)
+        14
+        """
+        return max(self.views, -(-self.least_views // clips))
+
     @property
     def on(self) -> bool:
         """Whether any augmentation of features is on."""

@@ -108,8 +108,8 @@ def fit_projections(inputs: HeadInputs, clips: Sequence[int], components: int | 
     """The projections of taggers' outputs on `clips`: on at most 20,000 of their windows, drawn at random."""
     ends = np.cumsum([len(inputs.clock.outputs(clip)) for clip in clips])
     total = int(ends[-1])
-    drawn = np.random.default_rng(0).choice(total, min(total, _MOST_ROWS), replace=False)
-    by_clip = np.split(np.sort(drawn), np.searchsorted(np.sort(drawn), ends[:-1]))
+    drawn = np.sort(np.random.default_rng(0).choice(total, min(total, _MOST_ROWS), replace=False))
+    by_clip = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
     rows: list[list[np.ndarray]] = []
     for clip, end, chosen in zip(clips, ends, by_clip):
         if len(chosen):

@@ -77,6 +77,8 @@ def _train_model(
     size, slow = run.config.recipe.batch_size, isinstance(network, DenseNetConfig | ResNetConfig)
 
     def announce(updates: int) -> None:
+        if not slow:
+            return
         macs = multiply_adds(run.model(name).apply, state.model, np.zeros((1, *run.shape), np.float32))
         time = duration(3 * updates * size * macs / training_rate())
         print(
@@ -94,7 +96,7 @@ def _train_model(
         epochs=epochs,
         epoch_steps=epoch_steps,
         patience=run.config.recipe.patience,
-        **({"announce": announce} if slow else {}),
+        announce=announce,
     )
 
 

@@ -19,14 +19,14 @@ _SAMPLED = 100  # clips
 def views_of(run: Run, train: Dataset) -> list[Clip]:
     """Views of the labelled clips of `train`, at the highest rate that the features or a tagger need.
 
-    Unlabelled clips may be added to them.
+    Unlabelled clips are mixed into them too.
     """
     config, seed = run.config, run.config.recipe.seed
     taggers = {path for network in config.heads.values() for path in network.taggers}
     rate = max([config.features.sample_rate, *(read_tagger(Path(path)).sample_rate for path in taggers)])
     clips = [train.clips[clip] for clip in train.labelled]
     unlabelled = [clip for clip in train.clips if not clip.labelled]
-    count = max(config.augment.views, -(-config.augment.least_views // len(clips)))
+    count = config.augment.views_per_clip(len(clips))
     return make_views(
         draw(clips, folds_of(train, seed).tolist(), count, seed, unlabelled),
         run.cache,
