@@ -1,9 +1,8 @@
 """Cells, the units of an experiment: what each trains, and the results that are kept of it."""
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,6 @@ class Cell:
     """Results of quantization after training: by name, a model of the run and the network it becomes."""
     teaches: bool = False
     """Whether other cells learn from its logits on the training clips."""
-    within: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    """What holds while it trains."""
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -71,6 +68,7 @@ class Result:
     bytes: int
     parameters: int | None = None
     multiply_adds: int | None = None
+    quantized_values: int | None = None
     valid: dict[str, float] | None = None
     """Averages on validation at the best epoch."""
     best_epoch: int | None = None

@@ -4,22 +4,15 @@ The base is the paper's distilled float student with 64 units, which learns from
 the standard set's teacher; the main student has 256 units and takes six times as long.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
-
-import jax
-import jax.numpy as jnp
 
 from benchmarks.common import EVENTS, markdown
 from experiments.cells import Cell, read_results
 from experiments.paper import TEACHER_LOGITS
 from qkd_jax.config import ClipRecipe, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
-from qkd_jax.config.fields import OFF
-from qkd_jax.nn import lstm, lstm_cell, matmul
 
 FOUR_BITS = QuantConfig.paper(4)
 CHANGES: dict[str, dict[str, Any]] = {
@@ -58,11 +51,12 @@ def cells(seed: int) -> list[Cell]:
         f"4-bit-from-float{suffix}": dataclasses.replace(quantized, learning_rate=rate)
         for suffix, rate in rates.items()
     }
-    chain = {"base": base, CHAIN: from_float["4-bit-from-float"]}
+    network = LSTMConfig(hidden_size=64, quant=dataclasses.replace(FOUR_BITS, gradient="chain"))
+    chain = {"base": base, CHAIN: dataclasses.replace(from_float["4-bit-from-float"], network=network)}
     return [
         *(_cell(seed, name, {name: changed(change)}, change) for name, change in CHANGES.items()),
         _cell(seed, "4-bit-from-float", {"base": base, **from_float}, unkept=("base",)),
-        _cell(seed, CHAIN, chain, unkept=("base",), within=chain_gradient),
+        _cell(seed, CHAIN, chain, unkept=("base",)),
     ]
 
 
@@ -85,40 +79,6 @@ def _cell(
 def _of(kind: Any, change: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in change.items() if name in fields}
-
-
-def chain_quant(x: jax.Array, bits: int, *, axis: int | tuple[int, ...] | None = -1) -> jax.Array:
-    """`fake_quant` with the gradient that eq. 3 has by the chain rule, identity through the rounding alone.
-
-    Scale and offset come from minimum and maximum, so the extremes of a vector get, beside the identity,
-    their share of the rounding errors of all its elements.
-    """
-    if bits == OFF:
-        return x
-    low = x.min(axis=axis, keepdims=True)
-    width = x.max(axis=axis, keepdims=True) - low
-    scale = jnp.where(width > 0, width, 1) / (2**bits - 1)
-    exact = (x - low) / scale
-    return scale * (exact + jax.lax.stop_gradient(jnp.round(exact) - exact)) + low
-
-
-@contextlib.contextmanager
-def chain_gradient() -> Iterator[None]:
-    """Give the quantized LSTM the gradient of `chain_quant`, by JAX's own differentiation of the scan.
-
-    No setting of a run records this: an interrupted run resumes with it only through this experiment.
-    """
-    scan = lstm._layer_scan
-
-    def layer_scan(quant: QuantConfig, *arguments: Any) -> Any:
-        return scan(quant, *arguments) if quant == QuantConfig() else lstm._run(quant, *arguments)[:2]
-
-    with (
-        mock.patch.object(lstm_cell, "fake_quant", chain_quant),
-        mock.patch.object(matmul, "fake_quant", chain_quant),
-        mock.patch.object(lstm, "_layer_scan", layer_scan),
-    ):
-        yield
 
 
 def parts(folder: Path) -> dict[str, str]:

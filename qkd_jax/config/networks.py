@@ -37,6 +37,9 @@ class QuantConfig:
     ranges: Literal["joint", "split", "channel"] = "joint"
     """joint: h and x share a range, and W_h and W_x do; split: separate ranges; channel: split, with one
     weight range per output channel."""
+    gradient: Literal["identity", "chain"] = "identity"
+    """Gradient of rounding between minimum and maximum: identity, with both constant (eq. 4), or chain, by
+    the chain rule through both."""
 
     @classmethod
     def paper(cls, bits: int) -> "QuantConfig":
@@ -63,6 +66,8 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         few = max(self.weights, self.activations, self.output) <= 8
+        if self.scheme == "integer" and self.gradient != "identity":
+            raise ValueError(f"gradient: expected identity in the integer-only scheme, got {self.gradient}")
         if self.scheme == "integer" and self.ranges != "channel":
             raise ValueError(f"ranges: expected channel in the integer-only scheme, got {self.ranges}")
         if self.scheme == "integer" and not (few and (self.gates, self.cell) == (16, 16)):
@@ -85,6 +90,8 @@ class DenseNetConfig:
     """Channels of the first convolution."""
     bottleneck: Count = 4
     """Bottleneck channels as a multiple of growth."""
+    pooling: Literal["all", "time"] = "all"
+    """Input of the output layer: the mean over time and mel bands, or over time alone."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the convolutions; parameters and statistics stay float32."""
 

@@ -99,8 +99,8 @@ class ClipRecipe:
     """Peak learning rate of Adam; a model may set its own."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning-rate schedule: constant, or cosine decay to zero."""
-    clip_norm: Positive = 5.0
-    """Largest global norm of a gradient; larger ones are scaled down to it."""
+    clip_norm: Positive | None = 5.0
+    """Largest global norm of a gradient; larger ones are scaled down to it. None disables it."""
     ema_decay: Decay = 0.0
     """Decay of the weights' moving average; 0 disables it, and a model may set its own."""
     patience: Count | None = None
@@ -136,8 +136,8 @@ class EventRecipe:
     """Learning rate of Adam after the ramp-up; a model may set its own."""
     ramp: Share = 0.25
     """Fraction of updates for the ramp-up exp(-5 (1 - s/S)²) of learning rate and consistency weight."""
-    clip_norm: Positive = 5.0
-    """Largest global norm of a gradient; larger ones are scaled down to it."""
+    clip_norm: Positive | None = 5.0
+    """Largest global norm of a gradient; larger ones are scaled down to it. None disables it."""
     ema_decay: Decay = 0.999
     """Decay of the mean teacher, the saved model; in update s at most 1 - 1/(s + 1)."""
     patience: Count | None = None

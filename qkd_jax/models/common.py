@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qkd_jax.config import QuantConfig
 from qkd_jax.nn.matmul import quantized_matmul
 
 GUIDES = ("embedding", "classes")
@@ -65,16 +66,17 @@ def batch_norm(x: jax.Array, *, train: bool, initial_scale: float = 1.0, epsilon
 
 
 class Linear(nn.Module):
-    """x · W + b, with W and each vector of x quantized to `bits`; 32 for float."""
+    """x · W + b, with W and each vector of x quantized to `quant.output` bits."""
 
     outputs: int
-    bits: int
+    quant: QuantConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         w = self.param("w", nn.initializers.lecun_normal(), (x.shape[-1], self.outputs), jnp.float32)
         b = self.param("b", nn.initializers.zeros, self.outputs, jnp.float32)
-        y = quantized_matmul(w, x_bits=self.bits, w_bits=self.bits)(x)
+        bits, gradient = self.quant.output, self.quant.gradient
+        y = quantized_matmul(w, x_bits=bits, w_bits=bits, gradient=gradient)(x)
         return y + jnp.broadcast_to(b, y.shape)
 
 

@@ -59,7 +59,7 @@ class CRNN(nn.Module):
             x = jnp.concatenate(outputs, axis=-1)
         x = _Dropout(config.dropout)(x, train=train)
         steps, attention = (
-            Linear(self.events, config.quant.output, name=name)(x) for name in ("output", "attention")
+            Linear(self.events, config.quant, name=name)(x) for name in ("output", "attention")
         )
         return Logits(clip_logits(steps, attention), steps, embedding)
 
@@ -217,6 +217,7 @@ class _Conv(nn.Module):
             x_bits=self.quant.activations,
             w_bits=self.quant.weights,
             per_channel=self.quant.ranges == "channel",
+            gradient=self.quant.gradient,
         )
         if not self.bias:
             return x

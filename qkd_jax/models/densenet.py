@@ -13,8 +13,11 @@ class DenseNet(nn.Module):
     """Log-mel energies to logits; by default the paper's DenseNet-63 with 2.28 M weights.
 
     Stem 7x7/2 and 3x3/2 max-pool; dense blocks of BN-ReLU-1x1, BN-ReLU-3x3; transitions that halve
-    channels, time and frequency; mean over time and frequency; one linear layer.  Raises ValueError if
-    the blocks leave nothing of the features.
+    channels, time and frequency; mean over time and frequency, or with `pooling="time"` over time alone; one
+    linear layer.  Raises ValueError if the blocks leave nothing of the features.
+
+    The paper pools "over all timesteps", which may mean either.  Over time alone, the output layer of
+    DenseNet-63 reads 2 mel bands of 516 channels: with its biases 2,280,187 weights, the paper's 8.70 MB.
     """
 
     config: DenseNetConfig
@@ -43,4 +46,7 @@ class DenseNet(nn.Module):
             raise ValueError(
                 f"blocks: {len(config.blocks)} blocks halve features of {frames} x {mels} to nothing"
             )
-        return pooled_logits(norm_relu(x), self.events)
+        x = norm_relu(x)
+        if config.pooling == "time":
+            x = x.reshape(*x.shape[:2], 1, -1)
+        return pooled_logits(x, self.events)

@@ -38,11 +38,11 @@ class LSTM(nn.Module):
             "lstm", lambda key: lstm_init(key, inputs, config.hidden_size, config.layers, steps=steps)
         )
         outputs, state = lstm_scan(params, x, quant=config.quant)
-        output = Linear(self.events, config.quant.output, name="output")
+        output = Linear(self.events, config.quant, name="output")
         logits = output(outputs)
         classes = ClassLogits(self.classes, name="classes")(outputs) if self.classes else None
         if config.pooling == "attention":
-            attention = Linear(self.events, config.quant.output, name="attention")
+            attention = Linear(self.events, config.quant, name="attention")
             clip = (jax.nn.softmax(attention(outputs), axis=-2) * logits).sum(axis=-2)
         else:
             clip = output(state[-1].h if config.pooling == "last" else outputs.mean(axis=-2))
@@ -70,6 +70,7 @@ class _Front(nn.Module):
                 x_bits=quant.activations,
                 w_bits=quant.weights,
                 per_channel=quant.ranges == "channel",
+                gradient=quant.gradient,
             )
             x = nn.relu(batch_norm(x, train=train))
         return x.reshape(*x.shape[:2], -1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qkd_jax.config.fields import OFF
-from qkd_jax.quant.fake_quant import fake_quant
+from qkd_jax.quant.fake_quant import Gradient, fake_quant
 
 
 def conv_frames(
@@ -20,6 +20,7 @@ def conv_frames(
     x_bits: int = OFF,
     w_bits: int = OFF,
     per_channel: bool = False,
+    gradient: Gradient = "identity",
 ) -> Float[Array, "batch step mel2 outputs"]:
     """Convolve Q(x) with the kernel Q(w), with `strides` in time and mel; `inputs` is per group.
 
@@ -32,8 +33,8 @@ def conv_frames(
     >>> conv_frames(jnp.ones((3, 3, 1, 8)), jnp.ones((2, 10, 6, 1)), strides=(2, 2)).shape
     (2, 4, 3, 8)
     """
-    w = fake_quant(w, w_bits, axis=(0, 1, 2) if per_channel else None)
-    x = fake_quant(x, x_bits, axis=(-2, -1))
+    w = fake_quant(w, w_bits, axis=(0, 1, 2) if per_channel else None, gradient=gradient)
+    x = fake_quant(x, x_bits, axis=(-2, -1), gradient=gradient)
     padding = (w.shape[0] // 2 if pad_time else 0, w.shape[1] // 2)
     if groups == x.shape[-1] and strides == (1, 1):
         return _by_channel(padding, w, x)

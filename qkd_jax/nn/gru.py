@@ -111,15 +111,20 @@ def _cell(params: Layer, quant: QuantConfig) -> Callable[[jax.Array, jax.Array],
     """The step (h, z_x) -> h, with weights quantized once."""
     from_h = _matmul(params["w_h"], quant)
 
+    def rounded(x: jax.Array, bits: int) -> jax.Array:
+        return fake_quant(x, bits, gradient=quant.gradient)
+
     def cell(h: jax.Array, z_x: jax.Array) -> jax.Array:
         (h_r, h_z, h_n), (x_r, x_z, x_n) = (jnp.split(z, 3, axis=-1) for z in (from_h(h), z_x))
-        r, z = (fake_quant(jax.nn.sigmoid(gate), quant.gates) for gate in (h_r + x_r, h_z + x_z))
-        n = fake_quant(jnp.tanh(x_n + r * (h_n + jnp.broadcast_to(params["b_h"], h_n.shape))), quant.gates)
-        return ((1 - z) * n + z * fake_quant(h, quant.cell)).astype(h.dtype)
+        r, z = (rounded(jax.nn.sigmoid(gate), quant.gates) for gate in (h_r + x_r, h_z + x_z))
+        n = rounded(jnp.tanh(x_n + r * (h_n + jnp.broadcast_to(params["b_h"], h_n.shape))), quant.gates)
+        return ((1 - z) * n + z * rounded(h, quant.cell)).astype(h.dtype)
 
     return cell
 
 
 def _matmul(w: jax.Array, quant: QuantConfig) -> Callable[[jax.Array], jax.Array]:
     blocks = w.shape[1] if quant.ranges == "channel" else 3
-    return quantized_matmul(w, x_bits=quant.activations, w_bits=quant.weights, blocks=blocks)
+    return quantized_matmul(
+        w, x_bits=quant.activations, w_bits=quant.weights, blocks=blocks, gradient=quant.gradient
+    )

@@ -131,7 +131,10 @@ def lstm_scan(
     valid_by_time = None if lengths is None else jnp.moveaxis(valid, -1, 0)[..., None]
     final = []
     for layer, state in zip(params, start):
-        by_time, state = _layer_scan(quant, layer, state, by_time, valid_by_time)
+        if quant.gradient == "identity":
+            by_time, state = _layer_scan(quant, layer, state, by_time, valid_by_time)
+        else:  # the rule of `_layer_scan` is that of the identity
+            by_time, state, _ = _run(quant, layer, state, by_time, valid_by_time)
         if valid_by_time is not None:
             by_time = jnp.where(valid_by_time, by_time, 0)
         final.append(state)

@@ -56,8 +56,15 @@ def paper_cell(layer: Layer, quant: QuantConfig) -> Cell:
 
     def matmul(w: jax.Array) -> Callable[[jax.Array], jax.Array]:
         return quantized_matmul(
-            w, x_bits=quant.activations, w_bits=quant.weights, blocks=_weight_ranges(quant, hidden_size)
+            w,
+            x_bits=quant.activations,
+            w_bits=quant.weights,
+            blocks=_weight_ranges(quant, hidden_size),
+            gradient=quant.gradient,
         )
+
+    def rounded(x: jax.Array, bits: int) -> jax.Array:
+        return fake_quant(x, bits, gradient=quant.gradient)
 
     if quant.ranges == "joint":
         joint = matmul(layer["w"])
@@ -72,11 +79,11 @@ def paper_cell(layer: Layer, quant: QuantConfig) -> Cell:
             z = from_h(h) + from_x(x.astype(h.dtype))
         z_f, z_i, z_c, z_o = jnp.split(z + jnp.broadcast_to(layer["b"], z.shape), 4, axis=-1)
         f, i, o, candidate = (*map(jax.nn.sigmoid, (z_f, z_i, z_o)), jnp.tanh(z_c))
-        f_hat, i_hat, o_hat, candidate_hat = (fake_quant(gate, quant.gates) for gate in (f, i, o, candidate))
-        c_hat = fake_quant(c, quant.cell)
+        f_hat, i_hat, o_hat, candidate_hat = (rounded(gate, quant.gates) for gate in (f, i, o, candidate))
+        c_hat = rounded(c, quant.cell)
         c = f_hat * c_hat + i_hat * candidate_hat
         squashed = jnp.tanh(c)
-        squashed_hat = fake_quant(squashed, quant.gates)
+        squashed_hat = rounded(squashed, quant.gates)
         slopes = Slopes(
             c_c=f_hat,
             c_f=c_hat * f * (1 - f),

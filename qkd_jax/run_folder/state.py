@@ -45,7 +45,7 @@ class TrainState:
 def make_optimizer(
     recipe: ClipRecipe | EventRecipe, learning_rate: float, updates: int
 ) -> optax.GradientTransformation:
-    """Adam for `updates` updates in all, after clipping the gradient's global norm."""
+    """Adam for `updates` updates in all, after clipping the gradient's global norm if the recipe does."""
     rate: Any = learning_rate
     if isinstance(recipe, EventRecipe):
 
@@ -58,7 +58,8 @@ def make_optimizer(
         def rate(update: jax.Array) -> jax.Array:
             return cosine(update.astype(jnp.float32))  # else float64 with JAX_ENABLE_X64
 
-    return optax.chain(optax.clip_by_global_norm(recipe.clip_norm), optax.adam(rate))
+    clip = optax.identity() if recipe.clip_norm is None else optax.clip_by_global_norm(recipe.clip_norm)
+    return optax.chain(clip, optax.adam(rate))
 
 
 def ramp_factor(recipe: EventRecipe, update: jax.Array, updates: int) -> jax.Array:

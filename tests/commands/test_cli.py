@@ -113,9 +113,9 @@ def test_two_distributions_at_once_are_refused(monkeypatch, capsys):
 
 
 def test_presets_are_found_by_name_and_files_by_path(tmp_path):
-    names = ["audioset", "demo", "desed", "paper", "small"]
+    names = ["audioset", "demo", "desed", "paper", "small", "tuned"]
     assert list(preset_paths()) == [load_preset(name).name for name in names] == names
-    with refused(r"PRESET: expected audioset, demo, desed, paper, small, or a \.py .*'pape'"):
+    with refused(r"PRESET: expected audioset, demo, desed, paper, small, tuned, or a \.py .*'pape'"):
         load_preset("pape")
     with refused(r"or a \.py file, got 'gone\.py'"):
         load_preset("gone.py")

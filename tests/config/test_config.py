@@ -43,7 +43,7 @@ def learns(**objective):
 # JSON.
 
 
-@pytest.mark.parametrize("name", ["audioset", "demo", "desed", "paper", "small"])
+@pytest.mark.parametrize("name", ["audioset", "demo", "desed", "paper", "small", "tuned"])
 def test_presets_survive_json(name):
     assert name in preset_paths()
     config = load_preset(name)
@@ -295,9 +295,18 @@ def test_the_paper_preset_has_the_sizes_of_the_paper():
     assert (config.frames, config.features.n_mels) == (998, 64)
     assert config.models["teacher"].network.blocks == (3, 6, 12, 8)
     network = LSTMConfig(hidden_size=256, quant=QuantConfig(weights=4, activations=4, gates=4, cell=16))
-    fine_tuned = {"teachers": ("teacher",), "start": "distilled", "learning_rate": 1e-3}
-    assert config.models["distilled-4"] == ModelConfig(network=network, **fine_tuned)
-    assert (config.recipe.batch_size, config.model("plain").learning_rate) == (32, 3e-3)
+    assert config.models["distilled-4"] == ModelConfig(network=network, teachers=("teacher",))
+    recipe = config.recipe
+    assert (recipe.batch_size, recipe.schedule, recipe.clip_norm) == (64, "constant", None)
+    assert {config.model(name).learning_rate for name in config.models} == {1e-3}
+
+
+def test_the_tuned_preset_has_the_same_networks_but_for_the_teachers_pooling():
+    paper, tuned = load_preset("paper").models, load_preset("tuned").models
+    assert list(paper) == list(tuned)
+    assert all(tuned[name].network == paper[name].network for name in list(paper)[1:])
+    assert tuned["teacher"].network == dataclasses.replace(paper["teacher"].network, pooling="all")
+    assert (tuned["distilled-4"].start, tuned["distilled-4"].learning_rate) == ("distilled", 1e-3)
 
 
 def test_a_model_takes_what_it_lacks_from_the_recipe():

@@ -1,6 +1,7 @@
 """The quantized LSTM (eq. 5 and 6) against a float64 loop, and its invariants."""
 
 import re
+from dataclasses import replace
 from functools import cache, partial
 from itertools import combinations
 
@@ -228,7 +229,8 @@ def test_the_shortest_sequences_have_no_forget_bias(steps):
 
 def reference_scan(params, x, quant, carry, lengths):
     """The layers in plain autodiff, with products of floats."""
-    q, shared = straight_through, 0 if quant.ranges == "channel" else (0, 1)
+    q = straight_through if quant.gradient == "identity" else chained
+    shared = 0 if quant.ranges == "channel" else (0, 1)
     parts = [slice(None)] if quant.ranges == "joint" else [slice(0, HIDDEN), slice(HIDDEN, None)]
     x, finals = jnp.moveaxis(x, 1, 0), []
     for layer, start in zip(params, carry):
@@ -252,6 +254,16 @@ def reference_scan(params, x, quant, carry, lengths):
     return jnp.moveaxis(x, 0, 1), tuple(finals)
 
 
+def chained(v, bits, axis=-1):
+    """Eq. 3 with the identity through the rounding alone."""
+    if bits == 32:
+        return v
+    low = v.min(axis=axis, keepdims=True)
+    scale = (v.max(axis=axis, keepdims=True) - low) / (2**bits - 1)
+    position = (v - low) / jnp.where(scale > 0, scale, 1)
+    return scale * (position + jax.lax.stop_gradient(jnp.round(position) - position)) + low
+
+
 def loop_of_steps(params, x, quant, carry, lengths):
     on = (np.arange(x.shape[1])[:, None] < lengths)[..., None]
 
@@ -270,6 +282,7 @@ def library_scan(params, x, quant, carry, lengths):
 
 REFERENCES = [(reference_scan, FLOAT, 2)]
 REFERENCES += [(reference_scan, quant, 1) for quant in (PAPER8, SPLIT4, CHANNEL4)]
+REFERENCES += [(reference_scan, replace(quant, gradient="chain"), 1) for quant in (PAPER4, CHANNEL4)]
 REFERENCES += [(loop_of_steps, quant, 2) for quant in (PAPER8, SPLIT4)]
 
 

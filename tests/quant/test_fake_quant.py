@@ -60,6 +60,32 @@ def test_a_bad_slice_is_nan_alone_and_its_gradient_still_the_identity(bad):
     np.testing.assert_array_equal(pullback(x)[0], x)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [None, 0, -1])
+def test_the_chain_gradient_has_the_same_values_and_is_the_identity_in_constant_slices(axis, dtype):
+    x = normal(dtype=dtype).at[..., :2].set(0.5).at[0].set(0.5)
+    y, pullback = jax.vjp(lambda x: fake_quant(x, 4, axis=axis, gradient="chain"), x)
+    assert y.dtype == dtype
+    y, expected = (each.astype(jnp.float32) for each in (y, fake_quant(x, 4, axis=axis)))
+    np.testing.assert_allclose(y, expected, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-6)
+    if axis == -1:
+        cotangent = normal(1, dtype=dtype)
+        np.testing.assert_array_equal(pullback(cotangent)[0][0], cotangent[0])
+
+
+def test_the_chain_gradient_gives_the_extremes_their_share_of_the_rounding_errors():
+    x = normal(shape=(5, 9))
+    towards = np.asarray(normal(1, (5, 9)))
+    gradient = jax.grad(lambda x: jnp.sum(fake_quant(x, 3, gradient="chain") * towards))(x)
+    expected = towards.astype(np.float64)
+    for row, into, toward in zip(np.asarray(x, np.float64), expected, towards):
+        exact = (row - row.min()) / (row.max() - row.min()) * 7
+        share = np.sum(toward * (np.round(exact) - exact)) / 7
+        into[row.argmax()] += share
+        into[row.argmin()] -= share
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
 def test_transforms_give_the_same_values_and_gradient(transform):
     x, cotangent = normal(2, (4, 9)), normal(3, (4, 9))
     y, pullback = jax.vjp(transform(lambda x: fake_quant(x, 8)), x)

@@ -231,7 +231,11 @@ def test_a_run_without_models_with_too_many_blocks_or_without_a_finite_loss_is_r
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("train", ["papr"], "error: PRESET: expected audioset, demo, desed, paper, small, or a .py file"),
+        (
+            "train",
+            ["papr"],
+            "error: PRESET: expected audioset, demo, desed, paper, small, tuned, or a .py file",
+        ),
         (
             "train",
             ["paper"],

@@ -108,6 +108,16 @@ def test_gradient_norm_is_clipped_before_adam():
     assert_allclose(updates["w"], expected, rtol=1e-4)
 
 
+def test_without_a_largest_norm_nothing_is_clipped():
+    optimizer, gradients = make_optimizer(replace(CONSTANT, clip_norm=None), 1e-3, 100), [30.0, 0.3]
+    state = optimizer.init({"w": jnp.zeros(1)})
+    for gradient in gradients:
+        updates, state = optimizer.update({"w": jnp.array([gradient])}, state, {"w": jnp.zeros(1)})
+    m = 0.1 * (0.9 * gradients[0] + gradients[1]) / (1 - 0.9**2)
+    v = 0.001 * (0.999 * gradients[0] ** 2 + gradients[1] ** 2) / (1 - 0.999**2)
+    assert_allclose(updates["w"], [-1e-3 * m / (np.sqrt(v) + 1e-8)], rtol=1e-4)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_the_learning_rate_stays_or_falls_to_zero_over_all_steps(schedule):
     optimizer = make_optimizer(ClipRecipe(schedule=schedule), 0.01, 10)
