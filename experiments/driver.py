@@ -16,7 +16,7 @@ from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
-from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.metrics import best_by, evaluate
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.folder import load_run
@@ -34,17 +34,16 @@ def run_cell(cell: Cell, place: Place, cells: Sequence[Cell]) -> None:
         return
     config = resolved(cell, lacking, place, cells)
     begun, resumed = time.monotonic(), (place.runs / config.name).exists()
-    run = train(cell, config)
+    run = train(config)
     _keep(cell, run, lacking, place, None if resumed else time.monotonic() - begun)
 
 
-def train(cell: Cell, config: RunConfig) -> Run:
-    """The finished run of a cell; what an interrupted one has left is not trained again."""
+def train(config: RunConfig) -> Run:
+    """The finished run of `config`; what an interrupted one has left is not trained again."""
     folder = Path(config.runs) / config.name
     if (folder / "report.html").is_file() and config.models.keys() <= load_run(folder).config.models.keys():
         return load_run(folder)
-    with cell.within():
-        return qkd_jax.train(config)
+    return qkd_jax.train(config)
 
 
 def resolved(cell: Cell, results: Sequence[str], place: Place, cells: Sequence[Cell]) -> RunConfig:
@@ -87,7 +86,7 @@ def teaching_logits(name: str, place: Place, cells: Sequence[Cell]) -> Path:
     machine: the same seed and settings give it again.
     """
     (teacher,) = (cell for cell in cells if cell.teaches and f"{cell.name}-{cell.part}.npz" == name)
-    run = train(teacher, resolved(teacher, [teacher.name], place, cells))
+    run = train(resolved(teacher, [teacher.name], place, cells))
     clips = run.clips
     data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
     return teaching_file(run, teacher.name, data).absolute()
@@ -101,7 +100,7 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
         model, network = cell.quantized.get(name, (name, None))
         with np.load(run.model_folder(model) / "logits-test.npz") as archive:
             names, logits = archive["names"].tolist(), archive["logits"]
-        figures: dict[str, Any] = dict(scored[model])
+        figures: dict[str, Any] = {key: value for key, value in scored[model].items() if key != "confusion"}
         if network is not None:
             test, batch = load_split(config, run.clips, "test", run.cache), config.recipe.batch_size
             flax_model, variables = build_model(network, len(events)), run.best_variables(model)
@@ -111,8 +110,8 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
             )
             metrics = evaluate(test.targets, logits, events)
             figures = {"metrics": metrics, **model_cost(flax_model, variables, run.shape, network.quant)}
-        epochs, key = read_epochs(run.model_folder(model)), "psds" if config.timed else "auc"
-        best = max(epochs, key=lambda record: (record["valid"][key], record["epoch"]))
+        epochs = read_epochs(run.model_folder(model))
+        best = max(epochs, key=lambda record: (best_by(record["valid"]), record["epoch"]))
         figures |= {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs)}
         figures |= {"seconds": seconds, "command": place.command, "seed": config.recipe.seed}
         if isinstance(config.recipe, EventRecipe):

@@ -17,8 +17,8 @@ from qkd_jax.data.dataset import load_split
 from qkd_jax.data.logits import read_step_logits
 from qkd_jax.distill.objectives import fuse, fusion_weights
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.metrics import TITLES
 from qkd_jax.evaluation.prediction import make_predict_steps, step_logits
-from qkd_jax.evaluation.table import TIMED_METRICS
 from qkd_jax.evaluation.timed_events import timed_metrics
 from qkd_jax.run_folder.folder import load_run
 
@@ -116,7 +116,8 @@ def score_fusion(place: Place, cells: Sequence[Cell]) -> None:
     write_result(place.path("fusion"), result, test.names, EVENTS, clip)
 
 
-FIGURES = {**TIMED_METRICS, "auc": "AUC", "eer": "EER"}
+_KEYS = ("psds1", "psds2", "event_f1", "segment_f1", "intersection_f1", "auc", "eer")
+FIGURES = {key: TITLES[key] for key in _KEYS}
 FEW = {8: 0.98, 4: 0.94}
 """Bits, and the share of PSDS1 that should remain."""
 DUAL = {

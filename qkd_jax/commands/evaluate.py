@@ -22,11 +22,11 @@ from qkd_jax.data.dataset import Dataset, load_split
 from qkd_jax.data.logits import write_logits
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
-from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.metrics import confusion, evaluate, single_label
 from qkd_jax.evaluation.plots import plot_curves
 from qkd_jax.evaluation.prediction import clip_logits, make_predict, make_predict_steps, step_logits
 from qkd_jax.evaluation.report import write_report
-from qkd_jax.evaluation.table import print_table
+from qkd_jax.evaluation.table import MANY, print_table, worst_events
 from qkd_jax.evaluation.timed_events import Rocs, timed_metrics
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.folder import find_model, load_run
@@ -131,6 +131,8 @@ def score(
         else:
             metrics = evaluate(dataset.targets, logits[name], dataset.events)
         models[name] = {"metrics": metrics, **cost}
+        if single_label(dataset.targets):
+            models[name]["confusion"] = confusion(dataset.targets, logits[name]).tolist()
         if keep:
             path = run.model_folder(name) / f"logits-{split}.npz"
             write_logits(path, dataset.names, dataset.events, logits[name])
@@ -180,7 +182,11 @@ def _keep(
     )
     with whole_file(figures, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")
-    plot_curves(curves, dataset.targets, logits, dataset.events)
+    events = list(dataset.events)
+    shown = events if len(events) <= MANY else worst_events(results["models"], MANY)
+    columns = [events.index(event) for event in shown]
+    some = {name: values[:, columns] for name, values in logits.items()}
+    plot_curves(curves, dataset.targets[:, columns], some, shown)
     paths = {clip.name: clip.path for clip in run.clips}
     write_report(
         report,

@@ -19,12 +19,14 @@ from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import override
 from qkd_jax.config import EventConfig, LSTMConfig, is_integer
 from qkd_jax.config.fields import STRICT, FormatName
+from qkd_jax.data.clips import targets
 from qkd_jax.data.dataset import load_split
 from qkd_jax.data.samples import clip_samples
 from qkd_jax.detector import reference, stream
 from qkd_jax.detector.codes import LOGIT_EXPONENT
 from qkd_jax.detector.detector import Detector
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.metrics import single_label
 from qkd_jax.evaluation.operating_points import operating_points
 from qkd_jax.evaluation.prediction import clip_logits
 from qkd_jax.models.lstm_integer import to_detector
@@ -85,7 +87,8 @@ def export(
         new = Path(folder) / path.name
         parts = write(format, detector, new, provenance)
         size = f"{new.stat().st_size:,} bytes" + (f" ({parts})" if parts else "")
-        lines = [f"{path}: {size}; {_compare(detector, new, recordings)}"]
+        single = single_label(targets([clip for clip in run.clips if clip.labelled], detector.events))
+        lines = [f"{path}: {size}; {_compare(detector, new, recordings, single)}"]
         if format == "onnx":
             step = path.with_name(f"{path.stem}-step.onnx")
             lines.append(f"{step}: {_compare_steps(detector, new.with_name(step.name), recordings[0])}")
@@ -157,9 +160,12 @@ def _recordings(run: Run) -> list[np.ndarray]:
     return [np.resize(clip_samples(clip, rate, channel), samples) for clip in clips]
 
 
-def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> str:
-    """How closely the file agrees with the reference, and its speed; raises InputError if it disagrees."""
-    exported, differences, seconds = open_clip(path), [], 0.0
+def _compare(detector: Detector, path: Path, recordings: list[np.ndarray], single: bool) -> str:
+    """How closely the file agrees with the reference, and its speed; raises InputError if it disagrees.
+
+    If `single`, a recording has one event, and those with the same prediction are counted.
+    """
+    exported, differences, same, seconds = open_clip(path), [], 0, 0.0
     exported.clip_logits(recordings[0])  # loads and compiles
     for waveform in recordings:
         begun = time.perf_counter()
@@ -168,11 +174,13 @@ def _compare(detector: Detector, path: Path, recordings: list[np.ndarray]) -> st
         features = log_mel(detector.features, waveform)
         expected = reference.clip_logits(detector, reference.input_codes(detector, features))
         differences.append(abs(_sigmoid(logits) - _sigmoid(expected)).max())
+        same += int(logits.argmax() == expected.argmax())
     _check(path, float(np.mean(differences)))
     frames = len(recordings) * len(features)
     return (
         f"{seconds / frames * 1e6:.1f} µs per frame; largest probability difference from the reference, "
         f"{len(recordings)} recordings: {np.max(differences):.1g}"
+        + (f"; the same prediction for {same}" if single else "")
     )
 
 

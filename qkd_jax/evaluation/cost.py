@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,17 +21,19 @@ _SIZE, _SHARE = 2048, 0.28
 def model_cost(
     model: Model, variables: Any, shape: tuple[int, int], quant: QuantConfig | None = None
 ) -> dict[str, int]:
-    """`parameters`, `multiply_adds` for features of `shape` [frames, mels], and `bytes`.
+    """`parameters`, `bytes`, and for features of `shape` [frames, mels] the work of one clip.
 
-    Parameters are the trained values, so batch-norm statistics and the mean and std of the features don't
-    count, nor do layers that only guide training.  `bytes` is their size: with `quant`, weights packed at its
-    bits and the rest in float32, as in `packed_bytes`.
+    The work is `multiply_adds` and `quantized_values`.  Parameters are the trained values, so batch-norm
+    statistics and the mean and std of the features don't count, nor do layers that only guide training.
+    `bytes` is their size: with `quant`, weights packed at its bits and the rest in float32, as in
+    `packed_bytes`.
     """
     params = _deployed(variables["params"])
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "multiply_adds": multiply_adds(model.apply, variables, features),
+        "quantized_values": quantized_values(model.apply, variables, features),
         "bytes": packed_bytes(params, quant or QuantConfig()),
     }
 
@@ -83,6 +86,19 @@ def multiply_adds(function: Any, *arguments: Any) -> int:
     return _count(needed)
 
 
+def quantized_values(function: Any, variables: Any, *inputs: Any) -> int:
+    """Values that one call function(variables, *inputs) rounds, the work that quantizing adds.
+
+    Those that depend on `variables` alone, such as the codes of weights, are computed once and don't count.
+
+    >>> quantized_values(lambda w, x: jnp.round(w).sum() * jnp.round(x), jnp.ones((3, 5)), jnp.ones(7))
+    7
+    """
+    jaxpr = jax.make_jaxpr(function)(variables, *inputs).jaxpr
+    constant = len(jax.tree.leaves(variables))
+    return _count_rounded(jaxpr, [index >= constant for index in range(len(jaxpr.invars))])
+
+
 def training_rate() -> float:
     """About how many multiply-adds a second image networks train at on the device, from a product timed here.
 
@@ -116,6 +132,46 @@ def _count(jaxpr: core.Jaxpr) -> int:
             inner = sum(_count(_open(value)) for value in equation.params.values() if _is_jaxpr(value))
             total += inner * (equation.params["length"] if name == "scan" else 1)
     return total
+
+
+def _count_rounded(jaxpr: core.Jaxpr, depends: Sequence[bool]) -> int:
+    """The values rounded, of those that depend on the arguments for which `depends` is true."""
+    known = {variable for variable, each in zip(jaxpr.invars, depends) if each}
+    total = 0
+    for equation in _needed(jaxpr):
+        outputs: list[Any] = [variable.aval for variable in equation.outvars]
+        inputs = [isinstance(each, core.Var) and each in known for each in equation.invars]
+        if not any(inputs):
+            continue
+        known.update(equation.outvars)
+        if equation.primitive.name == "round":
+            total += outputs[0].size
+        length = 1
+        if equation.primitive.name == "scan":
+            length, consts = equation.params["length"], equation.params["num_consts"]
+            carry = slice(consts, consts + equation.params["num_carry"])
+            inputs[carry] = [True] * equation.params["num_carry"]
+        inner = [_open(value) for value in equation.params.values() if _is_jaxpr(value)]
+        total += length * sum(_count_rounded(each, inputs[-len(each.invars) :]) for each in inner)
+    return total
+
+
+def _needed(jaxpr: core.Jaxpr) -> list[Any]:
+    """The equations whose results are used; unlike `dce_jaxpr`, it looks into functions with a custom_jvp."""
+    used: set[Any] = {each for each in jaxpr.outvars if isinstance(each, core.Var)}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if used.isdisjoint(equation.outvars):
+            continue
+        equations.append(equation)
+        arguments = [True] * len(equation.invars)
+        if equation.primitive.name == "custom_jvp_call":
+            inner = _open(equation.params["call_jaxpr"])
+            _, arguments = dce_jaxpr(inner, [True] * len(inner.outvars))
+        used.update(
+            each for each, use in zip(equation.invars, arguments) if use and isinstance(each, core.Var)
+        )
+    return equations[::-1]
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -1,9 +1,33 @@
-"""AUC and EER of clips (section 4.1 of Shi et al. 2019)."""
+"""AUC and EER of clips (section 4.1 of Shi et al. 2019), and accuracy where each clip has one event."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+TITLES = {
+    "accuracy": "accuracy",
+    "map": "mAP",
+    "f1": "macro F1",
+    "auc": "AUC",
+    "eer": "EER",
+    "psds": "PSDS",
+    "psds1": "PSDS1",
+    "psds2": "PSDS2",
+    "event_f1": "event F1",
+    "segment_f1": "segment F1",
+    "intersection_f1": "intersection F1",
+}
+"""Titles of averages over events."""
+
+
+def best_by(figures: Mapping[str, float]) -> float:
+    """The figure on validation by which the best epoch is chosen: PSDS, else accuracy, else AUC.
+
+    >>> best_by({"auc": 90.0, "eer": 18.0})
+    90.0
+    """
+    return next(figures[key] for key in ("psds", "accuracy", "auc") if key in figures)
 
 
 def eer(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -49,11 +73,36 @@ def average_precision(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.array([average_precision_score(truth, score) for truth, score in zip(targets.T, scores.T)])
 
 
+def single_label(targets: np.ndarray) -> bool:
+    """Whether each clip of `targets` [clips, events] has exactly one of several events.
+
+    >>> single_label(np.array([[0, 1], [1, 0]])), single_label(np.array([[0, 1], [0, 0]]))
+    (True, False)
+    """
+    return targets.shape[1] > 1 and bool((targets.sum(axis=1) == 1).all())
+
+
+def confusion(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Clips by event (rows) and by predicted event (columns), int [events, events], for single-label tasks.
+
+    The prediction is the event with the highest score; `targets` and `scores` are [clips, events].
+
+    >>> confusion(np.array([[1, 0], [0, 1]]), np.array([[2.0, 1.0], [3.0, 0.0]])).tolist()
+    [[1, 0], [1, 0]]
+    """
+    from sklearn.metrics import confusion_matrix
+
+    labels = np.arange(targets.shape[1])
+    counts: np.ndarray = confusion_matrix(targets.argmax(axis=1), scores.argmax(axis=1), labels=labels)
+    return counts
+
+
 def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`auc` and `eer` in percent: for each event, by name, under `events`, and their mean under `average`.
 
-    `targets` and `scores` are [clips, events].  Raises ValueError if an event has no positive or no negative
-    clip, because then neither metric is defined.
+    `targets` and `scores` are [clips, events].  If the task is `single_label`, also `map` (average
+    precision) and `f1` of each event and their means, and under `average` the `accuracy`.  Raises ValueError
+    if an event has no positive or no negative clip, because then AUC and EER are not defined.
 
     >>> evaluate(np.array([[0], [1]]), np.array([[-2.0], [3.0]]), ["bell"])["events"]
     {'bell': {'auc': 100.0, 'eer': 0.0}}
@@ -69,5 +118,13 @@ def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> 
                 f"got {int(truth.sum())} positive of {len(truth)}"
             )
         table[event] = {"auc": 100 * float(roc_auc_score(truth, score)), "eer": 100 * eer(truth, score)}
-    mean = {key: float(np.mean([row[key] for row in table.values()])) for key in ("auc", "eer")}
-    return {"average": mean, "events": table}
+    average = {}
+    if single_label(targets):
+        counts = confusion(targets, scores)
+        right = counts.diagonal()
+        f1 = 2 * right / (counts.sum(axis=0) + counts.sum(axis=1))
+        for event, *values in zip(events, average_precision(targets, scores), f1):
+            table[event] |= {key: 100 * float(value) for key, value in zip(("map", "f1"), values)}
+        average["accuracy"] = 100 * float(right.sum() / counts.sum())
+    average |= {key: float(np.mean([row[key] for row in table.values()])) for key in table[events[0]]}
+    return {"average": average, "events": table}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qkd_jax.evaluation.metrics import best_by
 from qkd_jax.evaluation.timed_events import MAX_FALSE_POSITIVES, Rocs
 from qkd_jax.system.files import whole_file
 
@@ -36,7 +37,9 @@ from each other also for colour-blind readers (simulated by Machado et al. 2009)
 
 _DASHES = ("solid", "dashed", "dotted")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
-_GREY = "#8a9099"
+_GREY, _BLUE = "#8a9099", (0.15, 0.54, 0.92)
+_WRITTEN = 12
+"""Most events whose counts are written into a confusion matrix."""
 _COLUMNS = 6
 """Most events side by side."""
 _STYLE: Any = {
@@ -148,13 +151,13 @@ def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, sty
 def history_figure(
     history: dict[str, list[dict[str, Any]]], value: Callable[[dict[str, Any]], float], styles: Styles
 ) -> "Figure":
-    """A `value` by epoch for each model, with a dot at the best epoch, by PSDS or else AUC on validation."""
+    """A `value` by epoch for each model, with a dot at the best epoch (`best_by`)."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _panel(3.4, 2.5)
     for name, epochs in history.items():
         numbers, values = [epoch["epoch"] for epoch in epochs], [value(epoch) for epoch in epochs]
-        scores = [epoch["valid"].get("psds", epoch["valid"]["auc"]) for epoch in epochs]
+        scores = [best_by(epoch["valid"]) for epoch in epochs]
         best = max(range(len(epochs)), key=lambda index: (scores[index], index))
         axis.plot(numbers, values, marker="o", markersize=4, markevery=[best], **styles[name])
     longest = max(epochs[-1]["epoch"] for epochs in history.values())
@@ -179,6 +182,28 @@ def histogram_figure(
         axis.stairs(shares, edges, linewidth=1.2, color=color)
     axis.axvline(threshold, color="black", linewidth=1, linestyle="--")
     axis.set(xlabel="logit", ylabel="clips, %", xlim=(edges[0], edges[-1]))
+    return figure
+
+
+def confusion_figure(counts: np.ndarray, events: Sequence[str]) -> "Figure":
+    """A confusion matrix `counts` [events, events], events in rows, predictions in columns.
+
+    The colour of a field is its share of the row; with few events, its count is written in it.
+    """
+    inside, names = 0.16 * max(len(events), 12), 0.5 + 0.07 * min(max(map(len, events)), 24)
+    figure, axis = _panel(inside + names, inside + names, names, names)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    image = np.zeros((*counts.shape, 4))
+    image[..., :3], image[..., 3] = _BLUE, shares
+    axis.imshow(image, interpolation="nearest")
+    ticks = range(len(events))
+    axis.set_xticks(ticks, events, rotation=90, parse_math=False)
+    axis.set_yticks(ticks, events, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="event")
+    axis.grid(False)
+    if len(events) <= _WRITTEN:
+        for (row, column), count in np.ndenumerate(counts):
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=7)
     return figure
 
 
@@ -228,12 +253,12 @@ def _short(number: re.Match[str]) -> str:
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _panel(width: float, height: float) -> tuple["Figure", "Axes"]:
+def _panel(width: float, height: float, left: float = 0.52, bottom: float = 0.4) -> tuple["Figure", "Axes"]:
     """A figure of `width` x `height` inches, and its axes, with fixed margins."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    left, bottom, other = 0.52, 0.4, 0.12
+    other = 0.12
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         box = (left / width, bottom / height, 1 - (left + other) / width, 1 - (bottom + other) / height)

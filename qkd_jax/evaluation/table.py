@@ -5,52 +5,66 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from qkd_jax.errors import printable
+from qkd_jax.evaluation.metrics import TITLES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-TIMED_METRICS = {
-    "psds1": "PSDS1",
-    "psds2": "PSDS2",
-    "event_f1": "event F1",
-    "segment_f1": "segment F1",
-    "intersection_f1": "intersection F1",
-}
-"""Metrics of timed events that tables show, with their titles."""
+MANY = 8
+"""With more events than this, only some are shown side by side."""
+_FEW = 5
 
 
 def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     """Print one row per model: AUC / EER in percent, on average and of each event, then size and work.
 
-    Metrics of timed events, if there are any, are shown as averages, before the events.  `results` holds
-    `split`, `clips`, and under `models` each model's `metrics` (see `evaluate`), `bytes`, and, where known,
-    `parameters` and `multiply_adds`.  `file` is stdout by default.  On a terminal that is too narrow, the
-    last events are left out.
+    Other metrics are shown as averages, before the events.  `results` holds `split`, `clips`, and under
+    `models` each model's `metrics` (see `evaluate`), `bytes`, and, where known, `parameters` and
+    `multiply_adds`.  `file` is stdout by default.  Of more than eight events, and on a terminal that is too
+    narrow, those with the highest EER are shown.
     """
     from rich.console import Console
 
     file = file or sys.stdout
-    events = list(next(iter(results["models"].values()))["metrics"]["events"])
+    events = shown = list(next(iter(results["models"].values()))["metrics"]["events"])
+    if len(events) > MANY:
+        shown = worst_events(results["models"], _FEW)
     # Only a terminal has a width to fit.
-    console = Console(file=file, width=None if file.isatty() else 100 + 40 * len(events), highlight=False)
-    shown, unbound = len(events), console.options.update(width=10_000)
-    while shown and console.measure(_table(results, events[:shown]), options=unbound).minimum > console.width:
-        shown -= 1
-    console.print(_table(results, events[:shown]))
-    if shown < len(events):
-        console.print(f"{len(events) - shown} of {len(events)} events don't fit in this width")
+    console = Console(file=file, width=None if file.isatty() else 200 + 40 * len(shown), highlight=False)
+    unbound = console.options.update(width=10_000)
+    while shown and console.measure(_table(results, shown), options=unbound).minimum > console.width:
+        shown = worst_events(results["models"], len(shown) - 1)
+    console.print(_table(results, shown))
+    if len(shown) < len(events):
+        which = f"{len(shown)} of {len(events)} events, with the highest EER" if shown else "no single events"
+        console.print(f"Shown: {which}; all are in the report and in results.json.")
+
+
+def worst_events(models: dict[str, Any], count: int) -> list[str]:
+    """The `count` events with the highest EER, as the mean over models, in the order of the events."""
+    metrics = [row["metrics"]["events"] for row in models.values()]
+    events = list(metrics[0])
+    rates = {event: -sum(row[event]["eer"] for row in metrics) for event in events}
+    worst = sorted(events, key=rates.__getitem__)[:count]
+    return [event for event in events if event in worst]
+
+
+def other_metrics(models: dict[str, Any]) -> list[str]:
+    """The metrics that `models` have beside AUC and EER, in the order of `TITLES`."""
+    average = next(iter(models.values()))["metrics"]["average"]
+    return [key for key in TITLES if key in average and key not in ("auc", "eer")]
 
 
 def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    first = next(iter(results["models"].values()))["metrics"]["average"]
-    timed = [title for key, title in TIMED_METRICS.items() if key in first]
-    title = f"{results['split']}: {results['clips']} clips, {', '.join(['AUC / EER', *timed])} in percent"
+    others = other_metrics(results["models"])
+    titles = [TITLES[key] for key in others]
+    title = f"{results['split']}: {results['clips']} clips, {', '.join(['AUC / EER', *titles])} in percent"
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    for column in ("average", *timed, *events):
+    for column in ("average", *titles, *events):
         # Wide enough for "97.56 /", with "7.30" on the next line.
         table.add_column(_plain(column), justify="right", min_width=7)
     for column in ("bytes", "parameters", "MACs"):
@@ -64,7 +78,7 @@ def _table(results: dict[str, Any], events: Sequence[str]) -> "Table":
         table.add_row(
             _plain(name),
             average,
-            *(f"{value:.2f}" for key, value in metrics["average"].items() if key in TIMED_METRICS),
+            *(f"{metrics['average'][key]:.2f}" for key in others),
             *figures,
             f"{row['bytes']:,}",
             f"{row['parameters']:,}" if "parameters" in row else "–",

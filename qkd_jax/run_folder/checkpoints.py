@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from qkd_jax.errors import InputError, first_line
+from qkd_jax.evaluation.metrics import best_by
 from qkd_jax.run_folder.state import TrainState
 from qkd_jax.system.devices import any_process, is_first, on_each, wait_for_all
 
@@ -23,16 +24,16 @@ _OVERHEAD = 200_000  # bytes of a checkpoint besides its arrays, on a file syste
 
 @contextlib.contextmanager
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints in `folder`: the last two, and the best by the metric `psds`, or else `auc`.
+    """The checkpoints in `folder`: the last two, and the best (`best_by`).
 
     Before writing, partial checkpoints of a killed run are removed, and damaged ones are set aside;
     `read_only` changes nothing, since the run may be training.  Raises InputError.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are raised as well
-    best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    best = BestN(get_metric_fn=best_by, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
-        best_fn=_score,
+        best_fn=best_by,
         # The next step reuses the state's buffers, so it must be on disk before that.
         enable_async_checkpointing=False,
         read_only=read_only,
@@ -48,10 +49,6 @@ def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.C
         yield manager
     finally:
         manager.close()
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["psds"] if "psds" in metrics else metrics["auc"]
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, metrics: dict[str, float] | None) -> None:

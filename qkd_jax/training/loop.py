@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from qkd_jax.errors import InputError
+from qkd_jax.evaluation.metrics import TITLES
 from qkd_jax.run_folder import checkpoints as checkpoint
 from qkd_jax.run_folder.log import open_log, read_log
 from qkd_jax.run_folder.state import TrainState
@@ -102,7 +103,7 @@ def fit(
                     loss, epoch = sum(losses) / len(losses), step // epoch_steps
                     losses.clear()
                     log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
-                    figures = "  ".join(f"{key.upper()} {value:.1f}" for key, value in valid.items())
+                    figures = "  ".join(f"{TITLES.get(key, key)} {value:.1f}" for key, value in valid.items())
                     print(f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  valid {figures}", flush=True)
                 checkpoint.save(checkpoints, state, valid)
                 if any_process(asked_to_stop()):

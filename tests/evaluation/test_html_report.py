@@ -42,7 +42,7 @@ def example(events=EVENTS, models=MODELS, clips=60, names=None, epochs=3, folder
     }
     rows = {
         name: {"metrics": evaluate(targets, logits[name], events), "bytes": count}
-        | {"parameters": parameters, "multiply_adds": 200 * parameters}
+        | {"parameters": parameters, "multiply_adds": 200 * parameters, "quantized_values": parameters}
         for name, (count, parameters, _) in models.items()
     }
     history = [
@@ -128,7 +128,7 @@ def texts(row):
 def test_the_table_of_results(page_of):
     arguments = example()
     heads, subheads, *rows = page_of(arguments).tables[0]
-    assert texts(heads) == ["model", "average", "bell", "knock", "bytes", "parameters", "MACs"]
+    assert texts(heads) == ["model", "average", "bell", "knock", "bytes", "parameters", "MACs", "rounded"]
     assert texts(subheads) == ["AUC", "EER"] * 3
     assert [texts(row)[0] for row in rows] == list(MODELS)
     for row, (name, model) in zip(rows, arguments["results"]["models"].items()):
@@ -136,7 +136,12 @@ def test_the_table_of_results(page_of):
         every = [metrics["average"], *(metrics["events"][event] for event in EVENTS)]
         figures = [each[key] for each in every for key in ("auc", "eer")]
         count, parameters, _ = MODELS[name]
-        sizes = [f"{count:,}", f"{parameters:,}", f"{200 * parameters / 1e6:.1f} M"]
+        sizes = [
+            f"{count:,}",
+            f"{parameters:,}",
+            f"{200 * parameters / 1e6:.1f} M",
+            f"{parameters / 1e6:.2f} M",
+        ]
         assert texts(row)[1:] == [f"{figure:.2f}" for figure in figures] + sizes
 
 
@@ -159,7 +164,7 @@ def test_the_best_student_of_a_column_is_marked(page_of):
     assert not any(marked for _, marked in teacher)
     assert [text for text, marked in plain if marked] == ["20.00"]
     assert plain[4] == ("20.00", True)  # EER of bell
-    # AUC on average and of bell, EER of knock, bytes; parameters and MACs are equal.
+    # AUC on average and of bell, EER of knock, bytes; the work and parameters are equal.
     assert [column for column, (_, marked) in enumerate(small) if marked] == [1, 3, 6, 7]
 
 
@@ -309,11 +314,54 @@ def test_any_number_of_models_events_and_clips(tmp_path, choices):
     html = write(tmp_path / "report.html", arguments)
     page = Page(html)
     models, events = arguments["results"]["models"], arguments["targets"].shape[1]
-    assert len(page.tables) == 1 + 2 * len(models) * events
-    plots = 2 + (2 + len(models)) * events + (3 if arguments["history"] else 0)
+    shown, by_event = min(events, 8), events > 8
+    assert len(page.tables) == 1 + by_event + 2 * len(models) * shown
+    plots = 2 + (2 + len(models)) * shown + (3 if arguments["history"] else 0)
     assert page.count("svg") == plots
     assert ('id="learning"' in html) == bool(arguments["history"])
     assert "nan" not in html.lower()
+
+
+def single_label_example(events, clips=96):
+    """Each clip has one event, the next one in turn; `small-4` takes every eighth for the event after it."""
+    arguments = example(events, clips=clips)
+    truth = np.arange(clips) % len(events)
+    guesses = np.where(np.arange(clips) % 8 == 3, (truth + 1) % len(events), truth)
+    targets, guessed = (np.eye(len(events), dtype=np.float32)[which] for which in (truth, guesses))
+    logits = arguments["logits"] | {"small-4": 4 * guessed - 2}
+    rows = arguments["results"]["models"]
+    for name, scores in logits.items():
+        rows[name]["metrics"] = evaluate(targets, scores, events)
+    return arguments | {"targets": targets, "logits": logits}
+
+
+def test_confusions_are_shown_where_each_clip_has_one_event(page_of):
+    page = page_of(single_label_example(("bell", "knock", "dog")))
+    heads, _, *rows = page.tables[0]
+    assert texts(heads)[4:8] == ["dog", "accuracy", "mAP", "macro F1"]
+    accuracy = 100 * 84 / 96
+    assert texts(rows[2])[9] == f"{accuracy:.2f}"
+    # The smallest model first.  Of 96 clips every eighth is wrong: 4 of each event.
+    head, *errors = page.tables[1]
+    assert texts(head) == ["event", "predicted", "clips"]
+    expected = [("bell", "knock"), ("knock", "dog"), ("dog", "bell")]
+    assert [tuple(texts(row)) for row in errors] == [(*pair, "4 of 32") for pair in expected]
+    assert f"accuracy{accuracy:.2f} %" in "".join(page.text.split("\n"))
+
+
+def test_of_many_events_the_worst_have_curves_and_all_are_in_a_table(page_of):
+    events = tuple(f"event-{index:02}" for index in range(12))
+    arguments = single_label_example(events)
+    page = page_of(arguments)
+    metrics = [row["metrics"]["events"] for row in arguments["results"]["models"].values()]
+    order = sorted(events, key=lambda event: -sum(each[event]["eer"] for each in metrics))
+    assert texts(page.tables[0][0])[:4] == ["model", "average", "accuracy", "mAP"]
+    _, _, *rows = page.tables[1]
+    assert [texts(row)[0] for row in rows] == order
+    assert texts(rows[0])[1:] == [f"{each[order[0]][key]:.2f}" for each in metrics for key in ("auc", "eer")]
+    # Three confusions, sizes by three metrics, three curves of training.
+    assert page.count("svg") == 3 + 3 + (2 + 3) * 8 + 3
+    assert "The 8 events with the highest EER." in " ".join(page.text.split())
 
 
 def test_equal_scores_have_a_histogram_too(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkd_jax.evaluation.metrics import eer, eer_threshold, evaluate
+from qkd_jax.evaluation.metrics import confusion, eer, eer_threshold, evaluate
 
 
 def crossing(targets, scores):
@@ -102,6 +102,35 @@ def test_a_table_of_events_and_their_plain_mean():
     # An event may have the name of any other key.
     named = evaluate(targets, scores, ("average", "events"))["events"]
     assert named == {"average": {"auc": 100, "eer": 0}, "events": {"auc": 0, "eer": 100}}
+
+
+@given(st.integers(2, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_where_each_clip_has_one_event_predictions_are_counted_too(count, seed):
+    rng = np.random.default_rng(seed)
+    truth = np.concatenate([np.arange(count), rng.integers(0, count, 20)])
+    targets, scores = np.eye(count)[truth], rng.normal(size=(len(truth), count))
+    table = evaluate(targets, scores, [f"{index}" for index in range(count)])
+    guesses = [max(range(count), key=row.__getitem__) for row in scores.tolist()]
+    assert table["average"]["accuracy"] == pytest.approx(100 * np.mean(np.array(guesses) == truth))
+    for index, row in enumerate(table["events"].values()):
+        hits = sum(guess == real == index for guess, real in zip(guesses, truth))
+        wrong = sum((guess == index) != (real == index) for guess, real in zip(guesses, truth))
+        assert row["f1"] == pytest.approx(100 * 2 * hits / (2 * hits + wrong))
+        # Average precision: at each positive clip, the share of positives among those not below it.
+        of_event = scores[:, index]
+        shares = [
+            np.mean(truth[of_event >= of_event[clip]] == index) for clip in np.flatnonzero(truth == index)
+        ]
+        assert row["map"] == pytest.approx(100 * np.mean(shares))
+    for key in ("map", "f1", "auc"):
+        mean = np.mean([row[key] for row in table["events"].values()])
+        assert table["average"][key] == pytest.approx(mean)
+    counts = confusion(targets, scores)
+    assert counts.tolist() == [
+        [sum(pair == (real, guess) for pair in zip(truth, guesses)) for guess in range(count)]
+        for real in range(count)
+    ]
 
 
 @pytest.mark.parametrize("value", [0, 1])
