@@ -16,7 +16,7 @@ from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
-from qkd_jax.evaluation.metrics import best_by, evaluate
+from qkd_jax.evaluation.metrics import evaluate, kept_epoch
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.folder import load_run
@@ -111,7 +111,7 @@ def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: f
             metrics = evaluate(test.targets, logits, events)
             figures = {"metrics": metrics, **model_cost(flax_model, variables, run.shape, network.quant)}
         epochs = read_epochs(run.model_folder(model))
-        best = max(epochs, key=lambda record: (best_by(record["valid"]), record["epoch"]))
+        best = epochs[kept_epoch(epochs, config.final)]
         figures |= {"valid": best["valid"], "best_epoch": best["epoch"], "epochs": len(epochs)}
         figures |= {"seconds": seconds, "command": place.command, "seed": config.recipe.seed}
         if isinstance(config.recipe, EventRecipe):

@@ -32,6 +32,7 @@ _MODULES = {
     "make_train_step": "training.step",
     "evaluate": "evaluation.metrics",
     "train": "commands.train",
+    "cross_validate": "commands.train",
     "score": "commands.evaluate",
     "export": "commands.export",
 }

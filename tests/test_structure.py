@@ -22,9 +22,9 @@ ROOMS = ORDER.split()
 OUTSIDE = {"__init__", "__main__", "presets"}
 """Not rooms: the package itself, and in a wheel the presets."""
 NAMES = """
-Detector FeatureConfig QTensor QuantConfig build_model dequantize detect distillation_loss evaluate export
-fake_quant load log_mel lstm_init lstm_scan lstm_step make_train_step pack qdot quantize score to_jax train
-unpack weighted_bce
+Detector FeatureConfig QTensor QuantConfig build_model cross_validate dequantize detect distillation_loss
+evaluate export fake_quant load log_mel lstm_init lstm_scan lstm_step make_train_step pack qdot quantize
+score to_jax train unpack weighted_bce
 """
 PUBLIC = NAMES.split()
 

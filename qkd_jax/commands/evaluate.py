@@ -201,6 +201,7 @@ def _keep(
         | {library: importlib.metadata.version(library) for library in _LIBRARIES},
         teachers={teacher for model in run.config.models.values() for teacher in model.teachers},
         rocs=rocs,
+        final=run.config.final,
     )
     print(f"Report: {report}; metrics: {figures}")
 

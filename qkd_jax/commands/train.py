@@ -1,10 +1,14 @@
 """Train the models of PRESET, or resume its run.  --teacher MODEL|FILE … sets all students' teachers."""
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qkd_jax.commands.cli import docstring, load_preset
 from qkd_jax.commands.override import override, take, with_teachers
-from qkd_jax.config import RunConfig
+from qkd_jax.config import ClipRecipe, RunConfig, with_data
+from qkd_jax.errors import InputError
 from qkd_jax.system.interrupt import stop_requests
 
 if TYPE_CHECKING:
@@ -20,7 +24,10 @@ def main(arguments: list[str], prog: str) -> None:
         join_processes()
     else:
         use_all_cores(config.recipe.batch_size)
-    train(config)
+    if len(_folds(config)) > 1:
+        cross_validate(config)
+    else:
+        train(config)
 
 
 def config_of(arguments: list[str], prog: str, description: str | None) -> RunConfig:
@@ -56,3 +63,37 @@ def train(config: RunConfig) -> "Run":
             train_models(run)
             score(run)
     return run
+
+
+def cross_validate(config: RunConfig) -> list["Run"]:
+    """Train and score a run NAME-foldK for each test fold K of `config.data.folds`; print mean and spread.
+
+    Each run is `final`: it trains on all other folds for all epochs, and nothing is chosen by the test fold.
+    The figures of all folds are also in `runs`/NAME-folds.json.  Raises InputError, and KeyboardInterrupt as
+    `train`: the same call then resumes.
+    """
+    from qkd_jax.data.clip_list import listed_clips
+    from qkd_jax.evaluation.table import print_folds
+    from qkd_jax.system.devices import is_first
+    from qkd_jax.system.files import whole_file
+
+    if not isinstance(config.recipe, ClipRecipe):
+        raise InputError(f"--data.folds: expected one fold for timed events, got {len(_folds(config))}")
+    listed_clips(config.data)  # raises now for a fold that isn't there
+    recipe, runs = dataclasses.replace(config.recipe, final=True), {}
+    for fold in _folds(config):
+        print(f"fold {fold}", flush=True)
+        of_fold = dataclasses.replace(config, name=f"{config.name}-fold{fold}", recipe=recipe)
+        runs[fold] = train(with_data(of_fold, folds=(fold,)))
+    results = {str(fold): run.results for fold, run in runs.items()}
+    path = Path(config.runs) / f"{config.name}-folds.json"
+    if is_first():
+        with whole_file(path, "w") as file:
+            file.write(json.dumps(results, indent=2) + "\n")
+    print_folds(results)
+    print(f"Reports: {', '.join(str(run.folder / 'report.html') for run in runs.values())}; metrics: {path}")
+    return list(runs.values())
+
+
+def _folds(config: RunConfig) -> tuple[int, ...]:
+    return getattr(config.data, "folds", ())

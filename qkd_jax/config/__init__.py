@@ -14,6 +14,7 @@ from qkd_jax.config.data import (
     DemoData,
     DESEDData,
     ESC50Data,
+    FoldData,
     FoldersData,
     FSD50KData,
     ManifestData,

@@ -30,7 +30,15 @@ class _Data:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ManifestData(_Data):
+class FoldData(_Data):
+    """Settings common to sources that may be divided into folds."""
+
+    folds: tuple[Count, ...] = ()
+    """Folds to test on, one run each (cross-validation); with one, the fold before it is for validation."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ManifestData(FoldData):
     """Your own recordings: a folder and a table of its files."""
 
     source: Literal["manifest"] = "manifest"
@@ -44,6 +52,8 @@ class ManifestData(_Data):
     """Separator between labels."""
     split_column: str = "split"
     """Column with the split (train, valid or test); if absent, 70/10/20."""
+    fold_column: str = "fold"
+    """Column with the fold, a number, for --data.folds."""
     group_column: str = "group"
     """Column with the group (recording session, speaker); a group stays in one split."""
 
@@ -110,14 +120,14 @@ class AudioSetData(_Data):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ESC50Data(_Data):
+class ESC50Data(FoldData):
     """ESC-50 (Piczak 2015) as published: folds 1 to 3 for training, 4 for validation, 5 for the test."""
 
     source: Literal["esc50"] = "esc50"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class UrbanSound8KData(_Data):
+class UrbanSound8KData(FoldData):
     """UrbanSound8K (Salamon et al. 2014) as published: folds 1 to 8 for training, 9 and 10 held out."""
 
     source: Literal["urbansound8k"] = "urbansound8k"

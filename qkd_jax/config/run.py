@@ -105,6 +105,8 @@ class ClipRecipe:
     """Decay of the weights' moving average; 0 disables it, and a model may set its own."""
     patience: Count | None = None
     """Epochs without a new validation best before a model stops; a cosine schedule is then cut short."""
+    final: bool = False
+    """Train on the validation recordings too, and keep the last state; heads choose without them before."""
     alpha: Share = 0.5
     """Weight of the soft loss (teachers); 1 - alpha is that of the hard loss (labels)."""
     temperature: Temperature = 2.0
@@ -215,6 +217,11 @@ class RunConfig:
     def timed(self) -> bool:
         """Whether the run detects when events happen."""
         return isinstance(self.recipe, EventRecipe)
+
+    @property
+    def final(self) -> bool:
+        """Whether models train on the validation recordings too, and nothing is chosen by these."""
+        return isinstance(self.recipe, ClipRecipe) and self.recipe.final
 
     @property
     def heads(self) -> dict[str, HeadConfig]:

@@ -30,6 +30,19 @@ def best_by(figures: Mapping[str, float]) -> float:
     return next(figures[key] for key in ("psds", "accuracy", "auc") if key in figures)
 
 
+def kept_epoch(epochs: Sequence[Mapping[str, Any]], final: bool = False) -> int:
+    """The index of the epoch whose state is kept: the best on validation, the later of equals.
+
+    With `final`, it is the last.
+
+    >>> kept_epoch([{"valid": {"auc": 90.0}}, {"valid": {"auc": 90.0}}, {"valid": {"auc": 80.0}}])
+    1
+    """
+    if final:
+        return len(epochs) - 1
+    return max(range(len(epochs)), key=lambda index: (best_by(epochs[index]["valid"]), index))
+
+
 def eer(targets: np.ndarray, scores: np.ndarray) -> float:
     """Equal error rate in [0, 1]: the error at which false negative and false positive rate are equal.
 

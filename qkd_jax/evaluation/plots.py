@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qkd_jax.evaluation.metrics import best_by
+from qkd_jax.evaluation.metrics import kept_epoch
 from qkd_jax.evaluation.timed_events import MAX_FALSE_POSITIVES, Rocs
 from qkd_jax.system.files import whole_file
 
@@ -149,17 +149,19 @@ def size_figure(sizes: dict[str, int], values: dict[str, float], label: str, sty
 
 
 def history_figure(
-    history: dict[str, list[dict[str, Any]]], value: Callable[[dict[str, Any]], float], styles: Styles
+    history: dict[str, list[dict[str, Any]]],
+    value: Callable[[dict[str, Any]], float],
+    styles: Styles,
+    final: bool,
 ) -> "Figure":
-    """A `value` by epoch for each model, with a dot at the best epoch (`best_by`)."""
+    """A `value` by epoch for each model, with a dot at the `kept_epoch`."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axis = _panel(3.4, 2.5)
     for name, epochs in history.items():
         numbers, values = [epoch["epoch"] for epoch in epochs], [value(epoch) for epoch in epochs]
-        scores = [best_by(epoch["valid"]) for epoch in epochs]
-        best = max(range(len(epochs)), key=lambda index: (scores[index], index))
-        axis.plot(numbers, values, marker="o", markersize=4, markevery=[best], **styles[name])
+        dot = [kept_epoch(epochs, final)]
+        axis.plot(numbers, values, marker="o", markersize=4, markevery=dot, **styles[name])
     longest = max(epochs[-1]["epoch"] for epochs in history.values())
     axis.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -42,15 +42,17 @@ def write_report(
     versions: dict[str, str],
     teachers: Collection[str] = (),
     rocs: Mapping[str, Rocs] | None = None,
+    final: bool = False,
 ) -> None:
     """Write the report of the run `title` to `path`, an HTML file; equal arguments give equal bytes.
 
     `results` is the argument of `print_table`; `targets` and each model's `logits` are [clips, events], and
     `clips` maps the name of each recording to its path, in the same order.  `history` lists each model's
     epochs: `epoch`, `epoch_loss`, and under `valid` the metrics in percent; models without epochs may be
-    missing.  `rocs` are each model's curves from `evaluate_timed_events`.  `teachers` names the teachers
-    among the models: students are compared with the largest of them, not ranked against them.  Of more than
-    eight events, those with the highest EER have curves and errors; all are in a table of their own.
+    missing, and with `final` the last epochs were kept, not the best.  `rocs` are each model's curves from
+    `evaluate_timed_events`.  `teachers` names the teachers among the models: students are compared with the
+    largest of them, not ranked against them.  Of more than eight events, those with the highest EER have
+    curves and errors; all are in a table of their own.
     """
     models = results["models"]
     first = next(iter(models.values()))["metrics"]
@@ -79,7 +81,8 @@ def write_report(
         sizes=_sizes(models, styles),
         psd_rocs=_psd_rocs(rocs, styles) if rocs else {},
         curves=_curves(targets, logits, columns, styles),
-        learning=_learning(history, styles),
+        learning=_learning(history, styles, final),
+        final=final,
         # The smallest first, because it is the one to deploy.
         errors={
             name: _errors(targets, logits[name], columns, events, clips, styles[name], f"scores-{index}")
@@ -210,7 +213,7 @@ def _curves(
     return plots
 
 
-def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[str, str]:
+def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles, final: bool) -> dict[str, str]:
     """Loss and validation metrics by epoch, as SVG; empty if no model has epochs."""
     epochs = {name: history[name] for name in styles if history.get(name)}
     if not epochs:
@@ -219,7 +222,7 @@ def _learning(history: dict[str, list[dict[str, Any]]], styles: Styles) -> dict[
     for key in next(iter(epochs.values()))[0]["valid"]:
         values[f"validation {TITLES[key]}, %"] = partial(_valid, key)
     return {
-        label: to_svg(history_figure(epochs, value, styles), label.replace(" ", "-"))
+        label: to_svg(history_figure(epochs, value, styles, final), label.replace(" ", "-"))
         for label, value in values.items()
     }
 

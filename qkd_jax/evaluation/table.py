@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
+
 from qkd_jax.errors import printable
 from qkd_jax.evaluation.metrics import TITLES
 
@@ -38,6 +40,40 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     if len(shown) < len(events):
         which = f"{len(shown)} of {len(events)} events, with the highest EER" if shown else "no single events"
         console.print(f"Shown: {which}; all are in the report and in results.json.")
+
+
+def print_folds(results: dict[str, dict[str, Any]], file: TextIO | None = None) -> None:
+    """Print one row per model: the mean over test folds of each metric, ± its standard deviation, in percent.
+
+    The last columns are each fold's accuracy, or EER if that is not measured.  `results` are those of
+    `print_table` by fold.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    file = file or sys.stdout
+    every = list(results.values())
+    first = every[0]["models"]
+    keys = [key for key in TITLES if key in next(iter(first.values()))["metrics"]["average"]]
+    main = "accuracy" if "accuracy" in keys else "eer"
+    clips = sum(each["clips"] for each in every)
+    title = f"{clips} clips in {len(results)} test folds: mean ± standard deviation over folds, in percent"
+    title += f"; at the right {TITLES[main]} of each fold"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    for column in (
+        *(TITLES[key] for key in keys),
+        "bytes",
+        *(f"fold {fold}" for fold in results),
+    ):
+        table.add_column(column, justify="right", min_width=7)
+    for name, row in first.items():
+        averages = [each["models"][name]["metrics"]["average"] for each in every]
+        values = {key: np.array([average[key] for average in averages]) for key in keys}
+        means = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values.values())
+        table.add_row(_plain(name), *means, f"{row['bytes']:,}", *(f"{value:.2f}" for value in values[main]))
+    Console(file=file, width=None if file.isatty() else 200, highlight=False).print(table)
 
 
 def worst_events(models: dict[str, Any], count: int) -> list[str]:

@@ -1,5 +1,6 @@
 """The recipe for clip models: loading, batches, update and validation."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,15 @@ _LEAST = 1e-4  # of a posterior: at 0, its logit would be minus infinity
 def load(run: Run) -> dict[str, Dataset]:
     """The splits; features, and logits of teachers from files, are computed unless they are cached.
 
-    Faults in any of them, also in the test split, are raised here as InputError, before anything trains.
+    With `recipe.final`, the validation clips are in the training split too.  Faults in any of them, also in
+    the test split, are raised here as InputError, before anything trains.
     """
     clips = run.clips
+    if run.config.final:
+        clips += [dataclasses.replace(clip, split="train") for clip in clips if clip.split == "valid"]
+        print(
+            "final: the validation recordings are trained on too, so figures on them are too good", flush=True
+        )
     data = {
         split: load_split(run.config, clips, split, run.cache, unlabelled=split == "train")
         for split in SPLITS

@@ -22,8 +22,9 @@ from qkd_jax.config import HeadConfig, StepNetwork, step_clock
 from qkd_jax.data.dataset import Dataset
 from qkd_jax.distill.head_inputs import HeadInputs, fit_projections, read_projections, write_projections
 from qkd_jax.distill.tagger import files_of, read_tagger, run_tagger
-from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.evaluation.metrics import evaluate, kept_epoch
 from qkd_jax.models.build import Model
+from qkd_jax.run_folder.log import read_epochs
 from qkd_jax.run_folder.run import Run
 from qkd_jax.run_folder.state import TrainState
 from qkd_jax.system.devices import lacking
@@ -85,7 +86,8 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     """Fit head `name`, or resume: an epoch of its log is one penalty, of which validation chooses the best.
 
     An event with n positive clips has the zero-shot logits with gain 100 / (100 + n), so that with few
-    recordings the tagger's own classes dominate.
+    recordings the tagger's own classes dominate.  With `recipe.final`, the penalty is chosen without the
+    validation clips in the training split, and a last epoch fits to all clips.
     """
     network, model = run.config.heads[name], run.model(name)
     train, valid = (read_by(run, name, data[split]) for split in ("train", "valid"))
@@ -95,12 +97,16 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     gain = _PRIOR / (_PRIOR + train.targets[_fitted_on(train)].sum(axis=0))
     chosen = {"events": jnp.asarray(fitted), "gain": jnp.asarray(gain, jnp.float32), "penalty": jnp.zeros(())}
     penalties = network.penalties if network.fit else (np.inf,)
+    final, epochs = run.config.final, len(penalties) + run.config.final
+    held_out = np.isin([train.names[clip] for clip in _fitted_on(train)], valid.names)
 
     def train_step(state: TrainState, penalty: float) -> tuple[TrainState, dict[str, Any]]:
         variables = {"fitted": state.variables["fitted"] | {"penalty": jnp.float32(penalty)}}
         params, loss = first.params, jnp.zeros(())
         if rows is not None:
-            params, loss = _fit(model, params, variables, rows)
+            all_clips = not final or int(state.step) == len(penalties)
+            weights = rows.weights if all_clips else rows.weights * ~held_out
+            params, loss = _fit(model, params, variables, rows._replace(weights=weights))
         return TrainState(state.step + 1, params, None, variables, state.opt_state), {"loss": loss}
 
     def validate(variables: Any) -> dict[str, float]:
@@ -110,7 +116,10 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
         print(f"{name}: {_origins(train, fitted)}", flush=True)
 
     def penalties_from(step: int) -> Iterator[float]:
-        return iter(penalties[step:])
+        yield from penalties[step:]
+        if final:
+            tried = read_epochs(run.model_folder(name))[: len(penalties)]
+            yield penalties[kept_epoch(tried)]
 
     fit(
         train_step,
@@ -118,8 +127,9 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
         penalties_from,
         validate,
         folder=run.model_folder(name),
-        epochs=len(penalties),
+        epochs=epochs,
         epoch_steps=1,
+        keep_last=final,
         announce=announce,
     )
 

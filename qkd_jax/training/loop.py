@@ -34,16 +34,17 @@ def fit(
     epochs: int,
     epoch_steps: int,
     patience: int | None = None,
+    keep_last: bool = False,
     announce: Callable[[int], None] = lambda updates: None,
 ) -> None:
     """Train to `epochs` epochs, resuming from the last checkpoint in `folder` if there is one.
 
     `batches_from(step)` gives the batches from that step on.  After each epoch, `validate(variables)` gives
     figures (`auc` and `eer`, or `psds` and more), one line goes to the log and the terminal, and the newest
-    and the best state are kept.  After `patience` epochs without a new best, training ends.  When asked to
-    stop, it finishes the step, saves the state and raises KeyboardInterrupt.  If anything is left to train,
-    `announce(updates)` is called before, with the number left.  Raises InputError for a non-finite loss or
-    gradient; saved states stay.
+    and the best state are kept; with `keep_last`, the last counts as the best.  After `patience` epochs
+    without a new best, training ends.  When asked to stop, it finishes the step, saves the state and raises
+    KeyboardInterrupt.  If anything is left to train, `announce(updates)` is called before, with the number
+    left.  Raises InputError for a non-finite loss or gradient; saved states stay.
     """
     name, last_step = folder.name, epochs * epoch_steps
     with stop_requests(), checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
@@ -105,7 +106,7 @@ def fit(
                     log(step=step, epoch=epoch, epoch_loss=loss, valid=valid)
                     figures = "  ".join(f"{TITLES.get(key, key)} {value:.1f}" for key, value in valid.items())
                     print(f"{name}: epoch {epoch}/{epochs}  loss {loss:.4f}  valid {figures}", flush=True)
-                checkpoint.save(checkpoints, state, valid)
+                checkpoint.save(checkpoints, state, valid if not keep_last or step == last_step else None)
                 if any_process(asked_to_stop()):
                     raise KeyboardInterrupt(f"{name}: stopped at step {step} and saved")
                 if out_of_patience(step):

@@ -96,6 +96,7 @@ def _train_model(
         epochs=epochs,
         epoch_steps=epoch_steps,
         patience=run.config.recipe.patience,
+        keep_last=run.config.final,
         announce=announce,
     )
 

@@ -60,11 +60,18 @@ TEACHERS = {"one": ("x",), "two": ("x", "y"), "none": ("without",)}
 
 
 class Given:
-    """A run of a head on a tagger whose outputs are given, `rows` [windows, …] by clip, and its one split."""
+    """A run of a head on a tagger whose outputs are given, `rows` [windows, …] by clip, and its one split.
 
-    def __init__(self, folder, monkeypatch, clips, rows, *, tagger=None, events=EVENTS, **settings):
+    With `valid`, the run is final, and its validation split is these of the clips.
+    """
+
+    def __init__(
+        self, folder, monkeypatch, clips, rows, *, tagger=None, events=EVENTS, valid=None, **settings
+    ):
         head = HeadConfig(taggers=("x.toml",), **{"components": None, "penalties": (0.1,)} | settings)
-        config = RunConfig(data=ManifestData(events=events), models={"head": ModelConfig(network=head)})
+        recipe = ClipRecipe(final=valid is not None)
+        models = {"head": ModelConfig(network=head)}
+        config = RunConfig(data=ManifestData(events=events), recipe=recipe, models=models)
         self.run, by_name = Run(folder / "run", config), {each.name: row for each, row in zip(clips, rows)}
         monkeypatch.setattr(Run, "clips", clips)
 
@@ -78,6 +85,12 @@ class Given:
             names, [], targets(clips, events), events, kind, seconds=[3.0] * len(clips), clips=clips
         )
         splits = {"train": self.data, "valid": self.data}
+        if valid is not None:
+            names, some = [names[index] for index in valid], [clips[index] for index in valid]
+            kinds = np.zeros(len(some), np.int8)
+            splits["valid"] = Dataset(
+                names, [], targets(some, events), events, kinds, seconds=[3.0] * len(some), clips=some
+            )
         load_heads(self.run, splits)
         train_head(self.run, "head", splits)
         self.variables = self.run.best_variables("head")
@@ -129,6 +142,35 @@ def test_with_one_window_per_clip_it_is_logistic_regression(tmp_path, monkeypatc
         assert_allclose(made.params["b"][event], oracle.intercept_[0], atol=2e-3)
     expected = inputs[:, 3:] @ made.params["w"] + made.params["b"]
     assert_allclose(made.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_final_head_chooses_without_the_validation_clips_and_then_fits_to_all(tmp_path, monkeypatch):
+    """The labels of the validation clips are noise, so that fits with and without them differ much."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(90, 6))
+    labels = x @ rng.normal(size=(6, 3)) > 0
+    labels[60:] = rng.integers(0, 2, (30, 3))
+    penalties = (0.003, 0.1, 3.0)
+    made = Given(
+        tmp_path, monkeypatch, clips_of(labels), x[:, None], valid=range(60, 90), penalties=penalties
+    )
+    inputs = np.stack([row[0] for row in made.inputs.features])[:, 3:].astype(np.float64)
+
+    def fits(count, penalty):
+        oracles = [LogisticRegression(C=1 / (count * penalty), tol=1e-10, max_iter=10_000) for _ in EVENTS]
+        return [oracle.fit(inputs[:count], labels[:count, event]) for event, oracle in enumerate(oracles)]
+
+    valid = []
+    for penalty in penalties:
+        logits = np.stack([each.decision_function(inputs[60:]) for each in fits(60, penalty)], axis=1)
+        valid.append(100 * auc(labels[60:], logits).mean())
+    *tried, last = read_epochs(made.run.model_folder("head"))
+    assert_allclose([record["valid"]["auc"] for record in tried], valid, atol=0.3)
+    best = penalties[max(range(3), key=lambda index: (tried[index]["valid"]["auc"], index))]
+    assert float(made.variables["fitted"]["penalty"]) == pytest.approx(best)
+    for event, oracle in enumerate(fits(90, best)):
+        assert_allclose(made.params["w"][:, event], oracle.coef_[0], atol=2e-3)
+    assert last["epoch"] == 4
 
 
 WINDOW, HOP = 0.5, 0.2

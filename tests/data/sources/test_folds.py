@@ -8,6 +8,7 @@ from qkd_jax.config import ESC50Data, ManifestData, UrbanSound8KData
 from qkd_jax.data.clip_list import read_clips
 from qkd_jax.data.clips import with_splits
 from qkd_jax.data.sources.folds import read_esc50, read_urbansound8k
+from qkd_jax.data.sources.manifest import read_manifest
 from tests.faults import refused, refused_exactly
 from tests.recordings import clip
 
@@ -70,6 +71,51 @@ def test_all_but_the_last_two_folds_are_for_training(tmp_path, table, folds):
     rows = "".join(f"{fold}.wav,{fold}.wav,{fold},x,x,{fold},{fold}\n" for fold in range(1, folds + 1))
     splits = [clip.split for clip in read(table, header + rows, tmp_path)]
     assert splits == ["train"] * (folds - 2) + ["valid", "test"]
+
+
+TABLE = "filename,labels,fold,group,split\n"
+ROWS = "a.wav,x,10,a,train\nb.wav,,2,b,test\nc.wav,x,3,c,test\nd.wav,,10,d,valid\n"
+
+
+@pytest.mark.parametrize(
+    ("folds", "expected"),
+    [
+        ((), ["train", "test", "test", "valid"]),
+        ((10,), ["test", "train", "valid", "test"]),
+        ((2,), ["valid", "test", "train", "valid"]),
+        ((3, 2), ["train", "valid", "test", "train"]),
+    ],
+)
+def test_a_manifest_may_be_divided_by_folds(tmp_path, folds, expected):
+    """The fold before the first is the last."""
+    (tmp_path / "metadata.csv").write_text(TABLE + ROWS)
+    clips = read_manifest(ManifestData(root=str(tmp_path), folds=folds))
+    assert [each.split for each in clips] == expected
+
+
+@pytest.mark.parametrize("fold", [1, 2, 5])
+def test_each_published_fold_may_be_the_test(tmp_path, fold):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / ESC).write_text(ESC50)
+    splits = [each.split for each in read_esc50(ESC50Data(root=str(tmp_path), folds=(fold,)))]
+    before = (fold - 2) % 5
+    assert splits[fold - 1] == "test" and splits[before] == "valid" and splits.count("train") == 3
+
+
+@pytest.mark.parametrize(
+    ("table", "folds", "message"),
+    [
+        (TABLE + ROWS, (4,), r"--data\.folds: expected some of 2, 3, 10, got 4"),
+        (TABLE + ROWS, (2, 4), r"--data\.folds: expected some of 2, 3, 10, got 4"),
+        (TABLE + "a.wav,x,first,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got 'first'"),
+        (TABLE + "a.wav,x,0,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got '0'"),
+        ("filename,labels\na.wav,x\n", (1,), r"metadata\.csv: .*fold"),
+    ],
+)
+def test_faults_of_folds_are_named(tmp_path, table, folds, message):
+    (tmp_path / "metadata.csv").write_text(table)
+    with refused(message):
+        read_manifest(ManifestData(root=str(tmp_path), folds=folds))
 
 
 @pytest.mark.parametrize(
