@@ -14,6 +14,7 @@ from experiments.cells import Cell, Place, Result, write_result
 from qkd_jax.config import EventRecipe, HeadConfig, ModelConfig, RunConfig, is_file, with_data
 from qkd_jax.data.clips import SPLITS
 from qkd_jax.data.dataset import load_split
+from qkd_jax.data.logits import read_logits, write_logits
 from qkd_jax.errors import InputError
 from qkd_jax.evaluation.cost import model_cost
 from qkd_jax.evaluation.metrics import evaluate, kept_epoch
@@ -82,14 +83,23 @@ def _with_paths(model: ModelConfig, place: Place, cells: Sequence[Cell]) -> Mode
 def teaching_logits(name: str, place: Place, cells: Sequence[Cell]) -> Path:
     """The logits NAME-PART.npz of the model NAME on its training clips; it is trained if its run isn't there.
 
-    They lie with the run and are not committed, so a student of such a teacher costs its training on a new
-    machine: the same seed and settings give it again.
+    Those of clips are kept beside the results, as NAME-PART-train.npz.  Those of timed events are too large,
+    so a student of such a teacher costs its training on a new machine: the same seed and settings give it
+    again.
     """
+    kept = place.cells / f"{Path(name).stem}-train.npz"
+    if kept.is_file():
+        return kept.absolute()
     (teacher,) = (cell for cell in cells if cell.teaches and f"{cell.name}-{cell.part}.npz" == name)
     run = train(resolved(teacher, [teacher.name], place, cells))
     clips = run.clips
     data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}
-    return teaching_file(run, teacher.name, data).absolute()
+    path = teaching_file(run, teacher.name, data)
+    if run.config.timed:
+        return path.absolute()
+    names, events = data["train"].names, data["train"].events
+    write_logits(kept, names, events, read_logits(path, names, events).astype(np.float16))
+    return kept.absolute()
 
 
 def _keep(cell: Cell, run: Run, results: Sequence[str], place: Place, seconds: float | None) -> None:

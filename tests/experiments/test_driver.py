@@ -99,7 +99,7 @@ def test_each_result_has_its_figures_and_logits(place):
 def test_a_missing_teacher_is_trained_for_its_students_without_a_result_of_its_own(place):
     run = load_run(place.runs / "small-seed0")
     (teacher,) = run.config.models["small"].teachers
-    assert teacher == str(place.runs / "big-seed0/models/big/teaching.npz")
+    assert teacher == str(place.cells / "big-seed0-train.npz")
     assert not place.path("big").exists()
 
 

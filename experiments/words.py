@@ -1,0 +1,194 @@
+"""The paper's tables on words: 12,000 Arabic words of 40 kinds by 30 speakers (Ghandoura et al. 2021).
+
+DATA is the folder of the recordings: a file per speaker, whose words of one second stand in clips.csv.  The
+publishers' split is by speaker.  Models and training are those of preset paper, with more epochs.
+"""
+
+import csv
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from benchmarks.common import DASH, markdown, spread
+from experiments.bootstrap import average_eer, findings_table
+from experiments.cells import Cell, Place, Results, read_results
+from experiments.paper import FINDINGS
+from qkd_jax.commands.cli import load_preset
+from qkd_jax.config import DenseNetConfig, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
+from qkd_jax.data.arrays import read_npz
+from qkd_jax.data.logits import read_logits
+from qkd_jax.errors import InputError
+
+SEEDS, FEWER = (0, 1, 2, 3, 4), (0, 1, 2)
+SECOND, EPOCHS, TEACHER_EPOCHS = 16_000, 30, 12
+TEACHER = "teacher-seed0.npz"
+DRAWS = 1000
+
+
+def cells(seed: int) -> list[Cell]:
+    """The runs of one seed; the students of all seeds have the teacher of seed 0."""
+
+    def cell(name: str, models: dict[str, ModelConfig], **fields: Any) -> Cell:
+        preset = load_preset("paper")
+        recipe = dataclasses.replace(preset.recipe, seed=seed, epochs=EPOCHS)
+        data = ManifestData(clip_seconds=1.0)
+        config = RunConfig(name=f"words-{name}-seed{seed}", data=data, recipe=recipe, models=models)
+        return Cell(name, config, f"seed{seed}", **fields)
+
+    def lstm(bits: int = 32, **fields: Any) -> LSTMConfig:
+        return LSTMConfig(quant=QuantConfig() if bits == 32 else QuantConfig.paper(bits), **fields)
+
+    def distilled(name: str, size: int, bits: Sequence[int]) -> dict[str, ModelConfig]:
+        return {
+            name if each == 32 else f"{name}-{each}": ModelConfig(
+                network=lstm(each, hidden_size=size), teachers=(TEACHER,)
+            )
+            for each in bits
+        }
+
+    def of_size(size: int) -> Cell:
+        name = f"distilled-{size}"
+        models = {f"plain-{size}": ModelConfig(network=lstm(hidden_size=size))} | distilled(
+            name, size, (32, 8, 4)
+        )
+        after = {f"{name}-pm{bits}": (name, lstm(bits, hidden_size=size)) for bits in (8, 4)}
+        return cell(f"words-{size}", models, quantized=after)
+
+    made = [of_size(256), of_size(64)]
+    if seed in FEWER:
+        made += [of_size(128), cell("fewer-bits", distilled("distilled-256", 256, (3, 2)))]
+        made.append(cell("plain-3x256", {"plain-3x256": ModelConfig(network=lstm(layers=3))}))
+    if seed == 0:
+        made.append(cell("sixteen-bits", distilled("distilled-256", 256, (16,))))
+        teachers = {"teacher": DenseNetConfig(), "teacher-time": DenseNetConfig(pooling="time")}
+        for name, network in teachers.items():
+            model = ModelConfig(network=network, epochs=TEACHER_EPOCHS)
+            made.append(cell(name, {name: model}, teaches=name == "teacher"))
+    return made
+
+
+def prepared(place: Place) -> Place:
+    """`place` with the words cut into files as its data, with a table."""
+    assert place.data is not None
+    folder, takes = place.runs / "words", defaultdict(list)
+    table = place.data / "clips.csv"
+    with open(table, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            takes[row["speaker"]].append(row)
+    rows = []
+    for speaker, of_speaker in takes.items():
+        names = [f"{row['word']}/{speaker}_{row['take']}.wav" for row in of_speaker]
+        rows += [(name, row["word"], row["split"], speaker) for name, row in zip(names, of_speaker)]
+        if all((folder / name).is_file() for name in names):
+            continue
+        samples, rate = soundfile.read(place.data / "audio" / f"{speaker}.ogg", dtype="int16")
+        if rate != SECOND or len(samples) != SECOND * len(names):
+            raise InputError(
+                f"{table}: expected {len(samples) / rate:g} words of {speaker}, got {len(names)}"
+            )
+        for name, word in zip(names, samples.reshape(-1, SECOND)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / name, word, rate)
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("filename", "labels", "split", "group"), *rows])
+    return dataclasses.replace(place, data=folder)
+
+
+ROWS = {
+    "teacher": "DenseNet-63",
+    "teacher-time": "DenseNet-63, pooled over time alone",
+    "plain-3x256": "LSTM, 3 layers",
+    "plain-256": "LSTM",
+    "distilled-256": "LSTM, distilled",
+    "distilled-256-16": "16 bits",
+    "distilled-256-8": "8 bits",
+    "distilled-256-pm8": "8 bits, post-mortem",
+    "distilled-256-4": "4 bits",
+    "distilled-256-pm4": "4 bits, post-mortem",
+    "distilled-256-3": "3 bits",
+    "distilled-256-2": "2 bits",
+}
+SIZES = {"plain": "plain", "distilled": "distilled"} | {
+    f"distilled{suffix}": text
+    for suffix, text in {"-8": "8 bits", "-pm8": "8 bits, PM", "-4": "4 bits", "-pm4": "4 bits, PM"}.items()
+}
+
+
+def parts(folder: Path) -> dict[str, str]:
+    """The marked parts of the page, from the results in `folder`/cells."""
+    results = read_results(folder / "cells")
+    if not results:
+        return dict.fromkeys(("models", "sizes", "findings"), "Not measured yet.")
+    draws = eer_draws(folder / "cells", results)
+    findings = [finding for finding in FINDINGS if finding.text != "4 bits against DenseNet-63"]
+    return {
+        "models": _models(results),
+        "sizes": _sizes(results),
+        "findings": findings_table(findings, results, draws),
+    }
+
+
+def eer_draws(folder: Path, results: Results) -> dict[str, np.ndarray]:
+    """The average EER of each model in percent, [draws], over test speakers and seeds drawn with replacement.
+
+    All models share the draws of speakers, and those with as many seeds share the draws of seeds.
+    """
+    draws: dict[str, np.ndarray] = {}
+    for name, of_seeds in results.items():
+        errors = np.stack([_errors(folder / f"{name}-{part}.npz") for part in of_seeds])
+        count = len(errors)
+        drawn = np.random.default_rng(count).integers(0, count, (count, DRAWS))
+        draws[name] = np.take_along_axis(errors, drawn, axis=0).mean(axis=0)
+    return draws
+
+
+def _errors(path: Path) -> np.ndarray:
+    """The average EER of the logits at `path` for each draw of speakers, [draws]."""
+    names, events = (array.tolist() for array in read_npz(path, "logits", names=("U", 1), events=("U", 1)))
+    clips = [Path(name) for name in names]
+    truth = np.array([[clip.parent.name == event for event in events] for clip in clips])
+    weights = _weights([clip.stem.rpartition("_")[0] for clip in clips])
+    return average_eer(truth, read_logits(path, names, events), weights)
+
+
+def _weights(speakers: Sequence[str]) -> np.ndarray:
+    """How often each draw takes each clip, [draws, clips]: as often as its speaker is drawn."""
+    known, places = np.unique(speakers, return_inverse=True)
+    times = np.random.default_rng(0).multinomial(len(known), np.full(len(known), 1 / len(known)), DRAWS)
+    return times[:, places].astype(np.float64)
+
+
+def _models(results: Results) -> str:
+    """A row per model of the main sizes: EER and words right on the test speakers, bytes and work."""
+    rows = []
+    for name, text in ROWS.items():
+        if name not in results:
+            continue
+        seeds = list(results[name].values())
+        figures = [spread([each.metrics["average"][key] for each in seeds]) for key in ("eer", "accuracy")]
+        one = seeds[0]
+        work = f"{(one.multiply_adds or 0) / 1e6:.1f} M"
+        rounded = f"{one.quantized_values / 1e6:.2f} M" if one.quantized_values else DASH
+        valid = spread([(each.valid or {})["accuracy"] for each in seeds]) if one.valid else DASH
+        rows.append([text, str(len(seeds)), *figures, valid, f"{one.bytes:,}", work, rounded])
+    head = ["model", "seeds", "EER", "words right", "on validation", "bytes", "multiply-adds", "rounded"]
+    return markdown(head, rows)
+
+
+def _sizes(results: Results) -> str:
+    """EER and words right by hidden size and bits."""
+    rows = []
+    for key, title in (("eer", "EER"), ("accuracy", "words right")):
+        for size in (256, 128, 64):
+            figures = []
+            for name in SIZES:
+                kind, dash, suffix = name.partition("-")
+                seeds = results.get(f"{kind}-{size}{dash}{suffix}", {}).values()
+                figures.append(spread([each.metrics["average"][key] for each in seeds]) if seeds else DASH)
+            rows.append([f"{title}, {size} units", *figures])
+    return markdown(["", *SIZES.values()], rows)
