@@ -12,7 +12,7 @@ from qkd_jax.errors import InputError
 from qkd_jax.system.files import whole_file
 
 _MOST_ROWS, _MOST_PROJECTIONS = 20_000, 100
-_SHRINKAGE = 3000  # rows; our choice, by the standard set's validation and draws (docs/results/few.md)
+_SHRINKAGE = 3000  # rows; our choice; others do as well on validation (docs/results/few.md)
 
 
 class Projection(NamedTuple):

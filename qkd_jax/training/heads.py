@@ -36,7 +36,7 @@ _ITERATIONS = 60
 _FOLDS = 5
 _MOST_CLIPS = 20_000
 _OVERLAP = 0.3  # seconds of an event, or half of it, that make a window positive
-_PRIOR = 100  # our choice, by the standard set's validation and draws (docs/results/few.md)
+_PRIOR = 100  # our choice; others do as well on validation (docs/results/few.md)
 
 
 class Rows(NamedTuple):
