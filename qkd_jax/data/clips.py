@@ -29,6 +29,7 @@ VIEW = "view:"
 """Begins the names of views, which are made from training recordings."""
 MAX_SECONDS = 1e9
 """Longest recording that an annotation may refer to."""
+_MANY, _FEW = 8, 5
 
 
 class Annotation(NamedTuple):
@@ -160,7 +161,10 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
-    """Lines with the clips of each split counted: in all, by kind if kinds differ, and by event."""
+    """Lines with the clips of each split counted: in all, by kind if kinds differ, and by event.
+
+    Of more than eight events, those with the fewest training clips are listed.
+    """
     counts = Counter((clip.split, label) for clip in clips for label in clip.labels)
     kinds = Counter((clip.split, clip.kind) for clip in clips)
     sizes = Counter(clip.split for clip in clips)
@@ -168,10 +172,15 @@ def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:
     if any(kind != "weak" for _, kind in kinds):
         for kind in KINDS:
             lines.append(f"  {kind}: " + ", ".join(f"{kinds[split, kind]} {split}" for split in SPLITS))
-    for event in events:
+    rarest = sorted(events, key=lambda event: counts["train", event])
+    shown = events if len(events) <= _MANY else rarest[:_FEW]
+    for event in shown:
         lines.append(
             f"  {printable(event)}: " + ", ".join(f"{counts[split, event]} {split}" for split in SPLITS)
         )
+    if len(shown) < len(events):
+        most = counts["train", rarest[-1]]
+        lines.append(f"  {len(events) - len(shown)} more events, with up to {most} train")
     others = Counter(label for clip in clips for label in clip.labels.difference(events)).most_common()
     if others:
         named = ", ".join(f"{printable(label)} ({count})" for label, count in others[:10])

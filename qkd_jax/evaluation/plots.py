@@ -224,7 +224,7 @@ def to_svg(figure: "Figure", key: str) -> str:
     svg = buffer.getvalue()
     svg = re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', r"<svg \1>", svg[svg.index("<svg") :])
     # Remove ids without references, and styles that the page sets.
-    svg = re.sub(r' id="[\w.]+_\d+"| font-family: [^;]*;|<style.*?</style>', "", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"| font-family: [^;"]*;?|<style.*?</style>', "", svg)
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d+", _short, path[0]), svg)
     for index, (light, _) in enumerate(PALETTE):
         svg = svg.replace(light, f"var(--model-{index})")

@@ -169,6 +169,12 @@ def test_the_summary_counts_events_kinds_and_other_labels():
     many = [clip(str(index), {f"label {index}"}, split="test") for index in range(12)]
     assert summary(many, ()).endswith("label 9 (1) and 2 more")
     # Labels can't break a line.
+    each = [clip(f"{index}", {f"event {index % 9}"}, split="train") for index in range(85)]
+    assert summary(each, [f"event {index}" for index in range(9)]).splitlines() == [
+        "recordings: 85 train, 0 valid, 0 test",
+        *(f"  event {index}: 9 train, 0 valid, 0 test" for index in (4, 5, 6, 7, 8)),
+        "  4 more events, with up to 10 train",
+    ]
     lines = summary([clip("a", {"x\n\x1b[2J", "\u2028"}, split="train")], ("x\n\x1b[2J",)).splitlines()
     assert len(lines) == 3 and all(line.isprintable() for line in lines)
 

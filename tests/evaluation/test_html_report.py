@@ -335,12 +335,16 @@ def single_label_example(events, clips=96):
     return arguments | {"targets": targets, "logits": logits}
 
 
-def test_confusions_are_shown_where_each_clip_has_one_event(page_of):
-    page = page_of(single_label_example(("bell", "knock", "dog")))
+def test_confusions_are_shown_where_each_clip_has_one_event(tmp_path):
+    html = write(tmp_path / "report.html", single_label_example(("bell", "knock", "dog")))
+    page = Page(html)
     heads, _, *rows = page.tables[0]
     assert texts(heads)[4:8] == ["dog", "accuracy", "mAP", "macro F1"]
     accuracy = 100 * 84 / 96
     assert texts(rows[2])[9] == f"{accuracy:.2f}"
+    plot = drawn(html, "Confusion matrix of small-4")
+    assert all(plot.count(f">{event}</text>") == 2 for event in ("bell", "knock", "dog"))
+    assert re.findall(r">(\d+)</text>", plot) == ["28", "4", "0", "0", "28", "4", "4", "0", "28"]
     # The smallest model first.  Of 96 clips every eighth is wrong: 4 of each event.
     head, *errors = page.tables[1]
     assert texts(head) == ["event", "predicted", "clips"]
