@@ -4,7 +4,6 @@ DATA is the standard set.  Fewer scenes are a part, drawn at random, of its 3,00
 validation and test are always all.
 """
 
-import csv
 import dataclasses
 import random
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from benchmarks.common import DASH, RESULTS, markdown
 from experiments import own
 from experiments.cells import Cell, Place, Result, Results, read_results, renamed
+from experiments.tables import COLUMNS, read_rows, write_rows
 from qkd_jax.config import RunConfig, with_data
 
 ALL, STUDENT = 3000, "distilled-4"
@@ -59,13 +59,9 @@ def prepared(place: Place) -> Place:
     for entry in data.iterdir():
         if not (folder / entry.name).is_symlink():
             (folder / entry.name).symlink_to(entry.absolute())
-    with open(data / "metadata.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(data / "metadata.csv")
     for scenes in {point.scenes for point in POINTS.values()}:
-        with open(folder / f"{scenes}.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ("filename", "labels", "split"), extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(some_of(rows, scenes))
+        write_rows(folder / f"{scenes}.csv", some_of(rows, scenes), COLUMNS[:3])
     return dataclasses.replace(place, data=folder)
 
 

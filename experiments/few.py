@@ -6,7 +6,6 @@ a fifth of each or more, by group in random order, is its validation split.  Tes
 standard test split.  A draw of 20 is trained again with 1,000 of the other training clips, without labels.
 """
 
-import csv
 import dataclasses
 import random
 from collections import defaultdict
@@ -17,6 +16,7 @@ import soundfile
 from benchmarks.common import DASH, EVENTS, markdown, spread
 from experiments import own
 from experiments.cells import Cell, Place, Results, read_results, renamed
+from experiments.tables import read_rows, write_rows
 from qkd_jax.config import with_data
 from qkd_jax.system.files import whole_file
 
@@ -46,8 +46,7 @@ def prepared(place: Place) -> Place:
     """`place` with a folder of crops as its data, with a table of each draw and a folder of further clips."""
     folder = place.runs / "crops"
     assert place.data is not None
-    with open(place.data / "metadata.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(place.data / "metadata.csv")
     for row in rows:
         path = folder / _file(row)
         if not path.is_file():
@@ -60,7 +59,7 @@ def prepared(place: Place) -> Place:
     for size in SIZES:
         for draw in DRAWS:
             drawn = draw_of(rows, size, draw)
-            _write_table(folder / f"{size}-draw{draw}.csv", drawn)
+            write_rows(folder / f"{size}-draw{draw}.csv", map(_entry, drawn))
             links = folder / f"further-{size}-draw{draw}"
             links.mkdir(exist_ok=True)
             for row in further(rows, drawn, draw):
@@ -102,12 +101,9 @@ def _file(row: dict[str, str]) -> str:
     return f"{Path(row['filename']).stem}.flac"
 
 
-def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "labels", "split", "group"])
-        for row in rows:
-            writer.writerow([_file(row), row["labels"], row["split"], f"{row['split']} {row['source_id']}"])
+def _entry(row: dict[str, str]) -> dict[str, str]:
+    """The row of a crop; published splits hold, so a source is a group in each."""
+    return row | {"filename": _file(row), "group": f"{row['split']} {row['source_id']}"}
 
 
 def table(results: Results) -> str:

@@ -4,7 +4,6 @@ DATA is the folder of the recordings: a file per speaker, whose words of one sec
 publishers' split is by speaker.  Models and training are those of preset paper, with more epochs.
 """
 
-import csv
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from benchmarks.common import DASH, markdown, spread
 from experiments.bootstrap import average_eer, findings_table
 from experiments.cells import Cell, Place, Results, read_results
 from experiments.paper import FINDINGS
+from experiments.tables import read_rows, write_rows
 from qkd_jax.commands.cli import load_preset
 from qkd_jax.config import DenseNetConfig, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
 from qkd_jax.data.arrays import read_npz
@@ -77,13 +77,15 @@ def prepared(place: Place) -> Place:
     assert place.data is not None
     folder, takes = place.runs / "words", defaultdict(list)
     table = place.data / "clips.csv"
-    with open(table, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            takes[row["speaker"]].append(row)
+    for row in read_rows(table):
+        takes[row["speaker"]].append(row)
     rows = []
     for speaker, of_speaker in takes.items():
         names = [f"{row['word']}/{speaker}_{row['take']}.wav" for row in of_speaker]
-        rows += [(name, row["word"], row["split"], speaker) for name, row in zip(names, of_speaker)]
+        rows += [
+            {"filename": name, "labels": row["word"], "split": row["split"], "group": speaker}
+            for name, row in zip(names, of_speaker)
+        ]
         if all((folder / name).is_file() for name in names):
             continue
         samples, rate = soundfile.read(place.data / "audio" / f"{speaker}.ogg", dtype="int16")
@@ -94,8 +96,7 @@ def prepared(place: Place) -> Place:
         for name, word in zip(names, samples.reshape(-1, SECOND)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(folder / name, word, rate)
-    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("filename", "labels", "split", "group"), *rows])
+    write_rows(folder / "metadata.csv", rows)
     return dataclasses.replace(place, data=folder)
 
 

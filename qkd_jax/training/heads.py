@@ -8,7 +8,7 @@ window posteriors p, the clip holds an event with probability 1 - ∏(1 - p) ("n
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,8 +78,7 @@ def read_by(run: Run, name: str, dataset: Dataset) -> Dataset:
 
 def head_logits(run: Run, name: str, inputs: Dataset, variables: Any) -> np.ndarray:
     """A head's logits on clips that are `read_by` it, float32 [clips, events]: maxima over windows."""
-    model = run.model(name)
-    return np.stack([_window_logits(model, variables, each).max(axis=0) for each in inputs.features])
+    return _of_clips(_by_clip(run.model(name), variables, inputs.features))
 
 
 def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
@@ -144,7 +143,7 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
     """
     train, model = read_by(run, name, train), run.model(name)
     variables = run.best_variables(name)
-    logits = [_window_logits(model, variables, features) for features in train.features]
+    logits = _by_clip(model, variables, train.features)
     if variables["fitted"]["events"].any():
         folds, rows = folds_of(train, run.config.recipe.seed), _rows(run, train)
         start = run.new_state(name).params
@@ -160,8 +159,7 @@ def cross_fitted(run: Run, name: str, train: Dataset) -> list[np.ndarray]:
                 if fold_of.get(clip.group) == fold:
                     others = _window_logits(model, variables | {"params": params}, train.features[place])
                     logits[place] = np.where(spread, others, logits[place])
-    clips = np.stack([each.max(axis=0) for each in logits])
-    slope, offset = calibration(clips[train.labelled], train.targets[train.labelled])
+    slope, offset = calibration(_of_clips(logits)[train.labelled], train.targets[train.labelled])
     return [slope * each + offset for each in logits]
 
 
@@ -201,12 +199,11 @@ def head_step_logits(
     run: Run, name: str, inputs: Dataset, variables: Any
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A head's logits as `step_logits` gives them, on clips that are `read_by` it."""
-    network, model = run.config.heads[name], run.model(name)
-    windows = [_window_logits(model, variables, features) for features in inputs.features]
+    network, windows = run.config.heads[name], _by_clip(run.model(name), variables, inputs.features)
     steps = []
     if run.config.timed:
         steps = [on_steps(run, network, inputs, clip, each) for clip, each in enumerate(windows)]
-    return np.stack([each.max(axis=0) for each in windows]), steps
+    return _of_clips(windows), steps
 
 
 def bytes_of_taggers(network: HeadConfig) -> int:
@@ -299,6 +296,16 @@ def folds_of(train: Dataset, seed: int) -> np.ndarray:
             for fold, (_, held_out) in enumerate(split.split(groups, kinds, groups)):
                 folds[held_out] = fold
     return folds
+
+
+def _by_clip(model: Model, variables: Any, features: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """A head's logits of the windows of each clip, [windows, events]."""
+    return [_window_logits(model, variables, inputs) for inputs in features]
+
+
+def _of_clips(logits: list[np.ndarray]) -> np.ndarray:
+    """The logits of clips, [clips, events]: the maxima of those of their windows."""
+    return np.stack([each.max(axis=0) for each in logits])
 
 
 def _window_logits(model: Model, variables: Any, inputs: np.ndarray) -> np.ndarray:
