@@ -35,6 +35,7 @@ _WINDOWS = 32  # that a head reads at once; any number gives the same logits
 _ITERATIONS = 60
 _FOLDS = 5
 _MOST_CLIPS = 20_000
+_NAMED = 8  # events
 _OVERLAP = 0.3  # seconds of an event, or half of it, that make a window positive
 _PRIOR = 100  # our choice; others do as well on validation (docs/results/few.md)
 
@@ -237,7 +238,12 @@ def _origins(train: Dataset, fitted: np.ndarray) -> str:
         "nothing, since the tagger has no classes for it": ~fitted & ~known,
     }
     events = np.array(train.events)
-    return "; ".join(f"{', '.join(events[some])}: {what}" for what, some in origins.items() if some.any())
+
+    def names(some: np.ndarray) -> str:
+        more = some.sum() - _NAMED
+        return ", ".join(events[some][:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+    return "; ".join(f"{names(some)}: {what}" for what, some in origins.items() if some.any())
 
 
 def _fitted_on(train: Dataset) -> np.ndarray:
