@@ -17,14 +17,20 @@ _SECONDS, _BYTES = 120, 16 << 30
 """Limits of the subprocess: run time and memory."""
 _REFUSED = 3
 """Exit status after an InputError, whose message is the last line of stdout."""
+_succeeded: set[tuple[object, ...]] = set()
 
 
 def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
     """Call `run_once(path, *more)` of `module` in a subprocess, limited to 2 minutes and 16 GiB.
 
-    Raises InputError if the call does, or if the library (named `runtime` in the message) crashes or takes
-    too long; KeyboardInterrupt if a signal stops the subprocess.
+    A call that has succeeded is not made again while the file at `path` stays the same.  Raises InputError if
+    the call does, or if the library (named `runtime` in the message) crashes or takes too long;
+    KeyboardInterrupt if a signal stops the subprocess.
     """
+    file = path.stat() if path.exists() else None
+    call = (module, path.absolute(), file and (file.st_mtime_ns, file.st_size), more)
+    if call in _succeeded:
+        return
     # Not a fork: it would copy the locks of JAX's threads without the threads that release them.
     command = [sys.executable, "-P", "-m", "qkd_jax.system.isolation", module, str(path), *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -44,6 +50,7 @@ def try_apart(module: str, path: Path, *more: str, runtime: str) -> None:
         names = {-number: number.name for number in signal.Signals}
         crash = names.get(done.returncode, f"status {done.returncode}")
         raise InputError(f"{path}: made {runtime} crash ({crash}); expected a model that it can run")
+    _succeeded.add(call)
 
 
 def _main(module: str, path: str, *more: str) -> None:
