@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS, ROOT, argument_parser, fill
-from experiments import curve, demo, few, own, paper, past, readings, sed, words
+from experiments import curve, demo, esc50, few, own, paper, past, readings, sed, words
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
@@ -41,6 +41,7 @@ EXPERIMENTS = {
     "own": Experiment(own.cells, own.parts, own.SEEDS),
     "few": Experiment(few.cells, few.parts, few.DRAWS, prepared=few.prepared),
     "curve": Experiment(curve.cells, curve.parts, prepared=curve.prepared),
+    "esc50": Experiment(esc50.cells, esc50.parts, esc50.FOLDS, prepared=esc50.prepared),
     "words": Experiment(words.cells, words.parts, words.SEEDS, prepared=words.prepared),
     "readings": Experiment(readings.cells, readings.parts),
 }
