@@ -1,7 +1,9 @@
 """The paper's models and training (Shi et al. 2019): DenseNet-63, one-layer LSTMs, clips of 10 s.
 
-Adam at a constant 1e-3, batches of 64, no clipping of gradients, and students quantized from the start.
-What the paper leaves open is as in preset tuned, which also trains as validation preferred.
+Adam at a constant 1e-3, batches of 64, no clipping of gradients, eq. 2 as printed with its missing sign and
+σ, and students quantized from the start.  w_c is negatives/positives: the paper says the reverse, but aims at
+balance.  Epochs, alpha and temperature, which it doesn't give, are as in preset tuned, which trains as
+validation preferred.
 
 qkd-jax train paper --data.root DIR
 """
@@ -12,7 +14,7 @@ _teachers = ("teacher",)
 
 config = RunConfig(
     name="paper",
-    recipe=ClipRecipe(batch_size=64, learning_rate=1e-3, schedule="constant", clip_norm=None),
+    recipe=ClipRecipe(batch_size=64, learning_rate=1e-3, schedule="constant", clip_norm=None, form="paper"),
     models={
         "teacher": ModelConfig(network=DenseNetConfig(pooling="time")),
         "plain": ModelConfig(network=LSTMConfig()),

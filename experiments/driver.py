@@ -88,9 +88,9 @@ def teaching_logits(name: str, place: Place, cells: Sequence[Cell]) -> Path:
     again.
     """
     kept = place.cells / f"{Path(name).stem}-train.npz"
-    if kept.is_file():
-        return kept.absolute()
     (teacher,) = (cell for cell in cells if cell.teaches and f"{cell.name}-{cell.part}.npz" == name)
+    if kept.is_file() and place.path(teacher.name, teacher.part).is_file():
+        return kept.absolute()
     run = train(resolved(teacher, [teacher.name], place, cells))
     clips = run.clips
     data = {split: load_split(run.config, clips, split, run.cache) for split in SPLITS}

@@ -17,7 +17,7 @@ import numpy as np
 from qkd_jax.commands.cli import docstring
 from qkd_jax.commands.override import take
 from qkd_jax.commands.train import config_of
-from qkd_jax.config import DemoData, RunConfig, with_data
+from qkd_jax.config import AnyData, DemoData, FoldData, RunConfig, with_data
 from qkd_jax.errors import InputError, noted, printable
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check(config: RunConfig, html: Path | None = None) -> None:
     errors: list[InputError] = []
     bad = faults(clips, config.data, features, read)
     usable = without(bad, clips, config.data, errors)
-    rule = _split_rule(usable)
+    rule = _split_rule(config.data, usable)
     config, usable = prepared(config, usable, {clip.name: frames_of(clip.path) for clip in usable}, errors)
     events, found = config.data.events, [measured[clip.path] for clip in usable]
     for split in SPLITS if config.timed else ():
@@ -115,7 +115,9 @@ def check(config: RunConfig, html: Path | None = None) -> None:
         raise errors[0]
 
 
-def _split_rule(clips: "Sequence[Clip]") -> str:
+def _split_rule(data: AnyData, clips: "Sequence[Clip]") -> str:
+    if isinstance(data, FoldData) and data.folds:
+        return f"fold {data.folds[0]} for the test, the one before it for validation"
     if all(clip.split is not None for clip in clips):
         return "as the table says"
     rule = "70/10/20, with each event in these shares"

@@ -131,7 +131,7 @@ def score(
         else:
             metrics = evaluate(dataset.targets, logits[name], dataset.events)
         models[name] = {"metrics": metrics, **cost}
-        if single_label(dataset.targets):
+        if single_label(dataset.targets) and not config.timed:
             models[name]["confusion"] = confusion(dataset.targets, logits[name]).tolist()
         if keep:
             path = run.model_folder(name) / f"logits-{split}.npz"

@@ -180,7 +180,7 @@ def _compare(detector: Detector, path: Path, recordings: list[np.ndarray], singl
     return (
         f"{seconds / frames * 1e6:.1f} µs per frame; largest probability difference from the reference, "
         f"{len(recordings)} recordings: {np.max(differences):.1g}"
-        + (f"; the same prediction for {same}" if single else "")
+        + (f"; the same prediction for {same} of {len(recordings)}" if single else "")
     )
 
 

@@ -57,6 +57,10 @@ def train(config: RunConfig) -> "Run":
     from qkd_jax.system.devices import computing
     from qkd_jax.training.run import check_config, train_models
 
+    if len(_folds(config)) > 1:
+        raise InputError(
+            "--data.folds: expected one fold, got several: `cross_validate` trains a run for each"
+        )
     with computing(), stop_requests():
         check_config(config)
         with open_run(config) as run:
@@ -73,15 +77,21 @@ def cross_validate(config: RunConfig) -> list["Run"]:
     `train`: the same call then resumes.
     """
     from qkd_jax.data.clip_list import listed_clips
+    from qkd_jax.data.prepare import check_splits
     from qkd_jax.evaluation.table import print_folds
     from qkd_jax.system.devices import is_first
     from qkd_jax.system.files import whole_file
 
+    folds = _folds(config)
+    if len(folds) < 2:
+        raise InputError(f"--data.folds: expected at least two, got {len(folds)}")
     if not isinstance(config.recipe, ClipRecipe):
-        raise InputError(f"--data.folds: expected one fold for timed events, got {len(_folds(config))}")
-    listed_clips(config.data)  # raises now for a fold that isn't there
+        raise InputError(f"--data.folds: expected one fold for timed events, got {len(folds)}")
+    for fold in folds:  # raises now, rather than after hours of training
+        data = with_data(config, folds=(fold,)).data
+        check_splits(data, listed_clips(data))
     recipe, runs = dataclasses.replace(config.recipe, final=True), {}
-    for fold in _folds(config):
+    for fold in folds:
         print(f"fold {fold}", flush=True)
         of_fold = dataclasses.replace(config, name=f"{config.name}-fold{fold}", recipe=recipe)
         runs[fold] = train(with_data(of_fold, folds=(fold,)))

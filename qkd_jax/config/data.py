@@ -36,6 +36,10 @@ class FoldData(_Data):
     folds: tuple[Count, ...] = ()
     """Folds to test on, one run each (cross-validation); with one, the fold before it is for validation."""
 
+    def __post_init__(self) -> None:
+        if len(set(self.folds)) < len(self.folds):
+            raise ValueError(f"folds: expected each fold once, got {' '.join(map(str, self.folds))}")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ManifestData(FoldData):

@@ -106,7 +106,8 @@ class ClipRecipe:
     patience: Count | None = None
     """Epochs without a new validation best before a model stops; a cosine schedule is then cut short."""
     final: bool = False
-    """Train on the validation recordings too, and keep the last state; heads choose without them before."""
+    """Train on the validation recordings too, and keep the last state; a head first chooses its penalty
+    without them."""
     alpha: Share = 0.5
     """Weight of the soft loss (teachers); 1 - alpha is that of the hard loss (labels)."""
     temperature: Temperature = 2.0
@@ -117,6 +118,10 @@ class ClipRecipe:
     """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"
     """w_c of eq. 1: per event from the training counts, or a constant."""
+
+    def __post_init__(self) -> None:
+        if self.final and self.patience is not None:
+            raise ValueError(f"patience: expected none with final, got {self.patience}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -353,7 +358,8 @@ def is_integer(network: Any) -> bool:
 
 def is_float(network: Any) -> bool:
     """Whether nothing in `network` is quantized."""
-    return getattr(network, "quant", QuantConfig()) == QuantConfig()
+    quant = getattr(network, "quant", QuantConfig())
+    return dataclasses.replace(quant, gradient="identity") == QuantConfig()
 
 
 def _names(earlier: dict[str, ModelConfig]) -> str:

@@ -15,6 +15,7 @@ from qkd_jax.config import (
     DemoData,
     ESC50Data,
     FeatureConfig,
+    FoldData,
     ManifestData,
     UrbanSound8KData,
 )
@@ -237,6 +238,8 @@ def clips_to_score(
     lines count both.  Long recordings with timed labels are `cut`, and then `with_fewer_negatives`.
     """
     data = dataclasses.replace(recordings_of(data), unlabelled=None)
+    if isinstance(data, FoldData):
+        data = dataclasses.replace(data, folds=())
     clips, _ = usable_clips(data, features, cache)
     known = {clip.file or clip.name: clip.split for clip in own if not clip.name.startswith(UNLABELLED)}
     if shared := sum(clip.name in known for clip in clips):

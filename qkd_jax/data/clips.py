@@ -5,7 +5,7 @@ import functools
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qkd_jax.config import from_json
+from qkd_jax.config import FoldData, from_json
 from qkd_jax.config.fields import STRICT
 from qkd_jax.data.tables import inside
 from qkd_jax.errors import InputError, printable
@@ -158,6 +158,26 @@ def with_splits(clips: Sequence[Clip], events: Collection[str]) -> list[Clip]:
                 f"in {other.split} and {clip.name} in {clip.split}"
             )
     return list(clips)
+
+
+def splits_of_folds(config: FoldData, folds: Iterable[int]) -> dict[str, str]:
+    """The split of each of `folds`: the first of `config.folds` for the test, the one before for validation.
+
+    By default the last is for the test; before the first comes the last.  Raises InputError for another fold,
+    and if there are fewer than three.
+
+    >>> splits_of_folds(FoldData(folds=(1,)), (1, 2, 3))
+    {'1': 'test', '2': 'train', '3': 'valid'}
+    """
+    order = sorted(folds)
+    if len(order) < 3:
+        raise InputError(f"--data.folds: expected a table of at least 3 folds, found {len(order)}")
+    for fold in config.folds:
+        if fold not in order:
+            raise InputError(f"--data.folds: expected some of {', '.join(map(str, order))}, got {fold}")
+    test = (*config.folds, *order[-1:])[0]
+    place = order.index(test)
+    return {str(fold): "train" for fold in order} | {str(order[place - 1]): "valid", str(test): "test"}
 
 
 def summary(clips: Sequence[Clip], events: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """From the recordings that can be used to the clips of a run: its events, splits and parts."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from qkd_jax.config import RunConfig, with_data
+from qkd_jax.config import AnyData, RunConfig, with_data
 from qkd_jax.data.clip_list import with_fewer_negatives
 from qkd_jax.data.clips import SPLITS, Clip, with_splits
 from qkd_jax.data.dataset import check_split
@@ -38,3 +39,11 @@ def prepared(
         with noted(errors):
             check_split(config.data, divided, split)
     return config, divided
+
+
+def check_splits(data: AnyData, listed: Sequence[Clip]) -> None:
+    """Raise InputError for what a run refuses of the splits of its `listed_clips`, read or not."""
+    events = data.events or tuple(sorted(set().union(*(clip.labels for clip in listed))))
+    divided = with_splits(listed, events)
+    for split in SPLITS:
+        check_split(dataclasses.replace(data, events=events), divided, split)

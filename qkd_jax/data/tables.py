@@ -6,10 +6,10 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qkd_jax.config import AnyData, FoldData
+from qkd_jax.config import AnyData
 from qkd_jax.errors import InputError
 
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
@@ -197,20 +197,3 @@ def _other_encoding(path: Path, encoding: str) -> str:
             f'0x{data[error.start]:02x}; save the table as UTF-8 (in Excel: "CSV UTF-8")'
         )
     return f"{path}: expected a table that doesn't change while it is read"
-
-
-def splits_of_folds(config: FoldData, folds: Iterable[int]) -> dict[str, str]:
-    """The split of each of `folds`: the first of `config.folds` for the test, the one before for validation.
-
-    By default the last is for the test; before the first comes the last.  Raises InputError for another fold.
-
-    >>> splits_of_folds(FoldData(folds=(1,)), (1, 2, 3))
-    {'1': 'test', '2': 'train', '3': 'valid'}
-    """
-    order = sorted(folds)
-    for fold in config.folds:
-        if fold not in order:
-            raise InputError(f"--data.folds: expected some of {', '.join(map(str, order))}, got {fold}")
-    test = (*config.folds, *order[-1:])[0]
-    place = order.index(test)
-    return {str(fold): "train" for fold in order} | {str(order[place - 1]): "valid", str(test): "test"}

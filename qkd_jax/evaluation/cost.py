@@ -23,19 +23,22 @@ def model_cost(
 ) -> dict[str, int]:
     """`parameters`, `bytes`, and for features of `shape` [frames, mels] the work of one clip.
 
-    The work is `multiply_adds` and `quantized_values`.  Parameters are the trained values, so batch-norm
+    The work is `multiply_adds` and, but for the integer-only scheme, which the traced program only imitates,
+    `quantized_values`.  Parameters are the trained values, so batch-norm
     statistics and the mean and std of the features don't count, nor do layers that only guide training.
     `bytes` is their size: with `quant`, weights packed at its bits and the rest in float32, as in
     `packed_bytes`.
     """
     params = _deployed(variables["params"])
     features = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return {
+    cost = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "multiply_adds": multiply_adds(model.apply, variables, features),
-        "quantized_values": quantized_values(model.apply, variables, features),
         "bytes": packed_bytes(params, quant or QuantConfig()),
     }
+    if quant is None or quant.scheme == "paper":
+        cost["quantized_values"] = quantized_values(model.apply, variables, features)
+    return cost
 
 
 def packed_bytes(params: Any, quant: QuantConfig) -> int:

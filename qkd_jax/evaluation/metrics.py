@@ -22,12 +22,12 @@ TITLES = {
 
 
 def best_by(figures: Mapping[str, float]) -> float:
-    """The figure on validation by which the best epoch is chosen: PSDS, else accuracy, else AUC.
+    """The figure on validation by which the best epoch is chosen: PSDS, or else AUC.
 
     >>> best_by({"auc": 90.0, "eer": 18.0})
     90.0
     """
-    return next(figures[key] for key in ("psds", "accuracy", "auc") if key in figures)
+    return figures["psds"] if "psds" in figures else figures["auc"]
 
 
 def kept_epoch(epochs: Sequence[Mapping[str, Any]], final: bool = False) -> int:
@@ -110,12 +110,15 @@ def confusion(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return counts
 
 
-def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> dict[str, dict[str, Any]]:
+def evaluate(
+    targets: np.ndarray, scores: np.ndarray, events: Sequence[str], *, single: bool | None = None
+) -> dict[str, dict[str, Any]]:
     """`auc` and `eer` in percent: for each event, by name, under `events`, and their mean under `average`.
 
-    `targets` and `scores` are [clips, events].  If the task is `single_label`, also `map` (average
-    precision) and `f1` of each event and their means, and under `average` the `accuracy`.  Raises ValueError
-    if an event has no positive or no negative clip, because then AUC and EER are not defined.
+    `targets` and `scores` are [clips, events].  If the task is `single` label, by default if the targets are
+    `single_label`, also `map` (average precision) and `f1` of each event and their means, and under `average`
+    the `accuracy`.  Raises ValueError if an event has no positive or no negative clip, because then AUC and
+    EER are not defined.
 
     >>> evaluate(np.array([[0], [1]]), np.array([[-2.0], [3.0]]), ["bell"])["events"]
     {'bell': {'auc': 100.0, 'eer': 0.0}}
@@ -132,7 +135,7 @@ def evaluate(targets: np.ndarray, scores: np.ndarray, events: Sequence[str]) -> 
             )
         table[event] = {"auc": 100 * float(roc_auc_score(truth, score)), "eer": 100 * eer(truth, score)}
     average = {}
-    if single_label(targets):
+    if single_label(targets) if single is None else single:
         counts = confusion(targets, scores)
         right = counts.diagonal()
         f1 = 2 * right / (counts.sum(axis=0) + counts.sum(axis=1))

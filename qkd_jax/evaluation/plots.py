@@ -38,8 +38,8 @@ from each other also for colour-blind readers (simulated by Machado et al. 2009)
 _DASHES = ("solid", "dashed", "dotted")
 _RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 _GREY, _BLUE = "#8a9099", (0.15, 0.54, 0.92)
-_WRITTEN = 12
-"""Most events whose counts are written into a confusion matrix."""
+_LONGEST, _WRITTEN = 24, 12
+"""Longest name of an event in a confusion matrix, and most events whose counts are written into it."""
 _COLUMNS = 6
 """Most events side by side."""
 _STYLE: Any = {
@@ -192,7 +192,8 @@ def confusion_figure(counts: np.ndarray, events: Sequence[str]) -> "Figure":
 
     The colour of a field is its share of the row; with few events, its count is written in it.
     """
-    inside, names = 0.16 * max(len(events), 12), 0.5 + 0.07 * min(max(map(len, events)), 24)
+    events = [event if len(event) <= _LONGEST else f"{event[: _LONGEST - 1]}…" for event in events]
+    inside, names = 0.16 * max(len(events), 12), 0.5 + 0.07 * max(map(len, events))
     figure, axis = _panel(inside + names, inside + names, names, names)
     shares = counts / counts.sum(axis=1, keepdims=True)
     image = np.zeros((*counts.shape, 4))

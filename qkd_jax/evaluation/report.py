@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qkd_jax.evaluation.html import link, write_page
-from qkd_jax.evaluation.metrics import TITLES, confusion, eer_threshold, single_label
+from qkd_jax.evaluation.metrics import TITLES, confusion, eer_threshold
 from qkd_jax.evaluation.plots import (
     PALETTE,
     Styles,
@@ -75,9 +75,11 @@ def write_report(
         smallest=smallest,
         tiles=_tiles(models, smallest, teachers),
         others=[TITLES[key] for key in others],
+        timed="psds1" in others,
+        accuracy="accuracy" in others,
         table=_table(models, events if shown == events else [], others, students),
         by_event=[] if shown == events else _by_event(models, events),
-        confusions=_confusions(targets, logits, events, smallest) if single_label(targets) else {},
+        confusions=_confusions(targets, logits, events, smallest) if "accuracy" in others else {},
         sizes=_sizes(models, styles),
         psd_rocs=_psd_rocs(rocs, styles) if rocs else {},
         curves=_curves(targets, logits, columns, styles),

@@ -39,7 +39,7 @@ def print_table(results: dict[str, Any], file: TextIO | None = None) -> None:
     console.print(_table(results, shown))
     if len(shown) < len(events):
         which = f"{len(shown)} of {len(events)} events, with the highest EER" if shown else "no single events"
-        console.print(f"Shown: {which}; all are in the report and in results.json.")
+        console.print(f"Shown: {which}")
 
 
 def print_folds(results: dict[str, dict[str, Any]], file: TextIO | None = None) -> None:
@@ -55,25 +55,30 @@ def print_folds(results: dict[str, dict[str, Any]], file: TextIO | None = None) 
     file = file or sys.stdout
     every = list(results.values())
     first = every[0]["models"]
-    keys = [key for key in TITLES if key in next(iter(first.values()))["metrics"]["average"]]
+    averages = {name: [each["models"][name]["metrics"]["average"] for each in every] for name in first}
+    keys = [key for key in TITLES if all(key in each for rows in averages.values() for each in rows)]
     main = "accuracy" if "accuracy" in keys else "eer"
     clips = sum(each["clips"] for each in every)
     title = f"{clips} clips in {len(results)} test folds: mean ± standard deviation over folds, in percent"
-    title += f"; at the right {TITLES[main]} of each fold"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("model", no_wrap=True)
-    for column in (
-        *(TITLES[key] for key in keys),
-        "bytes",
-        *(f"fold {fold}" for fold in results),
-    ):
-        table.add_column(column, justify="right", min_width=7)
-    for name, row in first.items():
-        averages = [each["models"][name]["metrics"]["average"] for each in every]
-        values = {key: np.array([average[key] for average in averages]) for key in keys}
-        means = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values.values())
-        table.add_row(_plain(name), *means, f"{row['bytes']:,}", *(f"{value:.2f}" for value in values[main]))
-    Console(file=file, width=None if file.isatty() else 200, highlight=False).print(table)
+
+    def table(folds: Sequence[str]) -> Table:
+        more = f"; last columns: {TITLES[main]} of each fold" if folds else ""
+        made = Table(title=title + more, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        made.add_column("model", no_wrap=True)
+        for column in (*(TITLES[key] for key in keys), "bytes", *(f"fold {fold}" for fold in folds)):
+            made.add_column(column, justify="right", min_width=7)
+        for name, row in first.items():
+            values = {key: np.array([each[key] for each in averages[name]]) for key in keys}
+            means = (f"{value.mean():.2f} ± {value.std(ddof=1):.2f}" for value in values.values())
+            of_folds = (f"{value:.2f}" for value in values[main][: len(folds)])
+            made.add_row(_plain(name), *means, f"{row['bytes']:,}", *of_folds)
+        return made
+
+    # Only a terminal has a width to fit.
+    console = Console(file=file, width=None if file.isatty() else 250, highlight=False)
+    whole = table(list(results))
+    fits = console.measure(whole, options=console.options.update(width=10_000)).maximum <= console.width
+    console.print(whole if fits else table([]))
 
 
 def worst_events(models: dict[str, Any], count: int) -> list[str]:

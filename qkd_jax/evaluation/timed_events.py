@@ -55,7 +55,7 @@ def timed_metrics(
         median=config.recipe.median,
         f1=f1,
     )
-    table = evaluate(data.targets, clip, data.events)
+    table = evaluate(data.targets, clip, data.events, single=False)
     events = {event: figures | timed["events"][event] for event, figures in table["events"].items()}
     return {"average": table["average"] | timed["average"], "events": events}, rocs
 

@@ -146,7 +146,8 @@ def best_model(folder: Path, like: TrainState) -> Any:
         step = manager.best_step()
         if step is None:
             raise InputError(
-                f"{folder}: expected a finished epoch, found none; qkd-jax train resumes the run"
+                f"{folder}: expected a finished epoch, or in a final run a finished model, found none; "
+                "qkd-jax train resumes the run"
             )
         return restore(manager, step, like).model
 

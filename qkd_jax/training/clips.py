@@ -37,10 +37,10 @@ def load(run: Run) -> dict[str, Dataset]:
     """
     clips = run.clips
     if run.config.final:
-        clips += [dataclasses.replace(clip, split="train") for clip in clips if clip.split == "valid"]
-        print(
-            "final: the validation recordings are trained on too, so figures on them are too good", flush=True
-        )
+        more = [dataclasses.replace(clip, split="train") for clip in clips if clip.split == "valid"]
+        clips += more
+        note = "are trained on too, so figures on them are too good"
+        print(f"final: the {len(more)} validation recordings {note}", flush=True)
     data = {
         split: load_split(run.config, clips, split, run.cache, unlabelled=split == "train")
         for split in SPLITS

@@ -99,6 +99,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     penalties = network.penalties if network.fit else (np.inf,)
     final, epochs = run.config.final, len(penalties) + run.config.final
     held_out = np.isin([train.names[clip] for clip in _fitted_on(train)], valid.names)
+    tried = [record["valid"] for record in read_epochs(run.model_folder(name))]
 
     def train_step(state: TrainState, penalty: float) -> tuple[TrainState, dict[str, Any]]:
         variables = {"fitted": state.variables["fitted"] | {"penalty": jnp.float32(penalty)}}
@@ -110,7 +111,10 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
         return TrainState(state.step + 1, params, None, variables, state.opt_state), {"loss": loss}
 
     def validate(variables: Any) -> dict[str, float]:
-        return evaluate(valid.targets, head_logits(run, name, valid, variables), valid.events)["average"]
+        logits = head_logits(run, name, valid, variables)
+        figures: dict[str, float] = evaluate(valid.targets, logits, valid.events)["average"]
+        tried.append(figures)
+        return figures
 
     def announce(_: int) -> None:
         print(f"{name}: {_origins(train, fitted)}", flush=True)
@@ -118,8 +122,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
     def penalties_from(step: int) -> Iterator[float]:
         yield from penalties[step:]
         if final:
-            tried = read_epochs(run.model_folder(name))[: len(penalties)]
-            yield penalties[kept_epoch(tried)]
+            yield penalties[kept_epoch([{"valid": figures} for figures in tried[: len(penalties)]])]
 
     fit(
         train_step,

@@ -1,6 +1,7 @@
 """Cross-validation: a final run per test fold, on folders of tones in noise."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 from numpy.testing import assert_array_equal
 
-from qkd_jax import cross_validate
+from qkd_jax import cross_validate, score, train
 from qkd_jax.commands.train import main
 from qkd_jax.config import (
     ClipRecipe,
@@ -19,6 +20,7 @@ from qkd_jax.config import (
     ModelConfig,
     RunConfig,
 )
+from qkd_jax.evaluation.table import print_folds
 from qkd_jax.run_folder.log import read_epochs
 from tests.faults import refused
 
@@ -98,6 +100,46 @@ def test_the_figures_are_means_and_deviations_over_folds(root, runs, capsys):
 def test_faults_are_named_before_anything_trains(root, tmp_path):
     with refused(r"--data\.folds: expected some of 1, 2, 3, got 4"):
         cross_validate(config_of(root, tmp_path, folds=(1, 4)))
+    with refused(r"--data\.folds: expected at least two, got 1"):
+        cross_validate(config_of(root, tmp_path, folds=(1,)))
+    with refused(r"--data\.folds: expected one fold, got several"):
+        train(config_of(root, tmp_path))
+    with pytest.raises(ValueError, match="folds: expected each fold once, got 1 1"):
+        config_of(root, tmp_path, folds=(1, 1))
+    with pytest.raises(ValueError, match="patience: expected none with final, got 3"):
+        ClipRecipe(final=True, patience=3)
     with refused(r"--data\.folds: expected one fold for timed events, got 2"):
-        main(["desed", "--data.source", "manifest", "--data.folds", "1", "2"], "train")
+        arguments = ["desed", "--data.source", "manifest", "--data.folds", "1", "2", "--runs", str(tmp_path)]
+        main(arguments, "train")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fold_without_an_event_is_named_before_anything_trains(root, tmp_path):
+    rows = [line.split(",") for line in (root / "metadata.csv").read_text().splitlines()]
+    table = [",".join([row[0], "low" if row[2] == "3" else row[1], row[2]]) for row in rows]
+    (root / "lacking.csv").write_text("\n".join(table))
+    with refused(r"event 'high': expected positive and negative clips in split 'valid', found 0"):
+        cross_validate(config_of(root, tmp_path, manifest="lacking.csv"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_folds_that_differ_in_their_metrics_have_those_that_all_have(capsys):
+    def of_fold(**more):
+        metrics = {"average": {"auc": 90.0, "eer": 10.0, **more}, "events": {}}
+        return {"clips": 5, "models": {"small": {"metrics": metrics, "bytes": 9}}}
+
+    print_folds({"1": of_fold(accuracy=80.0), "2": of_fold()})
+    text = capsys.readouterr().out
+    assert "90.00 ± 0.00" in text and "accuracy" not in text and "EER of each fold" in text
+
+
+def test_recordings_of_another_folder_need_no_folds(runs, root, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = ["filename,labels"]
+    for index in range(4):
+        (other / f"new-{index}.wav").write_bytes((root / f"{index}.wav").read_bytes())
+        lines.append(f"new-{index}.wav,{list(PITCHES)[index % 2]}")
+    (other / "metadata.csv").write_text("\n".join(lines))
+    data = dataclasses.replace(runs[0].config.data, root=str(other))
+    assert score(runs[0], data=data)["clips"] == 4

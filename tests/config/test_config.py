@@ -298,6 +298,7 @@ def test_the_paper_preset_has_the_sizes_of_the_paper():
     assert config.models["distilled-4"] == ModelConfig(network=network, teachers=("teacher",))
     recipe = config.recipe
     assert (recipe.batch_size, recipe.schedule, recipe.clip_norm) == (64, "constant", None)
+    assert (recipe.form, recipe.positive_weight) == ("paper", "negatives/positives")
     assert {config.model(name).learning_rate for name in config.models} == {1e-3}
 
 

@@ -146,7 +146,7 @@ def test_unknown_names_and_missing_files_are_refused(place, tmp_path, capsys):
 
 def test_the_names_of_an_experiments_results_are_unique():
     for experiment in command.EXPERIMENTS.values():
-        names = [name for cell in experiment.cells(0) for name in cell.results]
+        names = [name for cell in experiment.cells(experiment.seeds[0]) for name in cell.results]
         assert names and len(names) == len(set(names))
 
 

@@ -3,9 +3,9 @@
 from collections import defaultdict
 
 from qkd_jax.config import ESC50Data, UrbanSound8KData
-from qkd_jax.data.clips import Clip
+from qkd_jax.data.clips import Clip, splits_of_folds
 from qkd_jax.data.sources.walk import listed
-from qkd_jax.data.tables import data_root, inside, read_table, splits_of_folds
+from qkd_jax.data.tables import data_root, inside, read_table
 from qkd_jax.errors import InputError, printable
 
 

@@ -5,9 +5,9 @@ import functools
 import os
 
 from qkd_jax.config import ManifestData
-from qkd_jax.data.clips import Clip
+from qkd_jax.data.clips import Clip, splits_of_folds
 from qkd_jax.data.sources.walk import recordings_below
-from qkd_jax.data.tables import data_root, inside, plain, read_table, split_of, splits_of_folds
+from qkd_jax.data.tables import data_root, inside, plain, read_table, split_of
 from qkd_jax.errors import InputError
 
 
@@ -37,7 +37,8 @@ def read_manifest(config: ManifestData) -> list[Clip]:
         (*columns, config.fold_column) if config.folds else columns,
         setting="--data.root",
         optional=(config.split_column, config.group_column),
-        hint="; --data.filename-column and --data.labels-column name the columns to read",
+        hint="; --data.filename-column, --data.labels-column and, for --data.folds, --data.fold-column name "
+        "the columns to read",
     )
     folds: list[int] = []
     for line, row in rows:

@@ -110,6 +110,7 @@ def test_each_published_fold_may_be_the_test(tmp_path, fold):
         (TABLE + "a.wav,x,first,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got 'first'"),
         (TABLE + "a.wav,x,0,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got '0'"),
         ("filename,labels\na.wav,x\n", (1,), r"metadata\.csv: .*fold"),
+        (TABLE + "a.wav,x,1,a,\nb.wav,,2,b,\n", (1,), r"expected a table of at least 3 folds, found 2"),
     ],
 )
 def test_faults_of_folds_are_named(tmp_path, table, folds, message):
