@@ -1,6 +1,7 @@
 """Strict JAX: shapes that only fit by rank promotion are mistakes, and so are silent warnings."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dataclasses import replace
 
 import jax
 import pytest
+from filelock import FileLock
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -48,8 +50,16 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_config, tmp_path_factory):
-    """The folder of a finished run, for tests that only read it."""
+def finished(tiny_config, tmp_path_factory, worker_id):
+    """The folder of a finished run, for tests that only read it: trained once, copied for each worker."""
     from qkd_jax import train
 
-    return train(tiny_config(tmp_path_factory.mktemp("runs"))).folder
+    runs, base = tmp_path_factory.mktemp("runs"), tmp_path_factory.getbasetemp()
+    trained = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{trained}.lock"):
+        if not (trained / "tiny" / "report.html").exists():
+            train(tiny_config(trained))
+    shutil.copytree(trained, runs, dirs_exist_ok=True)
+    settings = runs / "tiny" / "config.json"
+    settings.write_text(settings.read_text().replace(str(trained), str(runs)))
+    return runs / "tiny"
