@@ -16,6 +16,8 @@ from qkd_jax.config import AugmentConfig
 from tests.audio.augmented import keys, masks_of, mixed_by, mixed_from, shifts_of
 from tests.trees import assert_close, assert_equal
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 # Clips of different mean energies; no two cells are equal.
 FEATURES = np.random.default_rng(0).normal(-5, 2, (64, 20, 12)).astype(np.float32)
 FEATURES += np.linspace(-3, 3, 64, dtype=np.float32)[:, None, None]

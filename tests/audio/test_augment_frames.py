@@ -15,6 +15,8 @@ from qkd_jax.config import AugmentConfig
 from tests.audio.augmented import keys, masks_of, mixed_by, mixed_from, shifts_of
 from tests.trees import assert_close, assert_equal
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SIZES = (8, 7, 5)
 STRONG, WEAK, UNLABELLED = slice(8), slice(8, 15), slice(15, 20)
 KIND = np.repeat([0, 1, 2], SIZES)

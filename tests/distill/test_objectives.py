@@ -21,6 +21,8 @@ from qkd_jax.distill.objectives import (
 from qkd_jax.models.common import Logits
 from tests.networks import timed_batch
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 WEIGHTS = np.array([0.5, 3.0, 12.0])
 
 

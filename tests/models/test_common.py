@@ -13,6 +13,8 @@ from qkd_jax.models.common import with_norm
 from tests.networks import jitted, shaken
 from tests.trees import assert_equal
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIGS = [
     DenseNetConfig(blocks=(1, 1), growth=4, stem=4, bottleneck=2),
     ResNetConfig(blocks=(2, 1, 1), stem=4, bottleneck=2),

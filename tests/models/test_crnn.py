@@ -17,6 +17,8 @@ from qkd_jax.nn.gru import gru_scan
 from tests.networks import parameters
 from tests.oracles import recovered
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 quantized = functools.partial(recovered, near=1e-5)
 
 FLOAT, CHANNEL4 = QuantConfig(), QuantConfig.per_channel(4)

@@ -13,6 +13,8 @@ from qkd_jax.nn.conv import conv_frames
 from qkd_jax.nn.lstm import lstm_scan
 from tests.oracles import recovered
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 12, 6)) - 5
 NORM = {"normalize": {"mean": jnp.linspace(-6.0, -4.0, 6), "std": jnp.linspace(1.0, 3.0, 6)}}
 NORMALIZED = (FEATURES - NORM["normalize"]["mean"][None, None]) / NORM["normalize"]["std"][None, None]

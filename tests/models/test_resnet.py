@@ -10,6 +10,8 @@ import pytest
 from qkd_jax.config import ResNetConfig
 from tests.networks import jitted, parameters, shaken
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TINY = ResNetConfig(blocks=(2, 1, 1), stem=4, bottleneck=2)
 NO_BOTTLENECK = dataclasses.replace(TINY, bottleneck=1)
 FEATURES = 2 * jax.random.normal(jax.random.key(0), (4, 41, 19)) - 5

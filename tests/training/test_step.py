@@ -18,6 +18,8 @@ from qkd_jax.run_folder.state import init_state, make_optimizer
 from qkd_jax.training.clips import with_classes
 from qkd_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 EIGHT = QuantConfig(weights=8, activations=8, output=8)
 MODELS = {
     "teacher": DenseNetConfig(blocks=(1, 1), growth=4, stem=4),

@@ -17,6 +17,8 @@ from qkd_jax.run_folder.state import init_state, make_optimizer
 from qkd_jax.training.step import make_timed_step
 from tests.networks import timed_batch
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 FRAMES, MELS, EVENTS, STEPS = 8, 3, 2, 100
 # Only the grid of the network matters here: a step of four frames.
 NETWORK = CRNNConfig(channels=(4,), pools=((4, 1),))
