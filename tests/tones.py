@@ -54,9 +54,9 @@ def config_of(root, runs, **changes):
     both = ("first", "four")
     models = {
         "first": ModelConfig(network=CRNN, learning_rate=0.02),
-        "four": ModelConfig(network=four, teachers=("first",), start="first", **fine_tuned),
+        "four": ModelConfig(network=four, teachers=("first",), start="first", epochs=4, **fine_tuned),
         "lstm": ModelConfig(network=LSTM, teachers=both, learning_rate=0.02, objective=ste),
-        "lstm-8": ModelConfig(network=lstm_8, start="lstm", learning_rate=0.005),
+        "lstm-8": ModelConfig(network=lstm_8, start="lstm", learning_rate=0.005, epochs=4),
     }
     events, data = tuple(PITCHES), {"strong": 24, "weak": 24, "clip_seconds": SECONDS}
     sizes = {"strong": 8, "weak": 4, "unlabelled": 4}

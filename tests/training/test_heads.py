@@ -65,13 +65,11 @@ class Given:
     With `valid`, the run is final, and its validation split is these of the clips.
     """
 
-    def __init__(
-        self, folder, monkeypatch, clips, rows, *, tagger=None, events=EVENTS, valid=None, **settings
-    ):
+    def __init__(self, folder, monkeypatch, clips, rows, *, tagger=None, folds=2, valid=None, **settings):
         head = HeadConfig(taggers=("x.toml",), **{"components": None, "penalties": (0.1,)} | settings)
         recipe = ClipRecipe(final=valid is not None)
         models = {"head": ModelConfig(network=head)}
-        config = RunConfig(data=ManifestData(events=events), recipe=recipe, models=models)
+        config = RunConfig(data=ManifestData(events=EVENTS), recipe=recipe, models=models)
         self.run, by_name = Run(folder / "run", config), {each.name: row for each, row in zip(clips, rows)}
         monkeypatch.setattr(Run, "clips", clips)
 
@@ -79,17 +77,18 @@ class Given:
             return tagger_of(folder / "rows", clips, [by_name[each.name] for each in clips], **tagger or {})
 
         monkeypatch.setattr(heads, "run_tagger", run_tagger)
+        monkeypatch.setattr(heads, "_FOLDS", folds)  # each is compiled
         kind = np.array([KINDS.index(each.kind) for each in clips], np.int8)
         names = [each.name for each in clips]
         self.data = Dataset(
-            names, [], targets(clips, events), events, kind, seconds=[3.0] * len(clips), clips=clips
+            names, [], targets(clips, EVENTS), EVENTS, kind, seconds=[3.0] * len(clips), clips=clips
         )
         splits = {"train": self.data, "valid": self.data}
         if valid is not None:
             names, some = [names[index] for index in valid], [clips[index] for index in valid]
             kinds = np.zeros(len(some), np.int8)
             splits["valid"] = Dataset(
-                names, [], targets(some, events), events, kinds, seconds=[3.0] * len(some), clips=some
+                names, [], targets(some, EVENTS), EVENTS, kinds, seconds=[3.0] * len(some), clips=some
             )
         load_heads(self.run, splits)
         train_head(self.run, "head", splits)
@@ -407,7 +406,7 @@ def test_few_clips_are_cross_fitted_too(tmp_path, monkeypatch, groups):
     rng = np.random.default_rng(8)
     labels = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]] * 3)
     clips = clips_of(labels, group=[f"g{index % groups}" for index in range(12)])
-    made = Given(tmp_path, monkeypatch, clips, rng.normal(size=(12, 2, 3)))
+    made = Given(tmp_path, monkeypatch, clips, rng.normal(size=(12, 2, 3)), folds=5)
     assert np.isfinite(made.taught()).all()
 
 
