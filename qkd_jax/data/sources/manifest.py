@@ -37,8 +37,8 @@ def read_manifest(config: ManifestData) -> list[Clip]:
         (*columns, config.fold_column) if config.folds else columns,
         setting="--data.root",
         optional=(config.split_column, config.group_column),
-        hint="; --data.filename-column, --data.labels-column and, for --data.folds, --data.fold-column name "
-        "the columns to read",
+        hint="; --data.filename-column and --data.labels-column name the columns to read"
+        + (", --data.fold-column that of folds" if config.folds else ""),
     )
     folds: list[int] = []
     for line, row in rows:

@@ -109,7 +109,11 @@ def test_each_published_fold_may_be_the_test(tmp_path, fold):
         (TABLE + ROWS, (2, 4), r"--data\.folds: expected some of 2, 3, 10, got 4"),
         (TABLE + "a.wav,x,first,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got 'first'"),
         (TABLE + "a.wav,x,0,a,\n", (1,), r"row 2: fold: expected the number of a fold, .* got '0'"),
-        ("filename,labels\na.wav,x\n", (1,), r"metadata\.csv: .*fold"),
+        (
+            "filename,labels\na.wav,x\n",
+            (1,),
+            r"metadata\.csv: .*found filename, labels; .*, --data\.fold-column that of folds$",
+        ),
         (TABLE + "a.wav,x,1,a,\nb.wav,,2,b,\n", (1,), r"expected a table of at least 3 folds, found 2"),
     ],
 )
