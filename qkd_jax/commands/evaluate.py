@@ -26,7 +26,7 @@ from qkd_jax.evaluation.metrics import confusion, evaluate, single_label
 from qkd_jax.evaluation.plots import plot_curves
 from qkd_jax.evaluation.prediction import clip_logits, make_predict, make_predict_steps, step_logits
 from qkd_jax.evaluation.report import write_report
-from qkd_jax.evaluation.table import MANY, print_table, worst_events
+from qkd_jax.evaluation.table import drawn_events, print_table
 from qkd_jax.evaluation.timed_events import Rocs, timed_metrics
 from qkd_jax.models.build import build_model
 from qkd_jax.run_folder.folder import find_model, load_run
@@ -182,9 +182,8 @@ def _keep(
     )
     with whole_file(figures, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")
-    events = list(dataset.events)
-    shown = events if len(events) <= MANY else worst_events(results["models"], MANY)
-    columns = [events.index(event) for event in shown]
+    shown = drawn_events(results["models"])
+    columns = [dataset.events.index(event) for event in shown]
     some = {name: values[:, columns] for name, values in logits.items()}
     plot_curves(curves, dataset.targets[:, columns], some, shown)
     paths = {clip.name: clip.path for clip in run.clips}

@@ -23,7 +23,7 @@ from qkd_jax.evaluation.plots import (
     size_figure,
     to_svg,
 )
-from qkd_jax.evaluation.table import MANY, other_metrics, worst_events
+from qkd_jax.evaluation.table import drawn_events, other_metrics
 from qkd_jax.evaluation.timed_events import Rocs
 
 _WORST, _FREQUENT = 5, 10
@@ -57,7 +57,7 @@ def write_report(
     models = results["models"]
     first = next(iter(models.values()))["metrics"]
     events, others = list(first["events"]), other_metrics(models)
-    shown = events if len(events) <= MANY else worst_events(models, MANY)
+    shown = drawn_events(models)
     columns = [events.index(event) for event in shown]
     students = [name for name in models if name not in teachers] or list(models)
     smallest = min(

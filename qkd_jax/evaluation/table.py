@@ -90,6 +90,11 @@ def worst_events(models: dict[str, Any], count: int) -> list[str]:
     return [event for event in events if event in worst]
 
 
+def drawn_events(models: dict[str, Any]) -> list[str]:
+    """The events that have curves: all, or of more than eight those with the highest EER."""
+    return worst_events(models, MANY)
+
+
 def other_metrics(models: dict[str, Any]) -> list[str]:
     """The metrics that `models` have beside AUC and EER, in the order of `TITLES`."""
     average = next(iter(models.values()))["metrics"]["average"]
