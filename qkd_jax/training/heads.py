@@ -120,6 +120,7 @@ def train_head(run: Run, name: str, data: dict[str, Dataset]) -> None:
         print(f"{name}: {_origins(train, fitted)}", flush=True)
 
     def penalties_from(step: int) -> Iterator[float]:
+        del tried[step:]  # a killed run may have logged an epoch that it did not save
         yield from penalties[step:]
         if final:
             yield penalties[kept_epoch([{"valid": figures} for figures in tried[: len(penalties)]])]

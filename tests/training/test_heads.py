@@ -1,5 +1,6 @@
 """Heads fitted on taggers: against scikit-learn and loops in float64; what they teach; whole runs."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,32 @@ def test_a_final_head_chooses_without_the_validation_clips_and_then_fits_to_all(
     for event, oracle in enumerate(fits(90, best)):
         assert_allclose(made.params["w"][:, event], oracle.coef_[0], atol=2e-3)
     assert last["epoch"] == 4
+
+
+def test_a_final_head_ignores_epochs_that_were_logged_but_not_saved(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(60, 6))
+    labels = x @ rng.normal(size=(6, 3)) + rng.normal(0, 3, (60, 3)) > 0
+    penalties, ends = (0.003, 0.1, 3.0), []
+    for name, logged in (("clean", 0), ("killed", 3)):
+        log = tmp_path / name / "run" / "models" / "head" / "log.jsonl"
+        log.parent.mkdir(parents=True)
+        valid = {"auc": 99.0, "eer": 1.0}
+        records = [{"step": n, "epoch": n, "epoch_loss": 1.0, "valid": valid} for n in range(1, logged + 1)]
+        # The last of equals would be chosen: of the first three, the largest penalty.
+        log.write_text("".join(json.dumps(record) + "\n" for record in records))
+        made = Given(
+            tmp_path / name,
+            monkeypatch,
+            clips_of(labels),
+            x[:, None],
+            valid=range(40, 60),
+            penalties=penalties,
+        )
+        ends.append(float(made.variables["fitted"]["penalty"]))
+    tried = [record["valid"]["auc"] for record in read_epochs(made.run.model_folder("head"))][:3]
+    best = penalties[max(range(3), key=lambda index: (tried[index], index))]
+    assert ends == [pytest.approx(best)] * 2 and best != penalties[-1]
 
 
 WINDOW, HOP = 0.5, 0.2
