@@ -1,12 +1,13 @@
 """The paper's tables on words: 12,000 Arabic words of 40 kinds by 30 speakers (Ghandoura et al. 2021).
 
 DATA is the folder of the recordings: a file per speaker, whose words of one second stand in clips.csv.  The
-publishers' split is by speaker.  Models and training are those of preset paper, with more epochs.
+publishers' split is by speaker.  Models and training are those of preset paper, with more epochs; the
+students of cell `small` are those of preset small, with weights of 8 to 2 bits in the integer-only scheme.
 """
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from benchmarks.common import DASH, markdown, spread
 from experiments.bootstrap import DRAWS, average_eer, findings_table, resample
 from experiments.cells import Cell, Place, Results, read_results
 from experiments.paper import FINDINGS
+from experiments.paper import SIZES as UNITS
+from experiments.plots import plot_sizes
 from experiments.tables import read_rows, write_rows
 from qkd_jax.commands.cli import load_preset
 from qkd_jax.config import DenseNetConfig, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
@@ -27,6 +30,8 @@ from qkd_jax.system.files import whole_file
 
 SEEDS, FEWER = (0, 1, 2, 3, 4), (0, 1, 2)
 SECOND, EPOCHS, TEACHER_EPOCHS = 16_000, 30, 12
+SMALL_EPOCHS, SMALL_BITS = 10, (8, 4, 3, 2)
+"""Epochs of each quantized student of cell `small`, after as many as the others of its float one."""
 TEACHER = "teacher-seed0.npz"
 
 
@@ -63,6 +68,7 @@ def cells(seed: int) -> list[Cell]:
     if seed in FEWER:
         made += [of_size(128), cell("fewer-bits", distilled("distilled-256", 256, (3, 2)))]
         made.append(cell("plain-3x256", {"plain-3x256": ModelConfig(network=lstm(layers=3))}))
+        made.append(Cell("small", _small(seed), f"seed{seed}"))
     if seed == 0:
         made.append(cell("sixteen-bits", distilled("distilled-256", 256, (16,))))
         teachers = {"teacher": DenseNetConfig(pooling="time"), "teacher-all": DenseNetConfig()}
@@ -70,6 +76,26 @@ def cells(seed: int) -> list[Cell]:
             model = ModelConfig(network=network, epochs=TEACHER_EPOCHS)
             made.append(cell(name, {name: model}, teaches=name == "teacher"))
     return made
+
+
+def _small(seed: int) -> RunConfig:
+    """Preset small on words; the students learn from the same teacher as those of the paper."""
+    preset = load_preset("small")
+    student = dataclasses.replace(preset.models["distilled"], teachers=(TEACHER,), epochs=EPOCHS)
+    network = student.network
+    assert isinstance(network, LSTMConfig)
+    on = dataclasses.replace(student, start="small", learning_rate=1e-3, epochs=SMALL_EPOCHS)
+    models = {
+        f"small-{bits}": dataclasses.replace(on, network=network.quantized(QuantConfig.integer(bits)))
+        for bits in SMALL_BITS
+    }
+    return dataclasses.replace(
+        preset,
+        name=f"words-small-seed{seed}",
+        data=ManifestData(clip_seconds=1.0),
+        recipe=dataclasses.replace(preset.recipe, seed=seed),
+        models={"small": student} | models,
+    )
 
 
 def prepared(place: Place) -> Place:
@@ -115,6 +141,7 @@ ROWS = {
     "distilled-256-3": "3 bits",
     "distilled-256-2": "2 bits",
 }
+SMALL = {"small": "float"} | {f"small-{bits}": f"{bits} bits" for bits in SMALL_BITS}
 SIZES = {"plain": "plain", "distilled": "distilled"} | {
     f"distilled{suffix}": text
     for suffix, text in {"-8": "8 bits", "-pm8": "8 bits, PM", "-4": "4 bits", "-pm4": "4 bits, PM"}.items()
@@ -125,12 +152,15 @@ def parts(folder: Path) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells."""
     results = read_results(folder / "cells")
     if not results:
-        return dict.fromkeys(("models", "sizes", "findings"), "Not measured yet.")
+        return dict.fromkeys(("models", "sizes", "small", "findings"), "Not measured yet.")
     draws = eer_draws(folder / "cells", results)
     findings = [finding for finding in FINDINGS if finding.text != "4 bits against DenseNet-63"]
+    students = [*(f"distilled-{size}" for size in UNITS), "small"]
+    plot_sizes(folder / "eer-bytes.png", students, (2, 3, 4, 8, 16), results, draws)
     return {
-        "models": _models(results),
+        "models": _models(results, ROWS),
         "sizes": _sizes(results),
+        "small": _models(results, SMALL),
         "findings": findings_table(findings, results, draws),
     }
 
@@ -158,10 +188,10 @@ def _errors(path: Path) -> np.ndarray:
     return average_eer(truth, read_logits(path, names, events), weights)
 
 
-def _models(results: Results) -> str:
-    """A row per model of the main sizes: EER and words right on the test speakers, bytes and work."""
+def _models(results: Results, names: Mapping[str, str]) -> str:
+    """A row per model of `names`: EER and words right on the test speakers, bytes and work."""
     rows = []
-    for name, text in ROWS.items():
+    for name, text in names.items():
         if name not in results:
             continue
         seeds = list(results[name].values())
@@ -188,7 +218,7 @@ def _sizes(results: Results) -> str:
     """EER and words right by hidden size and bits."""
     rows = []
     for key, title in (("eer", "EER"), ("accuracy", "words right")):
-        for size in (256, 128, 64):
+        for size in UNITS:
             figures = []
             for name in SIZES:
                 kind, dash, suffix = name.partition("-")

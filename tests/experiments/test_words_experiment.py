@@ -63,11 +63,13 @@ def test_intervals_are_over_speakers_and_seeds(tmp_path):
     # both of seed 0 have nothing else.
     assert draws.min() == 0 and draws.max() == 100
     assert draws.mean() == pytest.approx(100 / 3 / 2, abs=4)
-    assert "| LSTM | 2 |" in words._models(results)
+    assert "| LSTM | 2 |" in words._models(results, words.ROWS)
 
 
 def test_students_train_as_the_paper_says_and_are_quantized_from_the_start():
     for cell in words.cells(0):
+        if cell.name == "small":
+            continue
         recipe = cell.config.recipe
         assert (recipe.batch_size, recipe.learning_rate, recipe.schedule, recipe.clip_norm) == (
             64,
