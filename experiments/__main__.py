@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from benchmarks.common import RESULTS, ROOT, argument_parser, fill
-from experiments import curve, demo, esc50, few, own, paper, past, readings, sed, words
+from experiments import curve, demo, esc50, few, own, paper, past, readings, scenes, sed, words
 from experiments.cells import Cell, Place
 from experiments.driver import chosen, run_cell
 from qkd_jax.commands.cli import run_command
@@ -42,6 +42,7 @@ EXPERIMENTS = {
     "few": Experiment(few.cells, few.parts, few.DRAWS, prepared=few.prepared),
     "curve": Experiment(curve.cells, curve.parts, prepared=curve.prepared),
     "esc50": Experiment(esc50.cells, esc50.parts, esc50.FOLDS, prepared=esc50.prepared),
+    "scenes": Experiment(scenes.cells, scenes.parts, scenes.SEEDS),
     "words": Experiment(words.cells, words.parts, words.SEEDS, prepared=words.prepared),
     "readings": Experiment(readings.cells, readings.parts),
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import EVENTS, RESULTS, ROOT
-from experiments import curve, few, own
+from experiments import curve, few, own, scenes
 from qkd_jax.commands.cli import load_preset
 
 
@@ -79,6 +79,22 @@ def test_fewer_scenes_are_a_part_of_more():
     ]
 
 
+def test_students_on_scenes_have_as_many_updates_and_learn_from_the_same_head():
+    [cell] = scenes.cells(1)
+    config, whole = cell.config, own.config("x", 1)
+    assert cell.results == tuple(scenes.ROWS) and (config.augment, config.recipe) == (
+        whole.augment,
+        whole.recipe,
+    )
+    clips, views = 3000, config.augment.views_per_clip(3000)
+    updates = [
+        config.models[name].epochs * clips * (1 + views * bool(config.models[name].teachers))
+        for name in ("plain-256", "distilled-256", "distilled-256-4")
+    ]
+    assert len(set(updates)) == 1
+    assert config.models["head"] == whole.models["head"]
+
+
 def test_models_of_several_sizes_have_names_of_their_own():
     names = [name for cell in few.cells(1) for name in cell.results]
     assert len(names) == len(set(names)) and "150-distilled-4" in names
@@ -87,7 +103,10 @@ def test_models_of_several_sizes_have_names_of_their_own():
     assert config.models["20-distilled"].teachers == ("20-head",)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("own", own.parts), ("few", few.parts), ("curve", curve.parts)])
+PAGES = [(each.__name__.rpartition(".")[2], each.parts) for each in (own, few, curve, scenes)]
+
+
+@pytest.mark.parametrize(("name", "parts"), PAGES)
 def test_pages_are_those_of_the_results(name, parts):
     expected, pages = parts(RESULTS / name), [RESULTS / f"{name}.md"]
     for page in [*pages, ROOT / "README.md"] if name == "own" else pages:
