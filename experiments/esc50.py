@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import DASH, markdown, spread
+from experiments import acdnet
 from experiments.cells import Cell, Place, Result, Results, read_results, renamed
 from experiments.tables import read_rows, write_rows
 from qkd_jax.commands.cli import load_preset
@@ -136,8 +137,9 @@ def parts(folder: Path) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells."""
     results = read_results(folder / "cells")
     if not results:
-        return dict.fromkeys(("accuracy", "tuning"), "Not measured yet.")
-    return {"accuracy": _accuracy(results), "tuning": _tuning(results)}
+        return dict.fromkeys(("accuracy", "tuning", "acdnet"), "Not measured yet.")
+    peer = acdnet.table(folder / acdnet.FILE.name)
+    return {"accuracy": _accuracy(results), "tuning": _tuning(results), "acdnet": peer}
 
 
 def _accuracy(results: Results) -> str:
@@ -162,8 +164,9 @@ def _over_folds(seeds: Sequence[Mapping[str, Result]]) -> str:
     ]
     if not means:
         return DASH
-    lacking = min(map(len, seeds)) < len(FOLDS)
-    return spread([float(mean) for mean in means]) + (f" ({min(map(len, seeds))} folds)" if lacking else "")
+    folds = min(map(len, seeds))
+    some = f" ({folds} of {len(FOLDS)} folds)" if folds < len(FOLDS) else ""
+    return spread([float(mean) for mean in means]) + some
 
 
 def _tuning(results: Results) -> str:

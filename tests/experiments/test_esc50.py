@@ -1,10 +1,11 @@
 """The experiment on ESC-50: its tables of folds, and means over folds and seeds."""
 
 import csv
+import json
 
 import numpy as np
 
-from experiments import esc50
+from experiments import acdnet, esc50
 from experiments.cells import Place, Result, write_result
 from qkd_jax.config import ManifestData
 from qkd_jax.data.sources.manifest import read_manifest
@@ -44,8 +45,24 @@ def test_accuracies_are_means_over_folds_and_ranges_over_seeds(tmp_path):
         write("mn04-seed1-distilled-4", fold, 76.0 + fold)
     write("esc10-distilled-4", 2, 90.0)
     table = esc50.parts(tmp_path)["accuracy"]
-    assert "| 4 bits | 150,000 | 76.00 ± 3.00 | 90.00 (1 folds) |" in table
+    assert "| 4 bits | 150,000 | 76.00 ± 3.00 | 90.00 (1 of 5 folds) |" in table
     assert "Micro-ACDNet" in table
+
+
+def test_micro_acdnet_gets_ten_crops_of_what_is_heard():
+    heard = np.arange(2, 40_002) / 2**16
+    crops = acdnet.crops(np.r_[np.zeros(500), heard, np.zeros(70)])
+    padded = np.r_[np.zeros(15_112), heard, np.zeros(15_112)].astype(np.float32)
+    starts = [place * ((len(padded) - 30_225) // 9) for place in range(10)]
+    np.testing.assert_array_equal(crops, [padded[start : start + 30_225] for start in starts])
+    assert acdnet.crops(np.zeros(9_000)).shape == (10, 30_225)
+
+
+def test_the_table_beside_micro_acdnet_is_that_of_the_file(tmp_path):
+    assert acdnet.table(tmp_path / "none.json") == "Not measured yet."
+    row = {"file": "ours.tflite", "bytes": 181_000, "accuracy": 76.25, "milliseconds": 9.6}
+    (tmp_path / "some.json").write_text(json.dumps({"machine": "a chip", "models": [row]}))
+    assert "| ours.tflite | 181,000 | 76.25 | 10 |" in acdnet.table(tmp_path / "some.json")
 
 
 def test_only_cells_that_tune_leave_the_test_fold_aside():
