@@ -23,7 +23,9 @@ _lstm = LSTMConfig(convolutions=(16, 32, 64, 64), time_strides=3, hidden_size=12
 
 config = RunConfig(
     name="small",
-    recipe=ClipRecipe(epochs=12, min_updates=800, alpha=0.8, temperature=1.0, class_weight=0.02),
+    recipe=ClipRecipe(
+        epochs=12, min_updates=800, alpha=0.8, temperature=1.0, softmax_weight=1.0, class_weight=0.02
+    ),
     augment=AugmentConfig(time_shift=0.25, gain=6.0, mixtures=0.5, views=2, least_views=2000),
     models={
         "teacher": ModelConfig(network=DenseNetConfig(), learning_rate=1e-3),

@@ -114,6 +114,8 @@ class ClipRecipe:
     """Temperature T of the teachers' logits; in Hinton's form also of the student's."""
     class_weight: Weight = 0.0
     """Weight of a loss on the classes of a head's taggers that occur, for LSTM students; not exported."""
+    softmax_weight: Weight = 0.0
+    """Weight of a softmax cross-entropy over events, for tasks in which each clip has one of several."""
     form: Literal["hinton", "paper"] = "hinton"
     """Soft loss: hinton (temperature on both sides, no w_c) or paper (eq. 2 with its missing sign and σ)."""
     positive_weight: Literal["negatives/positives", "positives/negatives"] | Positive = "negatives/positives"

@@ -76,6 +76,38 @@ def distillation_loss(
     return (soft_share * temperature**2 * soft + jnp.where(has_labels, 1 - share, 0) * hard).mean()
 
 
+def event_cross_entropy(
+    logits: Float[Array, "*batch event"],
+    labels: Float[Array, "*batch event"],
+    teacher_logits: Float[Array, "*batch event"] | None = None,
+    *,
+    alpha: float = 0.0,
+    temperature: float = 1.0,
+    labelled: Float[Array, "*batch"] | None = None,
+) -> Float[Array, ""]:
+    """Softmax cross-entropy -Σ t_c log softmax(z)_c of clips that hold one event each, the mean over clips.
+
+    The target t is (1 - α) · labels + α · the teacher's posteriors σ(z_t/T), each divided by its sum over
+    events, since clips and labels may be mixed.  Clips that aren't `labelled` (1 or 0, by default all 1)
+    learn from the teacher alone, and without a teacher not at all.
+
+    >>> one = jnp.array([[0.0, 1.0]])
+    >>> round(float(event_cross_entropy(jnp.zeros((1, 2)), one)), 4)
+    0.6931
+    """
+
+    def shares(x: jax.Array) -> jax.Array:
+        total = x.sum(axis=-1, keepdims=True)
+        return jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 0)
+
+    known = 1.0 if labelled is None else labelled[..., None]
+    targets = known * shares(labels)
+    if teacher_logits is not None:
+        soft = jnp.where(known == 1, alpha, 1.0)
+        targets = (1 - soft) * targets + soft * shares(jax.nn.sigmoid(teacher_logits / temperature))
+    return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+
 def class_loss(
     logits: Float[Array, "*batch class"], posteriors: Float[Array, "*batch class"]
 ) -> Float[Array, ""]:

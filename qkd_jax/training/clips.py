@@ -13,8 +13,14 @@ from qkd_jax.config import AugmentConfig, ClipRecipe, RunConfig
 from qkd_jax.data.batches import Batch, clip_batches, from_step
 from qkd_jax.data.clips import SPLITS, Clip
 from qkd_jax.data.dataset import Dataset, load_split
-from qkd_jax.distill.objectives import class_loss, distillation_loss, positive_weights, weighted_bce
-from qkd_jax.evaluation.metrics import evaluate
+from qkd_jax.distill.objectives import (
+    class_loss,
+    distillation_loss,
+    event_cross_entropy,
+    positive_weights,
+    weighted_bce,
+)
+from qkd_jax.evaluation.metrics import evaluate, single_label
 from qkd_jax.evaluation.prediction import clip_logits, make_predict
 from qkd_jax.models.common import Logits
 from qkd_jax.run_folder.run import Run
@@ -121,9 +127,8 @@ def train_step(run: Run, name: str, data: dict[str, Dataset], updates: int) -> T
     """The jitted update (state, batch) -> (state, metrics), one of `updates`."""
     recipe, config, train = _recipe(run), run.config.model(name), data["train"]
     assert config.learning_rate is not None and config.ema_decay is not None
-    weight = jnp.asarray(positive_weights(train.targets[train.labelled], recipe.positive_weight))
     known = covered_events(run, name, train) if config.teachers else None
-    loss, method = make_loss(recipe, weight, known), "__call__"
+    loss, method = loss_on(train.targets[train.labelled], recipe, known), "__call__"
     if (classes := read_classes(run, name, len(train.names))) is not None:
         prior = classes.mean(axis=0, dtype=np.float32)
         loss, method = with_classes(loss, recipe.class_weight, jnp.asarray(prior)), "step_logits"
@@ -140,6 +145,17 @@ def validate(run: Run, name: str, data: dict[str, Dataset]) -> Callable[[Any], d
         return evaluate(valid.targets, logits, valid.events)["average"]
 
     return figures
+
+
+def loss_on(targets: np.ndarray, recipe: ClipRecipe, known: np.ndarray | None) -> Loss:
+    """`make_loss` with w_c of the labels `targets` [clips, events], and for single-label ones with softmax.
+
+    Teachers have a part in the softmax if they cover all events.
+    """
+    loss = make_loss(recipe, jnp.asarray(positive_weights(targets, recipe.positive_weight)), known)
+    if not (recipe.softmax_weight and single_label(targets)):
+        return loss
+    return with_softmax(loss, recipe, soft=known is not None and bool(known.all()))
 
 
 def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None) -> Loss:
@@ -159,6 +175,23 @@ def make_loss(recipe: ClipRecipe, weight: jnp.ndarray, known: np.ndarray | None)
         form=recipe.form,
         labelled=batch.get("labelled"),
     )
+
+
+def with_softmax(loss: Loss, recipe: ClipRecipe, *, soft: bool) -> Loss:
+    """`loss`, plus the softmax cross-entropy of labels and, if `soft`, of teachers."""
+
+    def both(logits: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+        more = event_cross_entropy(
+            logits,
+            batch["labels"],
+            batch["teacher_logits"] if soft else None,
+            alpha=recipe.alpha,
+            temperature=recipe.temperature,
+            labelled=batch.get("labelled"),
+        )
+        return loss(logits, batch) + recipe.softmax_weight * more
+
+    return both
 
 
 def with_classes(loss: Loss, weight: float, prior: jax.Array) -> Loss:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.special import expit, rel_entr
+from scipy.special import expit, log_softmax, rel_entr
 from sklearn.metrics import log_loss
 
 from qkd_jax.config import CRNNConfig, LSTMConfig
@@ -13,6 +13,7 @@ from qkd_jax.distill import objectives
 from qkd_jax.distill.objectives import (
     class_loss,
     distillation_loss,
+    event_cross_entropy,
     fuse,
     fusion_weights,
     positive_weights,
@@ -123,6 +124,36 @@ def test_extreme_logits_give_finite_losses_and_gradients(form):
     assert loss == pytest.approx((0.5 * soft + 0.5 * 1e4) / 2)
     assert np.isfinite(gradient).all()
     assert (np.sign(gradient) == [[1, -1, 0, 0]]).all()
+
+
+def softmax_cross_entropy(z, t):
+    return -(t * log_softmax(z, axis=-1)).sum(axis=-1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_event_cross_entropy_is_that_of_labels_and_teacher_each_as_shares(alpha, temperature):
+    z, y, teacher = logits(0, 6, 4), labels(6, 4).astype(float), logits(1, 6, 4)
+    y[0], y[1] = [0, 0.5, 0.5, 0.5], 0  # a mixed clip, and one without labels
+    sums = y.sum(axis=1, keepdims=True)
+    hard, soft = y / np.where(sums, sums, 1), sigmoid(teacher / temperature)
+    soft /= soft.sum(axis=1, keepdims=True)
+    both = alpha * softmax_cross_entropy(z, soft) + (1 - alpha) * softmax_cross_entropy(z, hard)
+    options = {"alpha": alpha, "temperature": temperature}
+    found = event_cross_entropy(*f32(z, y, teacher), **options)
+    assert found == pytest.approx(both.mean(), rel=1e-5)
+    assert event_cross_entropy(*f32(z, y)) == pytest.approx(softmax_cross_entropy(z, hard).mean(), rel=1e-5)
+    labelled = np.array([1, 1, 0, 1, 0, 1])
+    expected = np.where(labelled, both, softmax_cross_entropy(z, soft)).mean()
+    found = event_cross_entropy(*f32(z, y, teacher), **options, labelled=jnp.float32(labelled))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_extreme_logits_give_finite_event_cross_entropies_and_gradients():
+    z, teacher = jnp.array([[1e4, -1e4], [1e4, -1e4]]), jnp.array([[-1e4, 1e4], [-1e4, -1e4]])
+    both = jax.value_and_grad(event_cross_entropy)(z, jnp.zeros((2, 2)), teacher, alpha=1.0)
+    assert both[0] == pytest.approx(2e4 / 2)  # of the second clip the teacher says nothing
+    assert_allclose(both[1], [[0.5, -0.5], [0, 0]], atol=1e-6)
 
 
 def test_the_class_loss_is_the_divergence_of_each_class_summed():

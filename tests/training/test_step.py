@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_softmax
 
 from qkd_jax.config import ClipRecipe, DenseNetConfig, LSTMConfig, QuantConfig
 from qkd_jax.distill.objectives import distillation_loss, weighted_bce
 from qkd_jax.models.build import build_model
 from qkd_jax.models.common import Logits
 from qkd_jax.run_folder.state import init_state, make_optimizer
-from qkd_jax.training.clips import with_classes
+from qkd_jax.training.clips import loss_on, with_classes
 from qkd_jax.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -59,6 +60,27 @@ def test_the_loss_of_classes_is_added_by_its_weight_relative_to_the_prior():
     own = 1 / (1 + (1 / prior - 1) * np.exp(-classes))
     divergence = p * np.log(p / own) + (1 - p) * np.log((1 - p) / (1 - own))
     assert_close(both(logits, batch), np.square(z).sum() + 0.3 * divergence.sum() / 4)
+
+
+def test_softmax_is_added_by_its_weight_if_each_clip_has_one_event():
+    rng = np.random.default_rng(0)
+    z, y, teacher = rng.normal(size=(6, 3)), np.eye(3)[[0, 1, 2, 0, 1, 2]], rng.normal(size=(6, 3))
+    logits = jnp.asarray(z, jnp.float32)
+    batch = {"labels": jnp.asarray(y, jnp.float32), "teacher_logits": jnp.asarray(teacher, jnp.float32)}
+    recipe = ClipRecipe(alpha=0.3, temperature=2.0, softmax_weight=0.7)
+    posteriors = 1 / (1 + np.exp(-teacher / 2))
+    soft = 0.7 * y + 0.3 * posteriors / posteriors.sum(axis=1, keepdims=True)
+    for known, target in ((None, y), (np.array([True, True, False]), y), (np.ones(3, bool), soft)):
+        alone, both = (
+            loss_on(y, each, known)(logits, batch) for each in (replace(recipe, softmax_weight=0.0), recipe)
+        )
+        more = -(target * log_softmax(z, axis=1)).sum(axis=1).mean()
+        assert_close(both - alone, 0.7 * more, rtol=1e-4)
+    several = np.r_[y, [[1, 1, 0]]]
+    with_and_without = (
+        loss_on(several, each, None)(logits, batch) for each in (recipe, replace(recipe, softmax_weight=0.0))
+    )
+    assert len(set(map(float, with_and_without))) == 1
 
 
 @pytest.mark.parametrize(
