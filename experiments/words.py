@@ -33,14 +33,23 @@ SECOND, EPOCHS, TEACHER_EPOCHS = 16_000, 30, 12
 SMALL_EPOCHS, SMALL_BITS = 10, (8, 4, 3, 2)
 """Epochs of each quantized student of cell `small`, after as many as the others of its float one."""
 TEACHER = "teacher-seed0.npz"
+ALPHA, TEMPERATURE = 0.5, 2.0
+TRIED = ((0.5, 2.0), (0.9, 2.0), (0.5, 1.0), (0.9, 1.0), (0.9, 4.0))
+"""Alpha and temperature, to choose from on validation with the student of 128 units."""
 
 
 def cells(seed: int) -> list[Cell]:
     """The runs of one seed; the students of all seeds have the teacher of seed 0."""
 
-    def cell(name: str, models: dict[str, ModelConfig], **fields: Any) -> Cell:
-        preset = load_preset("paper")
-        recipe = dataclasses.replace(preset.recipe, seed=seed, epochs=EPOCHS)
+    def cell(
+        name: str,
+        models: dict[str, ModelConfig],
+        alpha: float = ALPHA,
+        temperature: float = TEMPERATURE,
+        **fields: Any,
+    ) -> Cell:
+        chosen: dict[str, Any] = {"alpha": alpha, "temperature": temperature}
+        recipe = dataclasses.replace(load_preset("paper").recipe, seed=seed, epochs=EPOCHS, **chosen)
         data = ManifestData(clip_seconds=1.0)
         config = RunConfig(name=f"words-{name}-seed{seed}", data=data, recipe=recipe, models=models)
         return Cell(name, config, f"seed{seed}", **fields)
@@ -75,6 +84,9 @@ def cells(seed: int) -> list[Cell]:
         for name, network in teachers.items():
             model = ModelConfig(network=network, epochs=TEACHER_EPOCHS)
             made.append(cell(name, {name: model}, teaches=name == "teacher"))
+        for alpha, temperature in TRIED:
+            name = f"tune-{alpha:g}-{temperature:g}"
+            made.append(cell(name, distilled(name, 128, (32,)), alpha, temperature))
     return made
 
 
@@ -152,16 +164,18 @@ def parts(folder: Path) -> dict[str, str]:
     """The marked parts of the page, from the results in `folder`/cells."""
     results = read_results(folder / "cells")
     if not results:
-        return dict.fromkeys(("models", "sizes", "small", "findings"), "Not measured yet.")
+        return dict.fromkeys(("models", "sizes", "small", "findings", "tuning"), "Not measured yet.")
     draws = eer_draws(folder / "cells", results)
     findings = [finding for finding in FINDINGS if finding.text != "4 bits against DenseNet-63"]
     students = [*(f"distilled-{size}" for size in UNITS), "small"]
-    plot_sizes(folder / "eer-bytes.png", students, (2, 3, 4, 8, 16), results, draws)
+    final = {name: of_seeds for name, of_seeds in results.items() if not name.startswith("tune-")}
+    plot_sizes(folder / "eer-bytes.png", students, (2, 3, 4, 8, 16), final, draws)
     return {
         "models": _models(results, ROWS),
         "sizes": _sizes(results),
         "small": _models(results, SMALL),
         "findings": findings_table(findings, results, draws),
+        "tuning": _tuning(results),
     }
 
 
@@ -226,3 +240,14 @@ def _sizes(results: Results) -> str:
                 figures.append(spread([each.metrics["average"][key] for each in seeds]) if seeds else DASH)
             rows.append([f"{title}, {size} units", *figures])
     return markdown(["", *SIZES.values()], rows)
+
+
+def _tuning(results: Results) -> str:
+    """Figures on validation of each alpha and temperature that was tried."""
+    rows = []
+    for alpha, temperature in TRIED:
+        for result in results.get(f"tune-{alpha:g}-{temperature:g}", {}).values():
+            valid = result.valid or {}
+            figures = [f"{valid[key]:.2f}" for key in ("auc", "eer", "accuracy")]
+            rows.append([f"{alpha:g}", f"{temperature:g}", *figures, str(result.best_epoch)])
+    return markdown(["alpha", "temperature", "AUC", "EER", "words right", "best epoch"], rows)
