@@ -18,7 +18,15 @@ from experiments.cells import Cell, Place, Result, Results, read_results, rename
 from experiments.tables import read_rows, write_rows
 from qkd_jax.commands.cli import load_preset
 from qkd_jax.commands.override import heads_on
-from qkd_jax.config import ClipRecipe, LSTMConfig, ManifestData, ModelConfig, QuantConfig, RunConfig
+from qkd_jax.config import (
+    ClipRecipe,
+    FeatureConfig,
+    LSTMConfig,
+    ManifestData,
+    ModelConfig,
+    QuantConfig,
+    RunConfig,
+)
 
 FOLDS, TUNING_FOLD = (1, 2, 3, 4, 5), 5
 MN04, YAMNET = "mn04_head.toml", "yamnet_head.toml"
@@ -26,6 +34,8 @@ UPDATES, FURTHER = 16_000, 4_000
 """Updates of the float student, and of those of few bits that start from it."""
 TUNING_UPDATES, LONGER = 4_000, (2_000, 8_000, 16_000)
 """Updates of the student whose settings are compared, and of the same with the settings of the base."""
+FRAMES = FeatureConfig(win_length=640, hop_length=320, n_fft=1024)
+"""Windows of 40 ms, every 20 ms: half the work of the default, and as good on validation."""
 _CLIPS = {"esc50": 400, "esc10": 80}
 """Per fold."""
 CHANGES: dict[str, dict[str, Any]] = {
@@ -37,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no-views": {"augment": {"views": 0, "least_views": 0}},
     "8-views": {"augment": {"views": 8}},
     "masks": {"augment": {"time_masks": 2, "time_mask_frames": 30, "mel_masks": 2}},
+    "10-ms": {"features": {"win_length": 400, "hop_length": 160, "n_fft": 512}},
     "wider": {"network": {"hidden_size": 152}},
 }
 """Settings in place of the base's, to be tried on the tuning fold."""
@@ -111,6 +122,7 @@ def _config(
     head = {"head": heads_on([tagger])["head"]} if tagger else {}
     return RunConfig(
         name=name,
+        features=dataclasses.replace(FRAMES, **change.get("features", {})),
         data=ManifestData(manifest=f"{table}.csv", clip_seconds=5.0, folds=(fold,)),
         recipe=recipe,
         augment=augment,
