@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.common import DASH, RESULTS, markdown
+from benchmarks.common import RESULTS, markdown
 from experiments import own
 from experiments.cells import Cell, Place, Result, Results, read_results, renamed
 from experiments.tables import COLUMNS, read_rows, write_rows
@@ -81,7 +81,7 @@ def parts(folder: Path, whole: Path = RESULTS / "own") -> dict[str, str]:
         return {"curve": "Not measured yet."}
     rows = [_row(point, results, f"{name}-") for name, point in done.items()]
     rows.append(_row(Point(), read_results(whole / "cells"), ""))
-    titles = ["scenes", "views", "epochs of the float student", "minutes", "head", "float", "4 bits"]
+    titles = ["scenes", "views", "updates of the float student", "head", "float", "4 bits"]
     note = (
         "EER in percent on 3,000 test scenes, average over three events; seed 0. The last row is the command."
     )
@@ -93,9 +93,8 @@ def _row(point: Point, results: Results, prefix: str) -> list[str]:
         return results[prefix + name]["seed0"]
 
     config = _config("row", point, 0)
-    augment, epochs = config.augment, config.models["row-distilled"].epochs
+    augment, epochs = config.augment, config.models["row-distilled"].epochs or 0
     views = augment.views_per_clip(point.scenes) * point.scenes if point.views else 0
-    seconds = result(STUDENT).seconds
+    updates = epochs * ((point.scenes + views) // config.recipe.batch_size)
     eers = [result(name).metrics["average"]["eer"] for name in ("head", "distilled", STUDENT)]
-    minutes = f"{seconds / 60:.0f}" if seconds else DASH
-    return [f"{point.scenes:,}", f"{views:,}", str(epochs), minutes, *(f"{eer:.1f}" for eer in eers)]
+    return [f"{point.scenes:,}", f"{views:,}", f"{updates:,}", *(f"{eer:.1f}" for eer in eers)]

@@ -34,7 +34,7 @@ SMALL_EPOCHS, SMALL_BITS = 10, (8, 4, 3, 2)
 """Epochs of each quantized student of cell `small`, after as many as the others of its float one."""
 TEACHER = "teacher-seed0.npz"
 ALPHA, TEMPERATURE = 0.5, 2.0
-TRIED = ((0.5, 2.0), (0.9, 2.0), (0.5, 1.0), (0.9, 1.0), (0.9, 4.0))
+TRIED = ((0.5, 2.0), (0.9, 2.0), (0.5, 1.0), (0.9, 1.0))
 """Alpha and temperature, to choose from on validation with the student of 128 units."""
 
 
