@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +119,12 @@ def validation(parts: Mapping[str, Result]) -> str:
     """AUC / EER on validation over the trained seeds of a model; a dash if there are none."""
     trained = [result.valid for result in parts.values() if result.valid]
     return " / ".join(spread([row[key] for row in trained]) for key in ("auc", "eer") if trained) or DASH
+
+
+def averages(results: Iterable[Result], *keys: str) -> list[str]:
+    """The averages over events of each figure on the test, the mean over seeds ± half their range."""
+    values = [result.metrics["average"] for result in results]
+    return [spread([each[key] for each in values]) for key in keys]
 
 
 def mean_eers(results: Results) -> dict[str, float]:

@@ -35,7 +35,7 @@ UPDATES, FURTHER = 16_000, 4_000
 TUNING_UPDATES, LONGER = 4_000, (2_000, 8_000, 16_000)
 """Updates of the student whose settings are compared, and of the same with the settings of the base."""
 FRAMES = FeatureConfig(win_length=640, hop_length=320, n_fft=1024)
-"""Windows of 40 ms, every 20 ms: half the work of the default, and as good on validation."""
+"""Windows of 40 ms, every 20 ms: half the work of the default, with which `tune-10-ms` compares them."""
 _CLIPS = {"esc50": 400, "esc10": 80}
 """Per fold."""
 CHANGES: dict[str, dict[str, Any]] = {
@@ -51,6 +51,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "wider": {"network": {"hidden_size": 152}},
 }
 """Settings in place of the base's, to be tried on the tuning fold."""
+TRIED: dict[str, tuple[dict[str, Any], int]] = {
+    **{name: (change, TUNING_UPDATES) for name, change in CHANGES.items()},
+    **{f"{updates}-updates": ({}, updates) for updates in LONGER},
+}
+"""Settings and number of updates of each cell `tune-`."""
 
 
 def cells(fold: int) -> list[Cell]:
@@ -69,9 +74,7 @@ def cells(fold: int) -> list[Cell]:
         cell("esc10", MN04, (8, 4), table="esc10"),
     ]
     if fold == TUNING_FOLD:
-        tried = {name: (change, TUNING_UPDATES) for name, change in CHANGES.items()}
-        tried |= {f"{updates}-updates": ({}, updates) for updates in LONGER}
-        for name, (change, updates) in tried.items():
+        for name, (change, updates) in TRIED.items():
             config = _config(f"tune-{name}", MN04, fold, change=change, updates=updates)
             made.append(Cell(f"tune-{name}", renamed(config, f"tune-{name}-"), f"fold{fold}"))
     return made
@@ -191,7 +194,7 @@ def _over_folds(seeds: Sequence[Mapping[str, Result]]) -> str:
 
 def _tuning(results: Results) -> str:
     rows = []
-    for name in (*CHANGES, *(f"{updates}-updates" for updates in LONGER)):
+    for name in TRIED:
         for result in results.get(f"tune-{name}-distilled", {}).values():
             valid = result.valid or {}
             rows.append(

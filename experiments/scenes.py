@@ -7,9 +7,17 @@ views and what else training changes are those of experiment `own`.
 import dataclasses
 from pathlib import Path
 
-from benchmarks.common import markdown, spread
+from benchmarks.common import markdown
 from experiments import own
-from experiments.bootstrap import Finding, change, eer_draws, findings_table, read_scenes, read_test_logits
+from experiments.bootstrap import (
+    Finding,
+    averages,
+    change,
+    eer_draws,
+    findings_table,
+    read_scenes,
+    read_test_logits,
+)
 from experiments.cells import Cell, read_results
 from qkd_jax.config import LSTMConfig, ModelConfig, QuantConfig
 
@@ -56,7 +64,6 @@ def parts(folder: Path) -> dict[str, str]:
     for name, text in ROWS.items():
         seeds = list(results.get(name, {}).values())
         if seeds:
-            figures = [spread([each.metrics["average"][key] for each in seeds]) for key in ("auc", "eer")]
-            rows.append([text, str(len(seeds)), f"{seeds[0].bytes:,}", *figures])
+            rows.append([text, str(len(seeds)), f"{seeds[0].bytes:,}", *averages(seeds, "auc", "eer")])
     table = markdown(["model", "seeds", "bytes", "AUC", "EER"], rows)
     return {"scenes": f"{table}\n\n{findings_table(FINDINGS, results, draws)}"}

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.common import DASH, markdown, spread
-from experiments.bootstrap import DRAWS, average_eer, findings_table, resample
+from experiments.bootstrap import DRAWS, average_eer, averages, findings_table, resample
 from experiments.cells import Cell, Place, Results, read_results
 from experiments.paper import FINDINGS
 from experiments.paper import SIZES as UNITS
@@ -209,12 +209,21 @@ def _models(results: Results, names: Mapping[str, str]) -> str:
         if name not in results:
             continue
         seeds = list(results[name].values())
-        figures = [spread([each.metrics["average"][key] for each in seeds]) for key in ("eer", "accuracy")]
         one = seeds[0]
         work = f"{(one.multiply_adds or 0) / 1e6:.1f} M"
         rounded = f"{one.quantized_values / 1e6:.2f} M" if one.quantized_values else DASH
         valid = spread([(each.valid or {})["accuracy"] for each in seeds]) if one.valid else DASH
-        rows.append([text, str(len(seeds)), *figures, valid, f"{one.bytes:,}", work, rounded])
+        rows.append(
+            [
+                text,
+                str(len(seeds)),
+                *averages(seeds, "eer", "accuracy"),
+                valid,
+                f"{one.bytes:,}",
+                work,
+                rounded,
+            ]
+        )
     head = [
         "model",
         "seeds",
@@ -237,7 +246,7 @@ def _sizes(results: Results) -> str:
             for name in SIZES:
                 kind, dash, suffix = name.partition("-")
                 seeds = results.get(f"{kind}-{size}{dash}{suffix}", {}).values()
-                figures.append(spread([each.metrics["average"][key] for each in seeds]) if seeds else DASH)
+                figures += averages(seeds, key) if seeds else [DASH]
             rows.append([f"{title}, {size} units", *figures])
     return markdown(["", *SIZES.values()], rows)
 
